@@ -161,18 +161,24 @@ class Policy(_Model):
         """The blocks of the sites in a model of `depth` blocks: sorted, without repetition.
 
         Raises:
-            PolicyError: a block lies outside the model.
+            PolicyError: a block lies outside the model, or the model has none.
         """
+        if depth < 1:
+            raise PolicyError(
+                "the model has no blocks to prune in",
+                where=f"policy {self.name}",
+                remedy="choose a model with transformer blocks",
+            )
         if self.sites.blocks is not None:
             blocks = self.sites.blocks
         else:
-            # Rounded first, or 0.29 of 100 blocks would be block 28.
-            blocks = tuple(math.floor(round(f * depth, 9)) for f in self.sites.depths or ())
-        if outside := [block for block in blocks if block >= depth]:
+            # Rounded first, or 0.29 of 100 blocks would be block 28; that may reach 1, hence the last block.
+            blocks = tuple(min(math.floor(round(f * depth, 9)), depth - 1) for f in self.sites.depths or ())
+        if max(blocks) >= depth:
             raise PolicyError(
-                f"block {outside[0]} does not exist in a model of {depth} blocks @ sites",
+                f"block {max(blocks)} does not exist, the model has blocks 0 to {depth - 1} @ sites.blocks",
                 where=f"policy {self.name}",
-                remedy=f"use blocks from 0 to {depth - 1}" if depth else "choose a model that has blocks",
+                remedy="choose blocks of the model, or give depths, which fit every model",
             )
         return tuple(sorted(set(blocks)))
 

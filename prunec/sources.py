@@ -1,0 +1,421 @@
+"""Where a model comes from: a SOURCE string, or a module of your own, becomes a module with example inputs.
+
+    timm:ID               a model of timm, by its name
+    hf:ORG/NAME           a model of the Hugging Face hub;  hf:./folder reads one saved on disk
+    pkg.module:callable   a function of yours, called without arguments, that returns an nn.Module
+    shapes                the tiny ViT that ships with prunec
+    ID                    looked up in timm
+
+Example inputs have a batch of two: torch.export takes a size of one for a constant of the model.
+When pretrained weights cannot be had, the model is built with random ones, and the source says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunec.data import tiny_vit
+from prunec.errors import SourceError, UsageError
+from prunec.policy import did_you_mean
+
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Weights = Literal["pretrained", "random", "given", "shipped"]
+
+GRAMMAR = "timm:ID, hf:ORG/NAME, hf:./folder, pkg.module:callable, or shapes"
+LATER = ("hf-hub", "local-dir")
+FILES = (".pt2", ".pt", ".pth", ".safetensors")
+PROBE_SECONDS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model in eval mode, inputs that it accepts, and where its weights come from."""
+
+    spec: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    weights: Weights
+    notes: tuple[str, ...] = ()
+
+
+def load(spec: str, *, pretrained: bool = True) -> Source:
+    """Read a SOURCE string.
+
+    Args:
+        spec: what to read, in the grammar at the top of this module.
+        pretrained: False builds the model with random weights and needs no network.
+
+    Raises:
+        SourceError: the model is unknown, or cannot be read or built.
+        UsageError: no example input can be inferred for it.
+    """
+    scheme, colon, rest = spec.partition(":")
+    if spec == "shapes":
+        return _shapes(pretrained)
+    if colon and scheme in _LOADERS:
+        return _LOADERS[scheme](spec, rest, pretrained)
+    if colon and scheme in LATER:
+        raise SourceError(
+            f"{scheme}: is not read yet",
+            where=f"source {spec!r}",
+            remedy="use timm:ID or hf:ORG/NAME, or build the model and give it to prunec.transform",
+        )
+    if Path(spec).suffix in FILES:
+        raise SourceError(
+            f"a {Path(spec).suffix} file is not read yet",
+            where=f"source {spec!r}",
+            remedy="load the model in Python and give it to prunec.transform, or name a function that does: "
+            "pkg.module:callable",
+        )
+    if colon:
+        return _from_callable(spec, scheme, rest)
+    if "/" in spec:
+        raise SourceError(
+            f"{spec!r} does not say where to look",
+            where=f"source {spec!r}",
+            remedy=f"write hf:{spec} for a model of transformers; hf-hub:{spec}, for timm, is for later",
+        )
+    return _timm(spec, spec, pretrained)
+
+
+def from_module(module: nn.Module, example: Example | None = None) -> Source:
+    """A source made of a module in hand, which is not changed.
+
+    Args:
+        module: the model. One in training mode is read through a copy that shares its tensors.
+        example: an input: a tensor, a tuple of positional or a mapping of keyword inputs. Inferred when
+            left out, for models of timm, Hugging Face and torchvision.
+
+    Raises:
+        UsageError: the example is no input, or none can be inferred.
+    """
+    notes: tuple[str, ...] = ()
+    if any(part.training for part in module.modules()):
+        module, notes = _eval_copy(module), ("the model was given in training mode and is read in eval mode",)
+    return _source(_name(module), module, "given", notes, example)
+
+
+# One function per scheme ------------------------------------------------------------------------------------
+
+
+def _shapes(pretrained: bool) -> Source:
+    with _seeded():
+        module = tiny_vit.classifier(pretrained=pretrained)
+    if pretrained:
+        return _source("shapes", module, "shipped")
+    return _source("shapes", module, "random", (_random_note("as asked"),))
+
+
+def _timm(spec: str, name: str, pretrained: bool) -> Source:
+    timm = _need("timm", "timm", spec)
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        raise SourceError(
+            f"timm has no model {arch!r}{did_you_mean(arch, timm.list_models())}",
+            where=f"source {spec!r}",
+            remedy=f"choose a name of timm.list_models(), or write {GRAMMAR}",
+        )
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in tags:
+        raise SourceError(
+            f"timm has no weights {tag!r} for {arch}{did_you_mean(tag, tags)}",
+            where=f"source {spec!r}",
+            remedy=f"leave the tag out, or choose one of {', '.join(tags)}" if tags else "leave the tag out",
+        )
+    reason = "as asked" if not pretrained else "" if tags else "timm has none for it"
+    with _reading(spec), _hub():
+        module, weights, notes = _with_weights(lambda load: timm.create_model(name, pretrained=load), reason)
+    return _source(spec, module, weights, notes)
+
+
+def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
+    transformers = _need("transformers", "hf", spec)
+    local = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not local.is_dir():
+        raise SourceError(
+            "there is no such folder",
+            where=f"source {spec!r}",
+            remedy="give a folder that save_pretrained wrote, or hf:ORG/NAME",
+        )
+    where = str(local) if local.is_dir() else name
+    options = {"trust_remote_code": False, "local_files_only": local.is_dir()}
+    found: list[str] = []
+
+    def build(load: bool) -> nn.Module:
+        if not load:
+            module: nn.Module = cls._from_config(config, dtype=torch.float32)
+            return module
+        # The dtype is given because a checkpoint saved in half precision would compute in it.
+        module, info = cls.from_pretrained(
+            where, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+        found.extend(sorted(info["missing_keys"]))
+        return module
+
+    with _reading(spec), contextlib.nullcontext() if local.is_dir() else _hub():
+        config = transformers.AutoConfig.from_pretrained(where, **options)
+        cls = _model_class(transformers, config)
+        module, weights, notes = _with_weights(build, "" if pretrained else "as asked")
+    if found:
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        notes += (f"{len(found)} parameters are not in the checkpoint and are random: {shown}",)
+    return _source(spec, module, weights, notes)
+
+
+def _model_class(transformers: ModuleType, config: Any) -> Any:
+    """The class that the checkpoint was saved from, when transformers has it."""
+    names = config.architectures or ["AutoModel"]
+    cls = getattr(transformers, names[0], None)
+    if cls is not None and names[0] != "AutoModel":
+        return cls
+    return transformers.MODEL_MAPPING[type(config)]
+
+
+def _from_callable(spec: str, module_name: str, name: str) -> Source:
+    where = f"source {spec!r}"
+    with _working_folder_importable():
+        try:
+            namespace = importlib.import_module(module_name)
+        except (ImportError, ValueError) as error:
+            raise SourceError(
+                f"{module_name!r} cannot be imported: {error}",
+                where=where,
+                remedy=f"run where it can be imported, or install it; a source is {GRAMMAR}",
+            ) from error
+        factory = getattr(namespace, name, None)
+        if not callable(factory):
+            raise SourceError(
+                f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
+                where=where,
+                remedy="name a function that takes no arguments and returns an nn.Module",
+            )
+        try:
+            module = factory()
+        except Exception as error:  # the user's code may raise anything
+            raise SourceError(
+                f"{spec} raised {type(error).__name__}: {error}",
+                where=where,
+                remedy="make the function work when it is called without arguments",
+            ) from error
+    if not isinstance(module, nn.Module):
+        raise SourceError(
+            f"{spec} returned a {type(module).__name__}, not an nn.Module",
+            where=where,
+            remedy="return the model itself",
+        )
+    return _source(spec, module.eval(), "given")
+
+
+_LOADERS: dict[str, Callable[[str, str, bool], Source]] = {"timm": _timm, "hf": _hugging_face}
+
+
+# Weights and the network ------------------------------------------------------------------------------------
+
+
+def _with_weights(
+    build: Callable[[bool], nn.Module], reason: str
+) -> tuple[nn.Module, Weights, tuple[str, ...]]:
+    """Build with pretrained weights, or with random ones when a reason not to load is known or appears."""
+    if not reason:
+        try:
+            return build(True).eval(), "pretrained", ()
+        except OSError as error:  # what urllib, huggingface_hub and transformers all raise for no answer
+            reason = f"they could not be loaded: {_first_sentence(error)}"
+    with _seeded():
+        return build(False).eval(), "random", (_random_note(reason),)
+
+
+def _random_note(reason: str) -> str:
+    return f"the weights are random ({reason}); accuracy figures would mean nothing"
+
+
+@contextlib.contextmanager
+def _hub() -> Iterator[None]:
+    """Ask the hub once whether it is there; if not, use what is cached instead of retrying for a minute.
+
+    huggingface_hub retries every file five times with growing pauses and offers no argument against it.
+    Its offline switch is a module constant that is read at each request: it is set for this block only.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # noqa: BLE001 - requests, httpx and httpx2 have no common base, by version of the hub
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _reading(spec: str) -> Iterator[None]:
+    """Whatever a library raises while it builds a model becomes one error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise SourceError(
+            f"the model cannot be read: {_first_sentence(error)}",
+            where=f"source {spec!r}",
+            remedy="check the name, and that there is a network or a cached copy; `shapes` needs neither",
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Random weights are the same in every run, and the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _need(package: str, extra: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"{error.name} is not installed",
+            where=f"source {spec!r}",
+            remedy=f"pip install 'prunec[{extra}]'",
+        ) from error
+
+
+@contextlib.contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """A console script does not look in the folder that it is started in; `python -m` does."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _eval_copy(module: nn.Module) -> nn.Module:
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors}).eval()
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+# Example inputs ---------------------------------------------------------------------------------------------
+
+
+def _source(
+    spec: str,
+    module: nn.Module,
+    weights: Weights,
+    notes: tuple[str, ...] = (),
+    example: Example | None = None,
+) -> Source:
+    args, kwargs = _infer(module) if example is None else _inputs(example)
+    return Source(spec, module, args, kwargs, weights, notes)
+
+
+def _inputs(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as positional and keyword inputs, a batch of one repeated to two."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        kwargs = dict(example)
+    else:
+        args = tuple(example) if isinstance(example, tuple | list) else (example,)
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not tensors:
+        raise UsageError(
+            f"an example must hold a tensor, got a {type(example).__name__}",
+            where="example=",
+            remedy="give a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+        )
+    if tensors[0].shape[:1] != (1,):
+        return args, kwargs
+    return tuple(map(_two, args)), {key: _two(value) for key, value in kwargs.items()}
+
+
+def _two(value: Any) -> Any:
+    is_single = isinstance(value, Tensor) and value.shape[:1] == (1,)
+    return torch.cat([value, value]) if is_single else value
+
+
+def _infer(module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs from what timm, Hugging Face and torchvision models say about themselves."""
+    if hasattr(module, "config") and hasattr(module, "main_input_name"):
+        size = _config_size(module.config)
+        if size and module.main_input_name == "pixel_values":
+            return (), {"pixel_values": _image(module, size)}
+    elif size := _timm_size(module) or _image_size(getattr(module, "image_size", None)):
+        return (_image(module, size),), {}
+    raise UsageError(
+        "no example input can be inferred for this model",
+        where=_name(module),
+        remedy="pass example=: a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+    )
+
+
+def _image(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    # size: C, H, W -> [2, C, H, W], the same numbers in every run
+    numbers = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    parameters = (p for p in module.parameters() if p.is_floating_point())
+    like = next(parameters, numbers)
+    return numbers.to(device=like.device, dtype=like.dtype)
+
+
+def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(config, Mapping) or "input_size" not in config:
+        return None
+    channels, height, width = config["input_size"]
+    # The configuration speaks of the weights; a model built with another img_size knows better.
+    embed = getattr(module, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or (height, width)
+    channels = getattr(getattr(embed, "proj", None), "in_channels", channels)
+    return channels, height, width
+
+
+def _config_size(config: Any) -> tuple[int, int, int] | None:
+    """The image size of a transformers configuration, or of the part of it that sees the image."""
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
+    for part in parts:
+        if size := _image_size(getattr(part, "image_size", None)):
+            channels = getattr(part, "num_channels", 3)
+            return channels, *size[1:]
+    return None
+
+
+def _image_size(size: Any) -> tuple[int, int, int] | None:
+    """An image size as channels, height and width; it may be a number, a pair, or a mapping."""
+    if isinstance(size, int):
+        return 3, size, size
+    if isinstance(size, Mapping):
+        size = (size.get("height"), size.get("width"))
+    if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return 3, size[0], size[1]
+    return None

@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from huggingface_hub import constants
+from torch import Tensor, nn
+
+from prunec import sources
+from prunec.data import tiny_vit
+from prunec.errors import SourceError, UsageError
+from prunec.sources import Source
+
+VIT = "test_vit"  # the smallest that timm has
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub answers and nothing is cached, on every machine."""
+    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny ViT of transformers, saved on disk."""
+    path = tmp_path / "vit"
+    transformers.ViTForImageClassification(vit_config()).save_pretrained(path)
+    return path
+
+
+def vit_config(**changes: Any) -> transformers.ViTConfig:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return transformers.ViTConfig(**{**sizes, "image_size": 32, "patch_size": 8, **changes})
+
+
+class Plain(nn.Module):
+    """A model that says nothing about its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("shift", torch.ones(2))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.head(self.drop(x)) + self.shift
+
+
+def check_runs(source: Source) -> None:
+    """The source is in eval mode and its own example goes through it, two images at a time."""
+    assert not any(part.training for part in source.module.modules())
+    with torch.no_grad():
+        out = source.module(*source.args, **source.kwargs)
+    out = out if isinstance(out, Tensor) else out[0]
+    assert out.shape[0] == 2
+
+
+# The grammar ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [f"timm:{VIT}", VIT, f"{VIT}.r160_in1k"])
+def test_timm_by_scheme_and_by_bare_name(spec: str) -> None:
+    source = sources.load(spec, pretrained=False)
+    assert type(source.module) is timm.models.VisionTransformer
+    assert (source.spec, source.weights) == (spec, "random")
+    assert source.args[0].shape == (2, 3, 160, 160)
+    check_runs(source)
+
+
+def test_no_network_means_random_weights_and_says_so() -> None:
+    source = sources.load(VIT)
+    assert source.weights == "random"
+    (note,) = source.notes
+    assert "the weights are random (they could not be loaded: " in note
+    assert "accuracy figures would mean nothing" in note
+    assert constants.HF_HUB_OFFLINE is False  # as it was before
+
+
+def test_a_hub_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    offline: list[bool] = []
+
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        offline.append(constants.HF_HUB_OFFLINE)
+        return tiny_vit.classifier(pretrained=False)
+
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(timm, "create_model", create_model)
+    source = sources.load(VIT)
+    assert (source.weights, source.notes, offline) == ("pretrained", (), [False])
+
+
+def test_a_hub_that_cannot_be_reached_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    assert sources._hub_answers() is False
+
+
+def test_random_as_asked_is_told_apart_from_no_network() -> None:
+    assert sources.load(VIT, pretrained=False).notes == (
+        "the weights are random (as asked); accuracy figures would mean nothing",
+    )
+
+
+def test_a_timm_model_that_has_no_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "list_pretrained", lambda pattern: [])
+    assert sources.load(VIT).notes == (
+        "the weights are random (timm has none for it); accuracy figures would mean nothing",
+    )
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone() -> None:
+    torch.manual_seed(1)
+    first = sources.load(VIT, pretrained=False).module.head.weight
+    after = torch.rand(1)
+    torch.manual_seed(2)
+    assert torch.equal(sources.load(VIT, pretrained=False).module.head.weight, first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_a_saved_folder(folder: Path) -> None:
+    source = sources.load(f"hf:{folder}")
+    assert type(source.module) is transformers.ViTForImageClassification
+    assert (source.weights, source.notes, source.args) == ("pretrained", (), ())
+    assert source.kwargs["pixel_values"].shape == (2, 3, 32, 32)
+    check_runs(source)
+
+
+def test_a_saved_folder_by_a_relative_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert sources.load("hf:./vit").weights == "pretrained"
+
+
+def test_a_saved_folder_never_asks_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_hub_answers", lambda: pytest.fail("asked the hub"))
+    assert sources.load(f"hf:{folder}").weights == "pretrained"
+
+
+def test_a_folder_without_weights_gives_a_random_model(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    source = sources.load(f"hf:{folder}")
+    assert source.weights == "random"
+    assert "accuracy figures would mean nothing" in source.notes[0]
+    check_runs(source)
+
+
+def test_a_folder_can_be_built_without_its_weights(folder: Path) -> None:
+    source = sources.load(f"hf:{folder}", pretrained=False)
+    assert (type(source.module), source.weights) == (transformers.ViTForImageClassification, "random")
+
+
+@pytest.mark.parametrize("architectures", [None, ["NoSuchModel"]])
+def test_an_architecture_that_is_not_named_becomes_the_base_model(
+    tmp_path: Path, architectures: list[str] | None
+) -> None:
+    model = transformers.ViTModel(vit_config())
+    model.save_pretrained(tmp_path / "vit")
+    config = vit_config(architectures=architectures)
+    config.save_pretrained(tmp_path / "vit")
+    source = sources.load(f"hf:{tmp_path / 'vit'}")
+    assert (type(source.module), source.weights) == (transformers.ViTModel, "pretrained")
+
+
+def test_parameters_missing_from_a_checkpoint_are_told(folder: Path) -> None:
+    config = vit_config(architectures=["ViTModel"])  # whose pooler the classifier does not have
+    config.save_pretrained(folder)
+    source = sources.load(f"hf:{folder}")
+    assert source.weights == "pretrained"
+    assert source.notes == (
+        "2 parameters are not in the checkpoint and are random: pooler.dense.bias, pooler.dense.weight",
+    )
+
+
+def test_half_precision_checkpoints_compute_in_single(tmp_path: Path) -> None:
+    transformers.ViTForImageClassification(vit_config()).half().save_pretrained(tmp_path / "half")
+    source = sources.load(f"hf:{tmp_path / 'half'}")
+    assert {p.dtype for p in source.module.parameters()} == {torch.float32}
+    check_runs(source)
+
+
+def test_shapes() -> None:
+    source = sources.load("shapes")
+    assert (source.spec, source.weights, source.notes) == ("shapes", "shipped", ())
+    assert source.args[0].shape == (2, 3, 72, 72)
+    check_runs(source)
+
+
+def test_shapes_without_its_weights() -> None:
+    source = sources.load("shapes", pretrained=False)
+    assert source.weights == "random"
+    check_runs(source)
+
+
+def test_a_function_of_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(
+        "from prunec.data.tiny_vit import TinyViT\ndef build():\n    return TinyViT()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    source = sources.load("my_models:build")
+    assert (source.spec, source.weights) == ("my_models:build", "given")
+    assert sys.path == path
+    check_runs(source)
+
+
+# What cannot be read ----------------------------------------------------------------------------------------
+
+MISTAKES: list[tuple[str, str, str]] = [
+    (
+        "vit_tny_patch16_224",
+        "timm has no model 'vit_tny_patch16_224'; nearest: vit_tiny_patch16_224",
+        "timm:ID",
+    ),
+    ("timm:zzzzzzzz", "timm has no model 'zzzzzzzz'", "timm.list_models()"),
+    (
+        f"{VIT}.r160_in2k",
+        f"timm has no weights 'r160_in2k' for {VIT}; nearest: r160_in1k",
+        "r160_in1k",
+    ),
+    ("google/vit", "'google/vit' does not say where to look", "hf:google/vit"),
+    ("google/vit", "'google/vit' does not say where to look", "hf-hub:google/vit"),
+    ("hf-hub:timm/vit", "hf-hub: is not read yet", "hf:ORG/NAME"),
+    ("local-dir:vit", "local-dir: is not read yet", "timm:ID"),
+    ("model.pt2", "a .pt2 file is not read yet", "prunec.transform"),
+    ("./some/model.pt", "a .pt file is not read yet", "pkg.module:callable"),
+    ("model.pth", "a .pth file is not read yet", "pkg.module:callable"),
+    ("model.safetensors", "a .safetensors file is not read yet", "pkg.module:callable"),
+    ("hf:./nowhere", "there is no such folder", "save_pretrained"),
+    ("hf:google/not-cached", "the model cannot be read: ", "network"),
+    ("no_such_package:build", "'no_such_package' cannot be imported: No module named", "shapes"),
+    (":build", "'' cannot be imported", "shapes"),
+    ("math:sqr", "math has no function 'sqr'; nearest: sqrt", "no arguments"),
+    ("math:pi", "math has no function 'pi'", "no arguments"),
+    ("math:sqrt", "math:sqrt raised TypeError: ", "without arguments"),
+    ("builtins:dict", "builtins:dict returned a dict, not an nn.Module", "the model itself"),
+]
+
+
+@pytest.mark.parametrize(("spec", "what", "remedy"), MISTAKES)
+def test_a_source_that_cannot_be_read_says_why(spec: str, what: str, remedy: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        sources.load(spec)
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == f"source {spec!r}"
+    assert remedy in (caught.value.remedy or "")
+
+
+def test_a_broken_configuration_is_a_source_error(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="the model cannot be read: "):
+        sources.load(f"hf:{folder}")
+
+
+def test_broken_weights_are_an_error_and_never_random(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(SourceError, match="the model cannot be read: "):
+        sources.load(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "spec"), [("timm", "timm", VIT), ("transformers", "hf", "hf:a/b")]
+)
+def test_a_missing_package_names_the_pip_line(
+    package: str, extra: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SourceError) as caught:
+        sources.load(spec)
+    assert caught.value.what == f"{package} is not installed"
+    assert caught.value.remedy == f"pip install 'prunec[{extra}]'"
+
+
+# Modules in hand --------------------------------------------------------------------------------------------
+
+
+def test_a_module_in_eval_mode_is_taken_as_it_is() -> None:
+    module = Plain().eval()
+    source = sources.from_module(module, torch.zeros(3, 4))
+    assert source.module is module
+    assert (source.weights, source.notes) == ("given", ())
+
+
+def test_a_module_in_training_mode_is_read_through_a_copy_that_shares_its_tensors() -> None:
+    module = Plain()
+    source = sources.from_module(module, torch.zeros(3, 4))
+    assert all(part.training for part in module.modules())
+    assert not any(part.training for part in source.module.modules())
+    assert source.module.head.weight is module.head.weight
+    assert source.module.shift is module.shift
+    assert "training mode" in source.notes[0]
+
+
+def test_one_part_in_training_mode_is_enough() -> None:
+    module = Plain().eval()
+    module.drop.train()
+    assert not sources.from_module(module, torch.zeros(3, 4)).module.drop.training
+    assert module.drop.training
+
+
+def test_examples_in_all_three_forms() -> None:
+    x, y = torch.rand(2, 4), torch.rand(2, 4)
+    module = Plain().eval()
+    assert sources.from_module(module, x).args == (x,)
+    assert sources.from_module(module, (x, y)).args == (x, y)
+    assert sources.from_module(module, [x, y]).args == (x, y)
+    by_name = sources.from_module(module, {"x": x, "y": None})
+    assert (by_name.args, by_name.kwargs) == ((), {"x": x, "y": None})
+    feature = sources.from_module(module, transformers.BatchFeature({"x": x}))
+    assert feature.kwargs["x"] is x
+
+
+def test_a_batch_of_one_is_repeated() -> None:
+    x, table = torch.rand(1, 4), torch.rand(5, 4)
+    (doubled, other), _ = sources._inputs((x, table))
+    assert torch.equal(doubled, x.expand(2, 4))
+    assert other is table
+    assert sources.from_module(Plain().eval(), {"x": x}).kwargs["x"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_larger_batch_is_left_alone(batch: int) -> None:
+    x, mask = torch.rand(batch, 4), torch.rand(1, 4)
+    args, _ = sources._inputs((x, mask))
+    assert args[0] is x
+    assert args[1] is mask
+
+
+@pytest.mark.parametrize("example", ["cat.png", (), {}, (1, 2), 3])
+def test_an_example_without_a_tensor_is_refused(example: Any) -> None:
+    with pytest.raises(UsageError, match="an example must hold a tensor") as caught:
+        sources.from_module(Plain().eval(), example)
+    assert (caught.value.where, bool(caught.value.remedy)) == ("example=", True)
+
+
+def test_nothing_to_infer_from_asks_for_an_example() -> None:
+    with pytest.raises(UsageError, match="no example input can be inferred") as caught:
+        sources.from_module(Plain().eval())
+    assert caught.value.where == f"{__name__}.Plain"
+    assert "example=" in (caught.value.remedy or "")
+
+
+def test_a_text_model_has_no_image_to_infer() -> None:
+    config = transformers.CLIPConfig(
+        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 10},
+        vision_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+    )
+    with pytest.raises(UsageError, match="no example input can be inferred"):
+        sources.from_module(transformers.CLIPModel(config).eval())
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (3, 160, 160)),
+        ({"img_size": 96}, (3, 96, 96)),
+        ({"in_chans": 1, "img_size": (64, 96)}, (1, 64, 96)),
+    ],
+)
+def test_timm_models_know_their_input(options: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    source = sources.from_module(timm.create_model(VIT, **options).eval())
+    assert source.args[0].shape == (2, *shape)
+    check_runs(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({}, (3, 32, 32)),
+        ({"image_size": [32, 48]}, (3, 32, 48)),
+        ({"image_size": (48, 32)}, (3, 48, 32)),
+        ({"num_channels": 1}, (1, 32, 32)),
+    ],
+)
+def test_hugging_face_models_know_their_input(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    source = sources.from_module(transformers.ViTModel(vit_config(**changes)).eval())
+    assert source.kwargs["pixel_values"].shape == (2, *shape)
+    check_runs(source)
+
+
+def test_an_image_size_may_be_a_mapping() -> None:
+    assert sources._image_size({"height": 32, "width": 48}) == (3, 32, 48)
+    assert sources._image_size({"shortest_edge": 32}) is None
+
+
+def test_the_vision_part_of_a_configuration_counts() -> None:
+    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.SiglipConfig(
+        text_config={**tiny, "vocab_size": 10}, vision_config={**tiny, "image_size": 32, "patch_size": 8}
+    )
+    source = sources.from_module(transformers.SiglipForImageClassification(config).eval())
+    assert source.kwargs["pixel_values"].shape == (2, 3, 32, 32)
+    check_runs(source)
+
+
+def test_an_image_size_of_the_model_itself_counts() -> None:
+    assert sources.from_module(tiny_vit.TinyViT().eval()).args[0].shape == (2, 3, 72, 72)
+
+
+def test_examples_follow_the_dtype_of_the_model_and_repeat() -> None:
+    module = copy.deepcopy(tiny_vit.TinyViT()).to(torch.bfloat16).eval()
+    first, second = (sources.from_module(module).args[0] for _ in range(2))
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, second)

@@ -1,0 +1,118 @@
+"""What recognition yields: the token stream, its blocks and its protected tokens, or the reason why not.
+
+Everything here is plain data that names graph nodes by name, so it survives every rewrite, prints, and
+compares. `passes/recognise.py` fills it.
+
+    stream [B, T, C] = prefix (P protected) + grid (N patches) + suffix (Q protected)
+    block            = attention branch + MLP branch, each read from a state and added back to it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BranchKind = Literal["attention", "mlp", "parallel", "other"]
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """Why something was not recognised. Falsy, so that `match or reason` reads well."""
+
+    reason: str
+    node: str
+    place: str
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.place})"
+
+
+@dataclass(frozen=True)
+class Core:
+    """One attention core: queries against keys, softmax, values."""
+
+    form: Literal["fused", "spelled"]
+    node: str  # the scaled_dot_product_attention call, or the softmax
+    query: str  # [B, h, Tq, d]
+    key: str  # [B, h, Tk, d], or its transpose where it is spelled out
+    value: str
+    mask: str | None = None  # additive bias or boolean mask, fused form only
+    scale: float | None = None  # None: one over the square root of d
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch: `add = state + f(state)`."""
+
+    kind: BranchKind
+    state: str  # the stream value it reads
+    add: str  # the stream value it makes
+    norm: Literal["pre", "post", "none"]
+    layer_scale: bool
+    cores: tuple[Core, ...] = ()
+    activation: str | None = None  # "gelu", "silu gated", ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """The branches between one attention and the next."""
+
+    index: int
+    path: str  # module path of the attention, such as blocks.3
+    branches: tuple[Branch, ...]
+
+    @property
+    def attention(self) -> Branch | None:
+        """The first branch that holds an attention core."""
+        return next((branch for branch in self.branches if branch.cores), None)
+
+    @property
+    def mlp(self) -> Branch | None:
+        """The first MLP branch."""
+        return next((branch for branch in self.branches if branch.kind in ("mlp", "parallel")), None)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the MLP reads what the attention wrote (and not the same state beside it)."""
+        return self.attention is not None and self.mlp is not None and self.attention.state != self.mlp.state
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One model's token stream, as far as prunec understands it."""
+
+    blocks: tuple[Block, ...]
+    tokens: int  # T
+    prefix: int  # P protected tokens at the front
+    suffix: int  # Q protected tokens at the end
+    token_dim: int  # which dimension of a state counts tokens
+    class_token: int | None  # the protected row that the head reads, if it reads exactly one
+    head: tuple[str, ...]  # how the stream is read at its end: "class token", "mean", "attention", "tokens", ...
+    taps: tuple[str, ...]  # stream values that also leave in the middle
+    states: tuple[str, ...]  # every value of the residual stream, in order
+    pixels: str  # the image input
+    unmatched: tuple[NoMatch, ...] = ()
+
+    @property
+    def grid(self) -> int:
+        """N, the number of patch tokens."""
+        return self.tokens - self.prefix - self.suffix
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def summary(self) -> str:
+        """One line: blocks, tokens, head."""
+        protected = _counted(self.prefix, "in front") + _counted(self.suffix, "at the end")
+        tokens = f"{self.grid} patch tokens + {' and '.join(protected) or 'no'} protected"
+        found = f"{self.depth}/{self.depth + len(self.unmatched)} blocks"
+        return f"{found}, {tokens}, head reads {' and '.join(self.head) or 'nothing'}"
+
+
+def _counted(number: int, where: str) -> list[str]:
+    return [f"{number} {where}"] if number else []

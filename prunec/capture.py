@@ -1,0 +1,136 @@
+"""A module and an example become a Program: one functional graph with a symbolic batch.
+
+    model, example --torch.export--> one ATen graph --unlift--> graph module sharing the model's parameters
+
+The model is never changed. The batch is traced as 2 and must stay a symbol; where the model's own code fixes
+it, the program is captured at the example's batch and a warning names the source line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from prunec import compat
+from prunec.errors import CaptureError, UsageError
+from prunec.program import Interface, Program, Stage
+
+
+def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Capture `module` on an example input whose batch is 2."""
+    start = time.perf_counter()
+    kwargs = dict(kwargs or {})
+    if module.training:
+        raise UsageError("the model is in training mode", remedy="call model.eval() before transforming it")
+    batch = _batch_size(args, kwargs)
+    exported = _export(module, args, kwargs, batch)
+    notes: tuple[str, ...] = ()
+    if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
+        place = compat.specialised_by(exported) or "a line that PyTorch did not record"
+        notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
+        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=3)
+        batch = None
+    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+        exported = compat.functionalised(exported)
+    graph_module = compat.unlifted(exported)
+    program = Program(_flat(graph_module), _interface(module, graph_module, args, kwargs, batch))
+    size = sum(node.op == "call_function" for node in program.graph.nodes)
+    stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
+    return program.replace(stages=(stage,))
+
+
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None
+) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            return compat.export(module, args, kwargs, batch)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        raise CaptureError(
+            f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
+            where=_user_frame(error),
+            remedy="make that line independent of tensor values; torch.export.draft_export(model, args) lists every "
+            "such place",
+        ) from error
+
+
+def _flat(graph_module: fx.GraphModule) -> fx.GraphModule:
+    graph = graph_module.graph
+    compat.make_flat(graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module":  # input guards of the exported program: prunec checks inputs itself
+            graph.erase_node(node)
+    graph_module.recompile()
+    return graph_module
+
+
+def _interface(
+    module: nn.Module,
+    graph_module: fx.GraphModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    batch: int | None,
+) -> Interface:
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    if len(args) > len(named):  # forward(*inputs): number the arguments
+        named = tuple(f"input_{place}" for place in range(len(args)))
+    in_spec, out_spec = compat.structure(graph_module)
+    example, _ = compat.tree_flatten((args, dict(kwargs)))
+    return Interface(
+        parameters=named + tuple(name for name in kwargs if name not in named),
+        defaults={p.name: p.default for p in parameters if p.default is not p.empty},
+        positional=named[: len(args)],
+        keyword=tuple(kwargs),
+        in_spec=in_spec,
+        out_spec=out_spec,
+        example=tuple(example),
+        batch=batch,
+    )
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    tensors = [leaf for leaf in compat.tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise UsageError("the example holds no tensor", remedy="give example=(image,) with an image batch")
+    return next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
+
+
+def _batch_is_symbolic(
+    exported: ExportedProgram, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether every input whose first dimension is the batch kept a symbol there."""
+    examples, _ = compat.tree_flatten((args, dict(kwargs)))
+    user_inputs = set(exported.graph_signature.user_inputs)
+    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
+    for node, example in zip(placeholders, examples):
+        if isinstance(example, torch.Tensor) and example.dim() > 0 and example.shape[0] == batch:
+            if not isinstance(node.meta["val"].shape[0], torch.SymInt):
+                return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _user_frame(error: Exception) -> str | None:
+    """The innermost frame of the model's own code in the traceback."""
+    frame = None
+    trace = error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if "/torch/" not in filename and "/prunec/" not in filename and not filename.startswith("<"):
+            frame = f"{filename}:{trace.tb_lineno}  {compat.source_text(filename, trace.tb_lineno)}".rstrip()
+        trace = trace.tb_next
+    return frame
+
+

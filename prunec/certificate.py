@@ -1,0 +1,160 @@
+"""Proof on the user's own input that the rewriting changed nothing but which tokens go on.
+
+The rewritten graph has its counts in its selections only, so the same graph can keep everything:
+
+    identity       every selection yields 0 .. T-1 in order
+    permutation    every selection yields all rows, patches in a random order, protected rows in place
+
+Both must give the original's outputs. A table that was not gathered, an index that is off by the prefix, an
+order that is not restored before a dense head: each shows under the permutation, where keeping everything in
+the old order would hide it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunec import graph, ops
+from prunec.errors import VerificationError
+from prunec.program import Program
+
+#: Largest difference relative to the output's scale that still counts as equal, by precision.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The two comparisons, each with the largest difference relative to the output's largest value."""
+
+    identity: float
+    permutation: float
+    tolerance: float
+    seconds: float
+    batch: int
+
+    def __str__(self) -> str:
+        return (
+            f"identity at keep=1.0: {self.identity:.1e}, permutation: {self.permutation:.1e} "
+            f"(largest relative difference, at most {self.tolerance:.0e})"
+        )
+
+
+def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = None) -> Certificate:
+    """Compare both programs on the example (or `inputs`, flat); VerificationError when they differ."""
+    start = time.perf_counter()
+    flat = _one_image(pruned) if inputs is None else inputs
+    with torch.no_grad():
+        expected = _Recorder(dense.module).run(*flat)
+        identity = _worst(_Keeping(pruned, permute=False).run(*flat), expected)
+        permutation = _worst(_Keeping(pruned, permute=True).run(*flat), expected)
+    tolerance = _tolerance(expected)
+    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch)
+    for name, difference in (("keep=1.0", identity), ("the permutation certificate", permutation)):
+        if not difference <= tolerance:  # also when it is NaN
+            raise VerificationError(
+                f"the rewritten model differs from the original under {name}: {difference:.1e}, "
+                f"at most {tolerance:.0e} is allowed",
+                where=_first_difference(dense, pruned, flat, tolerance, permute="permutation" in name),
+                remedy="the model was not changed and nothing was returned; please report the model's name",
+            )
+    return certificate
+
+
+def _one_image(program: Program) -> tuple[Any, ...]:
+    """The example with one image where the batch is free: the proof does not need more."""
+    interface = program.interface
+    return tuple(
+        leaf[:1] if isinstance(leaf, Tensor) and interface.batch and leaf.dim() and leaf.shape[0] == interface.batch
+        else leaf
+        for leaf in interface.example
+    )  # fmt: skip
+
+
+def _tolerance(outputs: Any) -> float:
+    kinds = [leaf.dtype for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
+
+
+def _worst(found: Any, expected: Any) -> float:
+    """The largest difference over all outputs, each relative to its own scale."""
+    worst = 0.0
+    for one, other in zip(found, expected):
+        if isinstance(other, Tensor):
+            worst = max(worst, relative_difference(one, other)) if worst == worst else worst
+    return worst
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value; infinite where shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    found, expected = found.double(), expected.double()
+    scale = expected.abs().max().clamp_min(1e-12)
+    return float((found - expected).abs().max() / scale)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph as it is."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=True)
+
+
+class _Keeping(fx.Interpreter):
+    """Runs a pruned graph with selections that keep every token, in order or permuted."""
+
+    def __init__(self, program: Program, *, permute: bool) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        assert program.anatomy is not None
+        self.prefix, self.suffix = program.anatomy.prefix, program.anatomy.suffix
+        self.generator = torch.Generator().manual_seed(0) if permute else None
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Everything as it is, but selections."""
+        if target is not ops.select:
+            return super().call_function(target, args, kwargs)
+        return keep_all(args[0], self.prefix, self.suffix, self.generator)
+
+
+def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator | None) -> Tensor:
+    """All rows of a stream: in order, or with the patches shuffled (each image its own way)."""
+    batch, tokens = score.shape
+    rows = torch.arange(tokens).expand(batch, -1).clone()
+    if generator is not None:
+        for image in range(batch):
+            shuffled = torch.randperm(tokens - prefix - suffix, generator=generator) + prefix
+            rows[image, prefix : tokens - suffix] = shuffled
+    return rows.to(score.device)
+
+
+def _first_difference(
+    dense: Program, pruned: Program, flat: tuple[Any, ...], tolerance: float, *, permute: bool
+) -> str | None:
+    """The first value of the original graph that comes out wrong (rows sorted, since their order may differ)."""
+    expected = _values(fx.Interpreter(dense.module, garbage_collect_values=False), flat)
+    found = _values(_Keeping(pruned, permute=permute), flat)
+    for node in pruned.graph.nodes:
+        one, other = found.get(node.name), expected.get(node.name)
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point():
+            if one.shape != other.shape or relative_difference(_unordered(one), _unordered(other)) > 10 * tolerance:
+                return graph.place(node)
+    return None
+
+
+def _values(interpreter: fx.Interpreter, flat: tuple[Any, ...]) -> dict[str, Any]:
+    interpreter.garbage_collect_values = False
+    with torch.no_grad():
+        interpreter.run(*flat)
+    return {node.name: value for node, value in interpreter.env.items()}
+
+
+def _unordered(x: Tensor) -> Tensor:
+    return x.flatten().sort().values

@@ -1,0 +1,167 @@
+"""The only file that touches private or version-dependent PyTorch interfaces (2.11 and later).
+
+Everything else in the project uses the names below, so a change in PyTorch is mended here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.graph import CodeGen
+
+TreeSpec = pytree.TreeSpec
+tree_flatten = pytree.tree_flatten
+tree_unflatten = pytree.tree_unflatten
+
+#: Names of the higher-order operators whose body may be inlined without changing a value.
+INLINABLE_REGIONS = ("wrap_with_set_grad_enabled",)
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None) -> ExportedProgram:
+    """Export `module`; dimension 0 of every tensor of length `batch` becomes symbolic (None: all fixed)."""
+    shapes = ShapesCollection()
+    leaves, _ = tree_flatten((args, dict(kwargs)))
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and batch is not None and leaf.shape[0] == batch:
+            shapes[leaf] = {0: Dim.AUTO}
+    dynamic = shapes if batch is not None else None
+    return torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
+
+
+def functionalised(exported: ExportedProgram) -> ExportedProgram:
+    """The same program with in-place operators made functional and nothing else decomposed."""
+    return exported.run_decompositions({})
+
+
+def unlifted(exported: ExportedProgram) -> fx.GraphModule:
+    """The exported program as a graph module that shares the original parameters."""
+    module: Callable[..., Any] = exported.module
+    options = {"check_guards": False} if "check_guards" in inspect.signature(module).parameters else {}
+    graph_module = module(**options)
+    assert isinstance(graph_module, fx.GraphModule)
+    return graph_module
+
+
+def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
+    """How the inputs (args, kwargs) and the outputs of an unlifted program nest."""
+    return graph_module._in_spec, graph_module._out_spec
+
+
+def make_flat(graph: fx.Graph) -> None:
+    """Let the graph take its placeholders as positional arguments and return a flat tuple."""
+    graph.set_codegen(CodeGen())
+
+
+# --- operators --------------------------------------------------------------------------------
+
+
+def is_aten(target: object) -> bool:
+    """Whether an FX target is one overload of an ATen (or custom) operator."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def op_name(target: object) -> str:
+    """`reshape` for aten.reshape.default, `gather` for a Python function of that name."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[-1]
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return str(target.name())
+    return getattr(target, "__name__", str(target))
+
+
+def mutates(target: object) -> bool:
+    """Whether calling the operator changes one of its arguments."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def symbolic_positions(target: object, args: Sequence[Any]) -> Iterator[tuple[int, ...]]:
+    """Where `args` may hold a size: (argument,) or (argument, element), by the operator's schema."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return
+    for place, (argument, value) in enumerate(zip(target._schema.arguments, args)):
+        kind = argument.real_type
+        while isinstance(kind, (torch.OptionalType, torch.ListType)):
+            kind = kind.getElementType()
+        if not isinstance(kind, torch.SymIntType) or value is None:
+            continue
+        if isinstance(value, (list, tuple)):
+            yield from ((place, element) for element in range(len(value)))
+        else:
+            yield (place,)
+
+
+# --- fake tensors and symbols -----------------------------------------------------------------
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """The fake-tensor mode that the graph was captured under."""
+    for node in graph.nodes:
+        for leaf in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(leaf, FakeTensor):
+                return leaf.fake_mode
+    raise ValueError("the graph carries no fake tensors; capture it with torch.export")
+
+
+def new_symbol(mode: FakeTensorMode, name: str, hint: int) -> torch.SymInt:
+    """A fresh symbolic size; `hint` stands in for it where PyTorch must compare."""
+    env = mode.shape_env
+    assert isinstance(env, ShapeEnv)
+    source = ConstantSource(name)
+    symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+    created = env.create_symintnode(symbol, hint=hint, source=source)
+    assert isinstance(created, torch.SymInt)
+    return created
+
+
+def expression(size: int | torch.SymInt) -> sympy.Expr:
+    """A size as a SymPy expression."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def specialised_by(exported: ExportedProgram) -> str | None:
+    """The user's source line that fixed a symbolic size, if PyTorch recorded one."""
+    env = fake_mode_of(exported.graph).shape_env
+    for place in getattr(env, "replacements_slocs", {}).values():
+        frame = getattr(place, "maybe_user_loc", None) or getattr(place, "framework_loc", None)
+        if frame is not None:
+            return str(frame)
+    return None
+
+
+def source_text(filename: str, line: int) -> str:
+    """One line of a source file, stripped."""
+    return linecache.getline(filename, line).strip()
+
+
+def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, set[sympy.Symbol]]:
+    """Run a function on fake tensors; also the symbols that it forced to a value (undone afterwards)."""
+    env = mode.shape_env
+    assert isinstance(env, ShapeEnv)
+    before = dict(env.replacements)
+    try:
+        with mode, torch.no_grad():
+            result = target(*args, **kwargs)
+        return result, set(env.replacements) - set(before)
+    finally:
+        for symbol in set(env.replacements) - set(before):
+            del env.replacements[symbol]
+
+
+def fake_like(mode: FakeTensorMode, shape: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An empty fake tensor."""
+    with mode:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)

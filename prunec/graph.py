@@ -1,0 +1,133 @@
+"""Small verbs on FX graphs: names, data flow, source lines, copies."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from prunec import compat
+
+#: Operators that read only the shape, dtype or device of an operand (by position), never its values.
+METADATA_OPERANDS = {
+    "type_as": (1,),
+    "expand_as": (1,),
+    "reshape_as": (1,),
+    "view_as": (1,),
+    "zeros_like": (0,),
+    "ones_like": (0,),
+    "empty_like": (0,),
+    "full_like": (0,),
+    "new_zeros": (0,),
+    "new_ones": (0,),
+    "new_empty": (0,),
+    "new_full": (0,),
+    "sym_size": (0,),
+    "_assert_tensor_metadata": (0,),
+}
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+
+
+def op(node: fx.Node) -> str:
+    """The operator's plain name (`linear`, `add`, `getitem`); empty for placeholders and the like."""
+    return compat.op_name(node.target) if node.op == "call_function" else ""
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether the node yields a size (an integer), not a tensor."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt)) or op(node) == "sym_size"
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The operands whose values flow into the result: no sizes, no metadata-only operands."""
+    ignored: set[fx.Node] = set()
+    for place in METADATA_OPERANDS.get(op(node), ()):
+        if place < len(node.args) and isinstance(node.args[place], fx.Node):
+            ignored.add(node.args[place])  # type: ignore[arg-type]
+    return [source for source in node.all_input_nodes if source not in ignored and not is_size(source)]
+
+
+def shape(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """The recorded shape of a tensor node."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{node.name} is not a tensor")
+    return tuple(value.shape)
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether the node is recorded to yield one tensor."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def source_line(node: fx.Node) -> str | None:
+    """`file.py:12 code` of the user's model that made this node; the innermost recorded frame."""
+    frames = list(_FRAME.finditer(node.stack_trace or ""))
+    if not frames:
+        return None
+    file, line = frames[-1]["file"], int(frames[-1]["line"])
+    return f"{file}:{line}  {compat.source_text(file, line)}".rstrip()
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the module that made this node, such as `blocks.3.attn`; empty when unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    path = paths[-1] if paths else ""
+    return re.sub(r"^L\['self'\]\.?|^self\.?", "", path)
+
+
+def place(node: fx.Node) -> str:
+    """Where a node stands, for error messages: its name, module and source line."""
+    parts = [f"node {node.name}"]
+    if module_path(node):
+        parts.append(f"in {module_path(node)}")
+    line = source_line(node)
+    return " ".join(parts) + (f", {line}" if line else "")
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The graph's one output node."""
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def by_name(graph: fx.Graph) -> dict[str, fx.Node]:
+    """All nodes by name."""
+    return {node.name: node for node in graph.nodes}
+
+
+def copy(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with a graph of its own that shares parameters and keeps every node name."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        mapping[node] = graph.node_copy(node, lambda source: mapping[source])
+    return fx.GraphModule(module, graph)
+
+
+def tidy(module: fx.GraphModule) -> None:
+    """Remove dead nodes (inputs stay), check the graph, and make it callable again."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def reachable(start: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that the values of `start` flow into, `start` included."""
+    found = set(start)
+    queue = list(found)
+    while queue:
+        for user in queue.pop().users:
+            if user not in found and any(source in found for source in data_inputs(user)):
+                found.add(user)
+                queue.append(user)
+    return found
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Whether the node picks one element of a tuple."""
+    return node.op == "call_function" and node.target is operator.getitem

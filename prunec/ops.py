@@ -1,0 +1,125 @@
+"""The dialect: the few token operations that prunec puts into a graph.
+
+They are plain differentiable PyTorch functions, used as `call_function` targets: they run as they are (the
+reference semantics), inline under torch.compile and torch.export, and print readably in a diff.
+
+    x ---------------------------- gather/fuse -- x'      index: [B, n], rows of x in ascending order
+     '-- score -- select -- index --'  '-- take (tables), compose (origins), scatter (way back)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# --- score: [B, T], higher means more worth keeping -------------------------------------------
+
+
+def class_attention(query: Tensor, key: Tensor, row: int, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+    """Attention that token `row` pays to every token, averaged over heads; one row, never the N x N map."""
+    # query: [B, h, T, d], key: [B, h', T, d], mask: broadcastable to [B, h, T, T]
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = (query[:, :, row : row + 1] * scale) @ key.transpose(-2, -1)  # [B, h, 1, T]
+    if mask is not None:
+        mask = mask[..., row : row + 1, :]
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
+
+
+def class_row(attention: Tensor, row: int) -> Tensor:
+    """The same from an attention map that the model spells out anyway."""
+    return attention[:, :, row].mean(dim=1)  # [B, h, T, T] -> [B, T]
+
+
+def token_norm(x: Tensor, dim: int = 1) -> Tensor:
+    """The L2 norm of each token."""
+    return torch.linalg.vector_norm(x.movedim(dim, 1), dim=-1)  # [B, T, C] -> [B, T]
+
+
+def random_score(x: Tensor, dim: int = 1) -> Tensor:
+    """A random number for each token: the honest baseline."""
+    return torch.rand_like(x.movedim(dim, 1)[..., 0])
+
+
+# --- select: which rows go on -----------------------------------------------------------------
+
+
+def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = False) -> Tensor:
+    """Rows that go on: protected ones in place, the `keep` best patches in ascending order.
+
+    With `fused`, the best of the remaining patches follows them: its place is where `fuse` puts the extra token.
+    Ties go to the lower index. Keeping everything yields 0 .. T-1.
+    """
+    tokens = score.shape[1]  # score: [B, T]
+    rows = torch.arange(tokens, device=score.device).expand(score.shape[0], -1)
+    patches = score[:, prefix : tokens - suffix]
+    order = patches.argsort(dim=1, descending=True, stable=True) + prefix
+    kept = order[:, :keep].sort(dim=1).values
+    middle = [kept, order[:, keep : keep + 1]] if fused else [kept]
+    return torch.cat([rows[:, :prefix], *middle, rows[:, tokens - suffix :]], dim=1)
+
+
+# --- gather, fuse, scatter: the stream itself -------------------------------------------------
+
+
+def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """Rows `index` of a stream, each image its own."""
+    return x.gather(dim, _rows(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
+
+
+def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1) -> Tensor:
+    """Rows `index` of a stream, the last patch row replaced by the sum of all dropped tokens weighted by score."""
+    kept = gather(x, index, dim)
+    if index.shape[1] == x.shape[dim]:  # nothing was dropped
+        return kept
+    place = index.shape[1] - suffix - 1
+    others = torch.cat([index[:, :place], index[:, place + 1 :]], dim=1)
+    weight = score.scatter(1, others, 0.0).to(x.dtype)  # [B, T], zero where a token goes on by itself
+    extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
+    return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
+
+
+def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """The full stream again: `base`, with rows `index` replaced by the pruned stream's."""
+    return base.scatter(dim, _rows(index, x, dim), x)
+
+
+# --- side state: what is indexed by token moves with its token --------------------------------
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Original rows of a stream that was pruned twice: outer[inner]."""
+    return outer.gather(1, inner)  # [B, n1], [B, n2] -> [B, n2]
+
+
+def take(table: Tensor, index: Tensor, dim: int, batch_dim: int = 0, skip_prefix: int = 0, skip_suffix: int = 0) -> Tensor:
+    """Rows of a token-indexed table (rotary, position, bias) for the tokens that are left.
+
+    A table that has no rows for `skip_prefix` protected tokens shifts the index by as many.
+    """
+    index = index[:, skip_prefix : index.shape[1] - skip_suffix] - skip_prefix
+    shape = [1] * table.dim()
+    shape[batch_dim], shape[dim] = index.shape
+    target = list(table.shape)
+    target[batch_dim] = index.shape[0]
+    table = table.expand(target)
+    target[dim] = index.shape[1]
+    return table.gather(dim, index.reshape(shape).expand(target))
+
+
+def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`index` [B, n] spread over the other dimensions of a stream [B, .., n, .., C]."""
+    batch = 1 if dim == 0 else 0
+    index = index.T if dim < batch else index
+    shape, target = [1] * x.dim(), list(x.shape)
+    first, second = sorted((batch, dim))
+    shape[first], shape[second] = index.shape
+    target[dim] = shape[dim]
+    return index.reshape(shape).expand(target)
+
+
+#: What each operation is, for the printer and for the checks between passes.
+SCORES = (class_attention, class_row, token_norm, random_score)
+DIALECT = (*SCORES, select, gather, fuse, scatter, compose, take)

@@ -1,0 +1,148 @@
+"""Normalise a captured graph, exactly.
+
+    wrap_with_set_grad_enabled(False, body, x)      ->  the body's own operators
+    sdpa(q, k, v, expand(arange(n) >= 0))           ->  sdpa(q, k, v)          a mask that hides nothing
+    dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
+    _assert_tensor_metadata(x, ...)                 ->  gone
+
+A mask is dropped only where it is proved to hide nothing: it is an expansion of values that depend on no input,
+and those values, computed, are all true (or all zero for an additive mask). It would cost the fused kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from prunec import compat, graph
+from prunec.program import Program
+
+_WHOLE = 2**62  # ends of slices that mean "to the end" are larger
+_ONLY_BROADCAST = {"expand", "unsqueeze", "view", "reshape", "squeeze", "alias", "to", "contiguous"}
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Inline regions, drop operators that do nothing and masks that hide nothing."""
+
+    name: ClassVar[str] = "normalise"
+
+    def requires(self, program: Program) -> None:
+        """Nothing: this is the first pass."""
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The normalised program and what was removed."""
+        module = graph.copy(program.module)
+        counts = {
+            "regions": _inline_regions(module),
+            "masks": _drop_masks(module),
+            "no-ops": _drop_no_ops(module),
+        }
+        return program.replace(module=module), counts
+
+    def ensures(self, program: Program) -> None:
+        """No in-place operator is left."""
+        left = [node.name for node in program.graph.nodes if compat.mutates(node.target)]
+        assert not left, f"in-place operators left after functionalisation: {left}"
+
+
+def _inline_regions(module: fx.GraphModule) -> int:
+    regions = [node for node in module.graph.nodes if graph.op(node) in compat.INLINABLE_REGIONS]
+    for node in regions:
+        _inline(module, node)
+    return len(regions)
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    """Replace one region call (flag, body, *operands) by the body's operators."""
+    _, body, *operands = node.args
+    assert isinstance(body, fx.Node)
+    inner = module.get_submodule(str(body.target))
+    assert isinstance(inner, fx.GraphModule)
+    mapping: dict[fx.Node, fx.Node] = {}
+    placeholders = (inner_node for inner_node in inner.graph.nodes if inner_node.op == "placeholder")
+    mapping.update(zip(placeholders, operands))  # type: ignore[arg-type]
+    with module.graph.inserting_before(node):
+        results = module.graph.graph_copy(inner.graph, mapping)
+    assert isinstance(results, (tuple, list))
+    for user in list(node.users):
+        assert graph.is_getitem(user)
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+    if not body.users:
+        module.graph.erase_node(body)
+
+
+def _drop_masks(module: fx.GraphModule) -> int:
+    dropped = 0
+    known: dict[fx.Node, bool] = {}
+    for node in module.graph.nodes:
+        if graph.op(node) != "scaled_dot_product_attention":
+            continue
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        if not isinstance(mask, fx.Node):
+            continue
+        if mask not in known:
+            known[mask] = _hides_nothing(module, mask)
+        if known[mask]:
+            node.args = (*node.args[:3], None, *node.args[4:]) if len(node.args) > 3 else node.args
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "attn_mask"}
+            dropped += 1
+    return dropped
+
+
+def _hides_nothing(module: fx.GraphModule, mask: fx.Node) -> bool:
+    """Whether a mask is proved to be all true (boolean) or all zero (additive)."""
+    while graph.op(mask) in _ONLY_BROADCAST and isinstance(mask.args[0], fx.Node):
+        mask = mask.args[0]
+    value = _constant(module, mask)
+    if value is None:
+        return False
+    return bool(value.all()) if value.dtype == torch.bool else bool((value == 0).all())
+
+
+def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
+    """The value of a node that depends on no input, size or parameter; None otherwise."""
+    needed: list[fx.Node] = []
+    queue = [node]
+    while queue:
+        current = queue.pop()
+        if current.op != "call_function" or isinstance(current.meta.get("val"), torch.SymInt):
+            return None
+        if current not in needed:
+            needed.append(current)
+            queue.extend(current.all_input_nodes)
+    values: dict[fx.Node, torch.Tensor] = {}
+    for current in (candidate for candidate in module.graph.nodes if candidate in needed):
+        args, kwargs = fx.map_arg((current.args, current.kwargs), lambda source: values[source])
+        values[current] = current.target(*args, **kwargs)
+    return values[node]
+
+
+def _drop_no_ops(module: fx.GraphModule) -> int:
+    dropped = 0
+    for node in list(module.graph.nodes):
+        if graph.op(node) == "_assert_tensor_metadata":
+            module.graph.erase_node(node)
+            dropped += 1
+        elif _does_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+            dropped += 1
+    return dropped
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    name = graph.op(node)
+    if name == "alias":
+        return True
+    if name == "dropout":
+        return node.args[1] == 0 or node.args[2] is False
+    if name == "slice":
+        start, end, step = (*node.args[2:], *(0, _WHOLE, 1)[len(node.args) - 2 :])
+        return start in (0, None) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and step == 1
+    return False

@@ -1,0 +1,60 @@
+"""The policy made concrete for one model: which sites, how many tokens each.
+
+Counts here follow the policy's own rate; nothing is measured yet.
+"""
+
+from __future__ import annotations
+
+import math
+
+from prunec.anatomy import Anatomy
+from prunec.errors import PolicyError
+from prunec.policy import Policy, presets
+from prunec.program import Plan, Site
+
+
+def make_plan(policy: Policy, anatomy: Anatomy) -> Plan:
+    """Sites and counts of `policy` on a model; PolicyError with what fits where the policy does not."""
+    _check_fit(policy, anatomy)
+    fused = policy.fate == "fuse"
+    tokens, sites, notes = anatomy.tokens, [], []
+    for index in policy.site_blocks(anatomy.depth):
+        keep, leaves = _counts(policy, tokens, anatomy, fused)
+        site = Site(index, policy.sites.where, tokens, keep, leaves)
+        if leaves >= tokens:
+            notes.append(f"no site at block {index}: {tokens} tokens enter and as many would leave")
+            continue
+        sites.append(site)
+        tokens = leaves
+    return Plan(policy.name, policy.scorer.kind, policy.fate, tuple(sites), tuple(notes))
+
+
+def _counts(policy: Policy, tokens: int, anatomy: Anatomy, fused: bool) -> tuple[int, int]:
+    """Patches that survive a site, and the stream length after it, rounded up as the policy says."""
+    protected = anatomy.prefix + anatomy.suffix
+    patches = tokens - protected
+    extra = 1 if fused else 0
+    keep = math.ceil(policy.selector.keep * patches - 1e-9)  # 0.7 * 10 is 7, not 8
+    leaves = protected + keep + extra
+    leaves = min(tokens, math.ceil(leaves / policy.selector.multiple_of) * policy.selector.multiple_of)
+    return min(patches, leaves - protected - extra), leaves
+
+
+def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
+    if policy.scorer.kind == "cls_attention" and anatomy.class_token is None:
+        fits = [name for name, other in presets().items() if other.scorer.kind != "cls_attention"]
+        raise PolicyError(
+            f"policy {policy.name!r} scores tokens by the attention of the class token, and this model's head reads "
+            f"none (it reads {' and '.join(anatomy.head) or 'nothing'})",
+            where="scorer.kind",
+            remedy=f"presets that fit this model: {', '.join(fits)}",
+        )
+    for index in policy.site_blocks(anatomy.depth):
+        block = anatomy.blocks[index]
+        if policy.sites.where == "after_attention" and not block.sequential:
+            raise PolicyError(
+                f"policy {policy.name!r} places a site between attention and MLP, but block {index} computes both "
+                "from the same state",
+                where=f"sites.where, {block.path or f'block {index}'}",
+                remedy="use `where: before_block`",
+            )

@@ -1,0 +1,620 @@
+"""The symbolic token axis: after a selection the token count is a symbol, and the graph repairs itself around it.
+
+No operator has a rule here. The captured graph is rebuilt node by node under PyTorch's own symbolic shapes, with
+the length of every selection a fresh symbol n. A dimension whose size contains n is a token axis. A node that no
+longer types is repaired by the first of these that does:
+
+    a literal burnt in by tracing          reshape(x, [b, 197, 3, h, d])  ->  reshape(x, [b, n, 3, h, d])
+    an operand that is indexed by token    q * cos[197, d]                ->  q * take(cos, index)
+    a place that needs the whole grid      reshape(x, [b, 14, 14, c])     ->  reshape(scatter(full, x, index), ...)
+
+"Types" means: PyTorch accepts the shapes, no symbol was forced to a value, and putting the original length back
+for n gives exactly the shape that was recorded at capture.
+
+A value that is wanted whole again is traced back to the last state of the residual stream, scattered there into
+what the stream was before the selection, and recomputed from there. Rows that are read by constant position
+(x[:, 0], x[:, 5:]) must be protected ones; any other such reader gets the whole stream too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from prunec import compat, ops
+from prunec.graph import is_size, place
+
+_MAX_ATTEMPTS = 48
+
+
+@dataclass
+class Space:
+    """The rows that one selection leaves: a symbol for their number and the way back to the original ones."""
+
+    symbol: sympy.Symbol
+    selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
+    parent: Space | None
+    source: fx.Node | None = None  # old node: the stream before the gather
+    nodes: dict[str, fx.Node] = field(default_factory=dict)  # length and origin, made when first needed
+
+    @property
+    def depth(self) -> int:
+        """How many selections lie behind."""
+        return 1 if self.parent is None else 1 + self.parent.depth
+
+
+@dataclass(frozen=True)
+class RowRead:
+    """A node that reads token rows by constant position: how many at the front and at the end it tells apart."""
+
+    node: str
+    front: int
+    back: int
+    rows: tuple[int, ...]
+
+
+@dataclass
+class Repairs:
+    """What the rewriting did; counts are results."""
+
+    literals: int = 0
+    gathered: list[str] = field(default_factory=list)
+    scatters: int = 0
+    region_ends: list[str] = field(default_factory=list)
+    reads: list[RowRead] = field(default_factory=list)
+    axes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # node -> its token axes (none: only its inputs)
+
+    def counts(self) -> dict[str, int]:
+        """The numbers that reports and tests read."""
+        return {
+            "literals": self.literals,
+            "gathered": len(self.gathered),
+            "scatters": self.scatters,
+            "region_ends": len(self.region_ends),
+        }
+
+
+class TokenAxis:
+    """Rebuilds one graph, in which selections stand but nothing after them fits, into one that does."""
+
+    def __init__(
+        self, module: fx.GraphModule, *, tokens: int, prefix: int, suffix: int, token_dim: int, states: Sequence[str],
+        probe: bool = False,
+    ) -> None:
+        self.module, self.tokens, self.prefix, self.suffix, self.token_dim = module, tokens, prefix, suffix, token_dim
+        self.states = set(states)
+        self.probe = probe  # only look: rows read by position are recorded, not repaired
+        self.mode = compat.fake_mode_of(module.graph)
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.whole: dict[fx.Node, fx.Node] = {}  # old node -> its full-length version
+        self.spaces: dict[sympy.Symbol, Space] = {}
+        self.hints: list[int] = []  # lengths that stand in for the symbols, each its own
+        self.repairs = Repairs()
+        self.sizes: dict[sympy.Expr, fx.Node] = {}  # size expressions that are nodes of the new graph
+        self.taken: dict[Any, fx.Node] = {}  # tables already gathered
+        self.typed: dict[Any, Any] = {}  # repeated blocks are typed once
+        self.solved: dict[Any, dict[tuple[int, ...], sympy.Expr]] = {}
+        self.rows: dict[Any, RowRead | None] = {}
+
+    # --- the walk ---------------------------------------------------------------------------
+
+    def run(self) -> tuple[fx.GraphModule, Repairs]:
+        """Rebuild the graph; every tensor node of the result carries its symbolic type."""
+        for node in self.module.graph.nodes:
+            self.new[node] = self._output(node) if node.op == "output" else self._visit(node)
+        return fx.GraphModule(self.module, self.graph), self.repairs
+
+    def _visit(self, node: fx.Node) -> fx.Node:
+        inputs = [self.new[source] for source in node.all_input_nodes]
+        space = self._deepest(inputs)
+        if node.op != "call_function" or (space is None and node.target is not ops.select):
+            return self._copy(node, lambda source: self.new[source])
+        if node.target is ops.select:
+            return self._open_space(node, space)
+        assert space is not None
+        made = self._as_is(node) or self._literals(node) or self._operands(node, space)
+        if made is None:
+            return self._end_region(node, "the operator needs the whole grid")
+        self.repairs.axes[node.name] = self._axes(made.meta["val"])
+        if node.target in (ops.gather, ops.fuse):
+            self._space_of_selection(node).source = node.args[0]  # type: ignore[assignment]
+        read = self._rows_read(node)
+        if read is not None:
+            self.repairs.reads.append(read)
+            if not self.probe and (read.front > self.prefix or read.back > self.suffix):
+                return self._end_region(node, f"patch rows are read by position: {_brief(read.rows)}", made)
+        return made
+
+    def _output(self, node: fx.Node) -> fx.Node:
+        """Outputs leave at the length that the user expects."""
+        return self._copy(node, self.full)
+
+    def _open_space(self, node: fx.Node, parent: Space | None) -> fx.Node:
+        """A select: its length is a fresh symbol, whatever count the plan gives it."""
+        made = self._copy(node, lambda source: self.new[source])
+        self.hints.append(_hint(self.tokens, self.hints))
+        size = compat.new_symbol(self.mode, f"n{len(self.hints)}", self.hints[-1])
+        batch = made.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+        made.meta["val"] = compat.fake_like(self.mode, (batch, size), torch.int64, node.meta["val"].device)
+        symbol = compat.expression(size)
+        assert isinstance(symbol, sympy.Symbol)
+        self.spaces[symbol] = Space(symbol, made, parent)
+        return made
+
+    # --- the three repairs ------------------------------------------------------------------
+
+    def _as_is(self, node: fx.Node) -> fx.Node | None:
+        args, kwargs = self._mapped(node)
+        return self._place(node, args, kwargs) if self._types(node, args, kwargs) else None
+
+    def _literals(self, node: fx.Node) -> fx.Node | None:
+        """Replace sizes burnt in by tracing with the expressions that give them back at the original length."""
+        args, kwargs = self._mapped(node)
+        sites = {where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)}
+        if not sites:
+            return None
+        key = (node.target, _signature(args), _signature(kwargs))
+        attempts = [self.solved[key]] if key in self.solved else self._substitutions(node, sites)
+        concrete = _with_sizes(args, {where: size for where, size in sites.items() if _at(args, where) == -1})
+        for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
+            values = {where: self._size_value(expression) for where, expression in substitution.items()}
+            if self._types(node, _with_sizes(concrete, values), kwargs):
+                self.solved[key] = substitution
+                self.repairs.literals += len(substitution)
+                nodes = {where: self._size_node(expression) for where, expression in substitution.items()}
+                return self._place(node, _with_sizes(concrete, nodes), kwargs)
+        return None
+
+    def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
+        """Gather operands that still have the original length along the axes where they do."""
+        args, kwargs = self._mapped(node)
+        foreign = [source for source in node.all_input_nodes if self._is_foreign(source, space)]
+        for operand in foreign:
+            for dims in self._token_dims(node, operand):
+                made = self._take(node, operand, dims, space)
+                swap = {self.new[operand]: made}
+                new_args, new_kwargs = fx.map_arg((args, kwargs), lambda source: swap.get(source, source))
+                if self._types(node, new_args, new_kwargs):
+                    self.repairs.gathered.append(operand.name)
+                    return self._place(node, new_args, new_kwargs)
+        return None
+
+    def _end_region(self, node: fx.Node, reason: str, made: fx.Node | None = None) -> fx.Node:
+        """Give the node, and so all that follows it, the whole stream again."""
+        if made is not None:
+            self.graph.erase_node(made)
+        self.repairs.axes.pop(node.name, None)
+        self.repairs.region_ends.append(f"{reason}: {place(node)}")
+        return self._copy(node, self.full)
+
+    def full(self, node: fx.Node) -> fx.Node:
+        """The full-length version of an old node's value."""
+        made = self.new[node]
+        space = self._space(made.meta.get("val"))
+        if space is None:
+            return made
+        if node in self.whole:
+            return self.whole[node]
+        if node.target in (ops.gather, ops.fuse) and node.args[0] is space.source:
+            result = self.full(space.source)
+        elif node.name in self.states:
+            result = self._scatter(node, made, space)
+        else:
+            result = self._copy(node, self.full, suffix="_full")
+        self.whole[node] = result
+        return result
+
+    def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+        assert space.source is not None
+        self.repairs.scatters += 1
+        args = (self.full(space.source), made, self._origin(space), self.token_dim)
+        result = self.graph.create_node("call_function", ops.scatter, args, {}, name=f"{node.name}_full")
+        result.meta = dict(node.meta)
+        return result
+
+    # --- typing -----------------------------------------------------------------------------
+
+    def _types(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
+        """Whether the call types, forces no symbol, and gives the recorded shape back at the original length."""
+        key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
+        if key not in self.typed:
+            self.typed[key] = self._type(node, args, kwargs)
+        return self.typed[key] is not None
+
+    def _type(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        values = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
+        target = node.target
+        assert callable(target)
+        try:
+            result, forced = compat.evaluate(self.mode, target, values[0], values[1])
+        except Exception:  # noqa: BLE001  a node that does not type raises what its operator raises
+            return None
+        if forced & set(self.spaces):
+            return None
+        found, recorded = pytree.tree_leaves(result), pytree.tree_leaves(node.meta["val"])
+        same = len(found) == len(recorded) and all(map(self._same_at_full_length, found, recorded))
+        return result if same else None
+
+    def _same_at_full_length(self, found: Any, recorded: Any) -> bool:
+        if isinstance(found, torch.Tensor) and isinstance(recorded, torch.Tensor):
+            return len(found.shape) == len(recorded.shape) and all(
+                self._at_full_length(compat.expression(size)) == compat.expression(expected)
+                for size, expected in zip(found.shape, recorded.shape)
+            )
+        if isinstance(found, (int, torch.SymInt)) and isinstance(recorded, (int, torch.SymInt)):
+            return bool(self._at_full_length(compat.expression(found)) == compat.expression(recorded))
+        return type(found) is type(recorded)
+
+    def _at_full_length(self, size: sympy.Expr) -> sympy.Expr:
+        tokens = size.free_symbols & set(self.spaces)
+        return size.subs(dict.fromkeys(tokens, self.tokens)) if tokens else size
+
+    def _place(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        """Put the call into the new graph with the type that it was found to have."""
+        key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
+        made = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        made.meta = {**node.meta, "val": self.typed[key]}
+        return made
+
+    # --- literals ---------------------------------------------------------------------------
+
+    def _recorded(self, node: fx.Node, where: tuple[int, ...]) -> sympy.Expr:
+        """The size that stands at an argument position, as it was at capture."""
+        value = _at(node.args, where)
+        if isinstance(value, fx.Node):
+            return compat.expression(value.meta["val"])
+        output = node.meta["val"]
+        if value == -1 and len(where) == 2 and isinstance(output, torch.Tensor):
+            if len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
+                return compat.expression(output.shape[where[1]])
+        return sympy.Integer(value)
+
+    def _substitutions(
+        self, node: fx.Node, sites: dict[tuple[int, ...], sympy.Expr]
+    ) -> Iterator[dict[tuple[int, ...], sympy.Expr]]:
+        """Candidate repairs, likeliest first: one position, then two positions that had the same size."""
+        tensors = [source.meta["val"] for source in self._tensor_inputs(node)]
+        axes = {
+            (place_, compat.expression(size))
+            for value in tensors
+            for place_, size in enumerate(value.shape)
+            if compat.expression(size).free_symbols & set(self.spaces)
+        }
+        single: list[tuple[float, tuple[int, ...], sympy.Expr]] = []
+        for where, size in sites.items():
+            for axis, length in axes:
+                here = 0.0 if where[-1] == axis else 0.25
+                single.extend((rank + here, where, found) for rank, found in self._fitting(size, length))
+            left_over = self._left_over(where, sites, tensors)
+            if left_over is not None:
+                here = 0.0 if any(where[-1] == axis for axis, _ in axes) else 0.25
+                single.append((0.5 + here, where, left_over))
+        single.sort(key=lambda entry: (entry[0], entry[1], str(entry[2])))
+        for _, where, found in single:
+            yield {where: found}
+        exact = [(where, found) for rank, where, found in single if rank < 1]
+        for (first, one), (second, other) in itertools.combinations(exact, 2):
+            if first != second:
+                yield {first: one, second: other}
+
+    def _fitting(self, size: sympy.Expr, length: sympy.Expr) -> Iterator[tuple[float, sympy.Expr]]:
+        """Expressions in the token axis `length` that equal `size` at the original length."""
+        full = self._at_full_length(length)
+        if size == full:
+            yield 0.0, length
+        elif size.is_Integer and full.is_Integer and size > 1:
+            if size % full == 0:
+                yield 1.0, length * (size // full)
+            yield 2.0 + abs(int(full - size)) / self.tokens, length - (full - size)
+
+    def _left_over(
+        self, where: tuple[int, ...], sites: dict[tuple[int, ...], sympy.Expr], tensors: list[torch.Tensor]
+    ) -> sympy.Expr | None:
+        """What the other sizes of a shape leave for this position, if it divides exactly."""
+        if len(tensors) != 1 or len(where) != 2:
+            return None
+        total = sympy.prod([compat.expression(size) for size in tensors[0].shape])
+        others = sympy.prod([size for other, size in sites.items() if other[0] == where[0] and other != where])
+        if others == 0:
+            return None
+        quotient = sympy.cancel(total / others)
+        if not quotient.free_symbols or not quotient.is_polynomial():
+            return None
+        exact = all(coefficient.is_Integer for coefficient in sympy.Poly(quotient).coeffs())
+        return quotient if exact and self._at_full_length(quotient) == sites[where] else None
+
+    def _size_value(self, size: sympy.Expr) -> Any:
+        return self._size_node(size).meta["val"]
+
+    def _size_node(self, size: sympy.Expr) -> Any:
+        """A size expression as a node of the new graph."""
+        if size not in self.sizes:
+            self.sizes[size] = self._make_size(size)
+        return self.sizes[size]
+
+    def _make_size(self, size: sympy.Expr) -> fx.Node:
+        if size in self.spaces:
+            return self._call(torch.ops.aten.sym_size.int, (self.spaces[size].selection, 1), f"tokens_{size}")
+        if size.is_Symbol:
+            return self._batch_size(size)
+        function = operator.add if size.is_Add else operator.mul
+        assert size.is_Add or size.is_Mul, f"a token size of an unexpected form: {size}"
+        parts = [int(part) if part.is_Integer else self._size_node(part) for part in size.args]
+        return self._call(function, tuple(parts), "tokens_size") if len(parts) == 2 else self._fold(function, parts)
+
+    def _fold(self, function: Callable[..., Any], parts: list[Any]) -> fx.Node:
+        result = parts[0]
+        for part in parts[1:]:
+            result = self._call(function, (result, part), "tokens_size")
+        assert isinstance(result, fx.Node)
+        return result
+
+    def _batch_size(self, symbol: sympy.Expr) -> fx.Node:
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+                for dim, size in enumerate(node.meta["val"].shape):
+                    if compat.expression(size) == symbol:
+                        return self._call(torch.ops.aten.sym_size.int, (node, dim), "batch")
+        raise ValueError(f"no input carries the size {symbol}")
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
+        node = self.graph.create_node("call_function", function, args, {}, name=name)
+        values = fx.map_arg(args, lambda source: source.meta["val"])
+        node.meta["val"], _ = compat.evaluate(self.mode, function, values, {})
+        return node
+
+    # --- operands ---------------------------------------------------------------------------
+
+    def _is_foreign(self, source: fx.Node, space: Space) -> bool:
+        """A tensor operand that is not in the deepest space of its call."""
+        value = self.new[source].meta.get("val")
+        return isinstance(value, torch.Tensor) and self._space(value) is not space
+
+    def _token_dims(self, node: fx.Node, operand: fx.Node) -> list[tuple[int, ...]]:
+        """Axes of an operand that may be the token axis by their length: all of them first, then each, then pairs."""
+        rank, sizes = self._padded(node, operand)
+        spare = self.tokens // 4 if self.probe else self.prefix + self.suffix
+        fits = [
+            dim - rank
+            for dim, size in enumerate(sizes)
+            if isinstance(size, int) and self.tokens - spare <= size <= self.tokens and size > 1
+        ]
+        choices = [tuple(fits), *((dim,) for dim in fits), *itertools.combinations(fits, 2)]
+        return list(dict.fromkeys(choices)) if fits else []
+
+    def _padded(self, node: fx.Node, operand: fx.Node) -> tuple[int, list[Any]]:
+        """The operand's shape, broadcast on the left to the rank of the result."""
+        sizes = list(operand.meta["val"].shape)
+        output = node.meta["val"]
+        rank = max(len(sizes), output.dim() if isinstance(output, torch.Tensor) else 0)
+        if node.target in ops.SCORES:
+            rank = max(rank, 4)  # a bias of an attention score broadcasts against [B, h, T, T]
+        return rank, [1] * (rank - len(sizes)) + sizes
+
+    def _take(self, node: fx.Node, operand: fx.Node, dims: tuple[int, ...], space: Space) -> fx.Node:
+        """The operand with every axis in `dims` gathered by the space's original rows."""
+        rank, sizes = self._padded(node, operand)
+        table = self.full(operand)
+        batch_dim = self._batch_dim(node, rank)
+        key = (table, dims, rank, batch_dim, space.symbol)
+        if key in self.taken:
+            return self.taken[key]
+        for _ in range(rank - table.meta["val"].dim()):
+            table = self._call(torch.ops.aten.unsqueeze.default, (table, 0), f"{operand.name}_row")
+        for dim in dims:
+            missing = self.tokens - sizes[dim]
+            first = min(missing, self.prefix)
+            args = (table, self._origin(space), dim + rank, batch_dim, first, missing - first)
+            table = self._call(ops.take, args, f"{operand.name}_taken")
+        self.taken[key] = table
+        return table
+
+    def _batch_dim(self, node: fx.Node, rank: int) -> int:
+        """Where the batch stands in a result of this rank; the first dimension unless a symbol says otherwise."""
+        output = node.meta["val"]
+        if isinstance(output, torch.Tensor) and output.dim() == rank:
+            for dim, size in enumerate(output.shape):
+                if compat.expression(size).is_Symbol:
+                    return dim
+        return 0
+
+    def _origin(self, space: Space) -> fx.Node:
+        """Original rows of a space: its selection, composed with those before it."""
+        if space.parent is None:
+            return space.selection
+        if "origin" not in space.nodes:
+            space.nodes["origin"] = self._call(
+                ops.compose, (self._origin(space.parent), space.selection), f"origin_{space.symbol}"
+            )
+        return space.nodes["origin"]
+
+    # --- rows read by position --------------------------------------------------------------
+
+    def _rows_read(self, node: fx.Node) -> RowRead | None:
+        """Which token rows a node that shortens or drops the token axis picks by constant position.
+
+        Found by running the operator on numbered rows, twice: the same rows must come out both times.
+        """
+        args, kwargs = self._mapped(node)
+        tensors = [source for source in node.all_input_nodes if not is_size(source)]
+        if len(tensors) != 1 or not compat.is_aten(node.target):
+            return None
+        key = (node.target, _signature(args), _signature(kwargs))
+        if key not in self.rows:
+            self.rows[key] = self._find_rows(node, tensors[0])
+        found = self.rows[key]
+        return None if found is None else RowRead(node.name, found.front, found.back, found.rows)
+
+    def _find_rows(self, node: fx.Node, source: fx.Node) -> RowRead | None:
+        value = self.new[source].meta["val"]
+        if not isinstance(value, torch.Tensor):
+            return None
+        axes = self._axes(value)
+        outputs = [leaf for leaf in pytree.tree_leaves(self._typed_value(node)) if isinstance(leaf, torch.Tensor)]
+        lengths = {compat.expression(size) for leaf in outputs for size in leaf.shape}
+        if len(axes) != 1 or compat.expression(value.shape[axes[0]]) in lengths:
+            return None
+        length = int(self._at_full_length(compat.expression(value.shape[axes[0]])))
+        rows = [_provenance(node, source, axes[0], length, seed) for seed in (0, 1)]
+        if rows[0] is None or rows[0] != rows[1]:
+            return None
+        return self._distinguished(node, rows[0], length)
+
+    def _typed_value(self, node: fx.Node) -> Any:
+        args, kwargs = self._mapped(node)
+        return self.typed.get((node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val"))))
+
+    def _distinguished(self, node: fx.Node, rows: tuple[int, ...], length: int) -> RowRead | None:
+        """How many rows at either end of the stream must stay in place for this reader."""
+        picked = sorted(set(rows))
+        rest = sorted(set(range(length)) - set(picked))
+        apart = min(picked, rest, key=len) if rest else []
+        if list(rows) != picked:  # an order of its own
+            apart = picked
+        if not apart:
+            return None
+        missing = self.tokens - length  # rows sliced off (or, when negative, put in front) before
+        cut = min(missing, self.prefix)
+        front = [row + 1 + cut for row in apart if row < length / 2]
+        back = [length - row + missing - cut for row in apart if row >= length / 2]
+        return RowRead(node.name, max(front, default=0), max(back, default=0), rows)
+
+    # --- small helpers ----------------------------------------------------------------------
+
+    def _mapped(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.new[source])
+        return args, kwargs
+
+    def _copy(self, node: fx.Node, mapping: Callable[[fx.Node], fx.Node], suffix: str = "") -> fx.Node:
+        """The old node with its inputs mapped and its recorded type."""
+        sources = {source: mapping(source) for source in node.all_input_nodes}
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: sources[source])
+        made = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name + suffix, type_expr=node.type)
+        made.meta = dict(node.meta)
+        return made
+
+    def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
+        inputs = [self.new[source] for source in node.all_input_nodes]
+        return [source for source in inputs if isinstance(source.meta.get("val"), torch.Tensor)]
+
+    def _axes(self, value: Any) -> tuple[int, ...]:
+        """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        found = {
+            dim
+            for tensor in tensors
+            for dim, size in enumerate(tensor.shape)
+            if compat.expression(size).free_symbols & set(self.spaces)
+        }
+        return tuple(sorted(found))
+
+    def _space_of_selection(self, node: fx.Node) -> Space:
+        selection = self.new[node.args[1]]  # type: ignore[index]
+        return next(space for space in self.spaces.values() if space.selection is selection)
+
+    def _space(self, value: Any) -> Space | None:
+        """The deepest space whose symbol occurs in a value's shape."""
+        found = [
+            self.spaces[symbol]
+            for leaf in pytree.tree_leaves(value)
+            for size in (leaf.shape if isinstance(leaf, torch.Tensor) else [leaf])
+            if isinstance(size, torch.SymInt)
+            for symbol in compat.expression(size).free_symbols & set(self.spaces)
+        ]
+        return max(found, key=lambda space: space.depth, default=None)
+
+    def _deepest(self, nodes: Sequence[fx.Node]) -> Space | None:
+        found = [space for node in nodes if (space := self._space(node.meta.get("val"))) is not None]
+        return max(found, key=lambda space: space.depth, default=None)
+
+
+def _provenance(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) -> tuple[int, ...] | None:
+    """The rows of `source` that come out of a data-moving operator, in order; None if it computes values."""
+    numbers = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sizes = [_concrete(size) for size in source.meta["val"].shape]
+    sizes[axis] = length
+    shape = [1] * len(sizes)
+    shape[axis] = length
+    numbered = numbers.view(shape).expand(sizes)
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda input_: numbered if input_ is source else _concrete(input_.meta["val"])
+    )
+    assert callable(node.target)
+    try:
+        outputs = pytree.tree_leaves(node.target(*args, **kwargs))
+    except Exception:  # noqa: BLE001  an operator that float64 does not suit moves no rows
+        return None
+    where = {float(number): row for row, number in enumerate(numbers)}
+    rows: list[int] = []
+    for output in outputs:
+        if not isinstance(output, torch.Tensor):
+            return None
+        values = list(dict.fromkeys(output.flatten().tolist()))
+        if any(value not in where for value in values):
+            return None
+        rows.extend(where[value] for value in values)
+    return tuple(rows)
+
+
+def _concrete(size: Any) -> Any:
+    return 2 if isinstance(size, torch.SymInt) else size
+
+
+def _hint(tokens: int, taken: Sequence[int]) -> int:
+    """A stand-in length that no size of the graph is likely to equal: the primes from 5/8 of the stream upwards.
+
+    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size.
+    """
+    candidate = max(3, math.ceil(tokens * 0.62))
+    while candidate in (*taken, tokens) or any(candidate % part == 0 for part in range(2, math.isqrt(candidate) + 1)):
+        candidate += 1
+    return candidate
+
+
+def _signature(value: Any) -> Any:
+    """A hashable description of arguments: tensors by type, sizes by expression, the rest by value."""
+    if isinstance(value, fx.Node):
+        return _signature(value.meta.get("val"))
+    if isinstance(value, torch.Tensor):
+        sizes = tuple(compat.expression(size) for size in value.shape)
+        strides = tuple(compat.expression(stride) for stride in value.stride())
+        return (sizes, strides, value.dtype, value.device)
+    if isinstance(value, torch.SymInt):
+        return compat.expression(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_signature(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _signature(item)) for key, item in value.items())
+    return value
+
+
+def _at(args: Sequence[Any], where: tuple[int, ...]) -> Any:
+    value = args[where[0]]
+    return value if len(where) == 1 else value[where[1]]
+
+
+def _with_sizes(args: Sequence[Any], values: dict[tuple[int, ...], Any]) -> tuple[Any, ...]:
+    """`args` with some size positions replaced."""
+    result = [list(arg) if isinstance(arg, (list, tuple)) else arg for arg in args]
+    for where, value in values.items():
+        value = int(value) if isinstance(value, sympy.Integer) else value
+        if len(where) == 1:
+            result[where[0]] = value
+        else:
+            result[where[0]][where[1]] = value
+    return tuple(result)
+
+
+def _brief(rows: Sequence[int]) -> str:
+    return f"{list(rows)}" if len(rows) <= 4 else f"{rows[0]}..{rows[-1]}"
+

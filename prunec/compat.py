@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -152,11 +153,15 @@ def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
     before = dict(env.replacements)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
     try:
         with mode, torch.no_grad():
             result = target(*args, **kwargs)
         return result, set(env.replacements) - set(before)
     finally:
+        log.setLevel(level)
         for symbol in set(env.replacements) - set(before):
             del env.replacements[symbol]
 

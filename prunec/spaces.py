@@ -128,7 +128,7 @@ class TokenAxis:
         self.repairs.axes[node.name] = self._axes(made.meta["val"])
         if node.target in (ops.gather, ops.fuse):
             self._space_of_selection(node).source = node.args[0]  # type: ignore[assignment]
-        read = self._rows_read(node)
+        read = self._rows_read(node, made)
         if read is not None:
             self.repairs.reads.append(read)
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
@@ -155,7 +155,8 @@ class TokenAxis:
 
     def _as_is(self, node: fx.Node) -> fx.Node | None:
         args, kwargs = self._mapped(node)
-        return self._place(node, args, kwargs) if self._types(node, args, kwargs) else None
+        value = self._type_of(node, self._without_wildcards(node, args), kwargs)
+        return None if value is None else self._place(node, args, kwargs, value)
 
     def _literals(self, node: fx.Node) -> fx.Node | None:
         """Replace sizes burnt in by tracing with the expressions that give them back at the original length."""
@@ -164,16 +165,22 @@ class TokenAxis:
         if not sites:
             return None
         key = (node.target, _signature(args), _signature(kwargs))
-        attempts = [self.solved[key]] if key in self.solved else self._substitutions(node, sites)
-        concrete = _with_sizes(args, {where: size for where, size in sites.items() if _at(args, where) == -1})
+        attempts = iter([self.solved[key]]) if key in self.solved else self._substitutions(node, sites)
         for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
-            values = {where: self._size_value(expression) for where, expression in substitution.items()}
-            if self._types(node, _with_sizes(concrete, values), kwargs):
+            values = {where: self._size_node(size).meta["val"] for where, size in substitution.items()}
+            value = self._type_of(node, _with_sizes(self._without_wildcards(node, args), values), kwargs)
+            if value is not None:
                 self.solved[key] = substitution
-                self.repairs.literals += len(substitution)
-                nodes = {where: self._size_node(expression) for where, expression in substitution.items()}
-                return self._place(node, _with_sizes(concrete, nodes), kwargs)
+                burnt = {where: size for where, size in substitution.items() if _at(args, where) != -1}
+                self.repairs.literals += len(burnt)
+                nodes = {where: self._size_node(size) for where, size in burnt.items()}
+                return self._place(node, _with_sizes(args, nodes), kwargs, value)
         return None
+
+    def _without_wildcards(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
+        wild = [where for where in compat.symbolic_positions(node.target, args) if _at(args, where) == -1]
+        return _with_sizes(args, {where: self._recorded(node, where) for where in wild}) if wild else args
 
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
@@ -184,9 +191,10 @@ class TokenAxis:
                 made = self._take(node, operand, dims, space)
                 swap = {self.new[operand]: made}
                 new_args, new_kwargs = fx.map_arg((args, kwargs), lambda source: swap.get(source, source))
-                if self._types(node, new_args, new_kwargs):
+                value = self._type_of(node, new_args, new_kwargs)
+                if value is not None:
                     self.repairs.gathered.append(operand.name)
-                    return self._place(node, new_args, new_kwargs)
+                    return self._place(node, new_args, new_kwargs, value)
         return None
 
     def _end_region(self, node: fx.Node, reason: str, made: fx.Node | None = None) -> fx.Node:
@@ -224,12 +232,12 @@ class TokenAxis:
 
     # --- typing -----------------------------------------------------------------------------
 
-    def _types(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
-        """Whether the call types, forces no symbol, and gives the recorded shape back at the original length."""
+    def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The call's type if it has one, forces no symbol, and gives the recorded shape at the original length."""
         key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
         if key not in self.typed:
             self.typed[key] = self._type(node, args, kwargs)
-        return self.typed[key] is not None
+        return self.typed[key]
 
     def _type(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         values = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
@@ -259,11 +267,10 @@ class TokenAxis:
         tokens = size.free_symbols & set(self.spaces)
         return size.subs(dict.fromkeys(tokens, self.tokens)) if tokens else size
 
-    def _place(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    def _place(self, node: fx.Node, args: Any, kwargs: Any, value: Any) -> fx.Node:
         """Put the call into the new graph with the type that it was found to have."""
-        key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
         made = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
-        made.meta = {**node.meta, "val": self.typed[key]}
+        made.meta = {**node.meta, "val": value}
         return made
 
     # --- literals ---------------------------------------------------------------------------
@@ -332,9 +339,6 @@ class TokenAxis:
             return None
         exact = all(coefficient.is_Integer for coefficient in sympy.Poly(quotient).coeffs())
         return quotient if exact and self._at_full_length(quotient) == sites[where] else None
-
-    def _size_value(self, size: sympy.Expr) -> Any:
-        return self._size_node(size).meta["val"]
 
     def _size_node(self, size: sympy.Expr) -> Any:
         """A size expression as a node of the new graph."""
@@ -440,7 +444,7 @@ class TokenAxis:
 
     # --- rows read by position --------------------------------------------------------------
 
-    def _rows_read(self, node: fx.Node) -> RowRead | None:
+    def _rows_read(self, node: fx.Node, made: fx.Node) -> RowRead | None:
         """Which token rows a node that shortens or drops the token axis picks by constant position.
 
         Found by running the operator on numbered rows, twice: the same rows must come out both times.
@@ -451,16 +455,16 @@ class TokenAxis:
             return None
         key = (node.target, _signature(args), _signature(kwargs))
         if key not in self.rows:
-            self.rows[key] = self._find_rows(node, tensors[0])
+            self.rows[key] = self._find_rows(node, tensors[0], made)
         found = self.rows[key]
         return None if found is None else RowRead(node.name, found.front, found.back, found.rows)
 
-    def _find_rows(self, node: fx.Node, source: fx.Node) -> RowRead | None:
+    def _find_rows(self, node: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
         value = self.new[source].meta["val"]
         if not isinstance(value, torch.Tensor):
             return None
         axes = self._axes(value)
-        outputs = [leaf for leaf in pytree.tree_leaves(self._typed_value(node)) if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
         lengths = {compat.expression(size) for leaf in outputs for size in leaf.shape}
         if len(axes) != 1 or compat.expression(value.shape[axes[0]]) in lengths:
             return None
@@ -469,10 +473,6 @@ class TokenAxis:
         if rows[0] is None or rows[0] != rows[1]:
             return None
         return self._distinguished(node, rows[0], length)
-
-    def _typed_value(self, node: fx.Node) -> Any:
-        args, kwargs = self._mapped(node)
-        return self.typed.get((node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val"))))
 
     def _distinguished(self, node: fx.Node, rows: tuple[int, ...], length: int) -> RowRead | None:
         """How many rows at either end of the stream must stay in place for this reader."""
@@ -541,11 +541,9 @@ class TokenAxis:
 def _provenance(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) -> tuple[int, ...] | None:
     """The rows of `source` that come out of a data-moving operator, in order; None if it computes values."""
     numbers = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sizes = [_concrete(size) for size in source.meta["val"].shape]
-    sizes[axis] = length
-    shape = [1] * len(sizes)
+    shape = [1] * source.meta["val"].dim()
     shape[axis] = length
-    numbered = numbers.view(shape).expand(sizes)
+    numbered = numbers.view(shape)
     args, kwargs = fx.map_arg(
         (node.args, node.kwargs), lambda input_: numbered if input_ is source else _concrete(input_.meta["val"])
     )

@@ -1,0 +1,77 @@
+"""Every error that prunec raises on purpose, and the exit code that each one becomes.
+
+PruneError            1  it could not be done
+|-- SourceError       1  a model, file or image could not be read
+|-- CaptureError      1  torch.export could not turn the model into one graph
+|-- TargetError       1  the backend asked for cannot run here
+|-- UsageError        2  an option or an argument is wrong
+|   `-- PolicyError   2  a policy file or name is wrong, or does not fit the model
+|-- RecognitionError  3  the model, or a part of it, was not recognised
+|-- VerificationError 4  the rewritten model does not equal the original
+`-- NoGainError       5  pruning would not make this model faster here
+
+An error says what happened, where, and what to do about it. The command line prints
+those three and exits with the code; Python users get the exception itself.
+"""
+
+from __future__ import annotations
+
+
+class PruneError(Exception):
+    """Something prunec could not do: what, where, and the remedy."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.remedy:
+            lines.append(f"  to do: {self.remedy}")
+        return "\n".join(lines)
+
+
+class SourceError(PruneError):
+    """A model, weight file or image could not be found, read or trusted."""
+
+
+class CaptureError(PruneError):
+    """torch.export could not turn the model into one graph."""
+
+
+class TargetError(PruneError):
+    """The backend asked for is unknown, not installed, or has no device here."""
+
+
+class UsageError(PruneError):
+    """An option or argument has a value that cannot be meant."""
+
+    exit_code = 2
+
+
+class PolicyError(UsageError):
+    """A policy is unknown, malformed, or does not fit the model."""
+
+
+class RecognitionError(PruneError):
+    """The model, or a part that the policy needs, was not recognised."""
+
+    exit_code = 3
+
+
+class VerificationError(PruneError):
+    """The rewritten model does not equal the original; it is never returned."""
+
+    exit_code = 4
+
+
+class NoGainError(PruneError):
+    """Pruning would not make this model faster on this device."""
+
+    exit_code = 5

@@ -16,6 +16,7 @@ help:  ## list the tasks
 setup: $(STAMP)  ## create .venv and install everything (again only when pyproject.toml changed)
 
 $(STAMP): pyproject.toml
+	@echo "installing into $(VENV): torch is large, the first time takes minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[timm,hf,dev]'
 	@touch $@

@@ -136,7 +136,7 @@ def _timm(spec: str, name: str, pretrained: bool) -> Source:
             remedy=f"leave the tag out, or choose one of {', '.join(tags)}" if tags else "leave the tag out",
         )
     reason = "as asked" if not pretrained else "" if tags else "timm has none for it"
-    with _reading(spec), _hub():
+    with _reading(spec), contextlib.nullcontext() if reason else _hub():
         module, weights, notes = _with_weights(lambda load: timm.create_model(name, pretrained=load), reason)
     return _source(spec, module, weights, notes)
 
@@ -177,11 +177,8 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
 
 def _model_class(transformers: ModuleType, config: Any) -> Any:
     """The class that the checkpoint was saved from, when transformers has it."""
-    names = config.architectures or ["AutoModel"]
-    cls = getattr(transformers, names[0], None)
-    if cls is not None and names[0] != "AutoModel":
-        return cls
-    return transformers.MODEL_MAPPING[type(config)]
+    name = (config.architectures or [""])[0]
+    return getattr(transformers, name, None) or transformers.MODEL_MAPPING[type(config)]
 
 
 def _from_callable(spec: str, module_name: str, name: str) -> Source:
@@ -189,9 +186,9 @@ def _from_callable(spec: str, module_name: str, name: str) -> Source:
     with _working_folder_importable():
         try:
             namespace = importlib.import_module(module_name)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # a module of the user's may hold any mistake
             raise SourceError(
-                f"{module_name!r} cannot be imported: {error}",
+                f"{module_name!r} cannot be imported: {_first_sentence(error)}",
                 where=where,
                 remedy=f"run where it can be imported, or install it; a source is {GRAMMAR}",
             ) from error

@@ -102,7 +102,8 @@ def test_a_hub_that_cannot_be_reached_does_not_answer(monkeypatch: pytest.Monkey
     assert sources._hub_answers() is False
 
 
-def test_random_as_asked_is_told_apart_from_no_network() -> None:
+def test_random_as_asked_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_hub_answers", lambda: pytest.fail("asked the hub"))
     assert sources.load(VIT, pretrained=False).notes == (
         "the weights are random (as asked); accuracy figures would mean nothing",
     )
@@ -208,6 +209,13 @@ def test_a_function_of_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pyt
     assert (source.spec, source.weights) == ("my_models:build", "given")
     assert sys.path == path
     check_runs(source)
+
+
+def test_a_module_with_a_mistake_in_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_models.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="'broken_models' cannot be imported: invalid syntax"):
+        sources.load("broken_models:build")
 
 
 # What cannot be read ----------------------------------------------------------------------------------------

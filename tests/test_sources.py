@@ -83,17 +83,21 @@ def test_no_network_means_random_weights_and_says_so() -> None:
     assert constants.HF_HUB_OFFLINE is False  # as it was before
 
 
-def test_a_hub_that_answers_is_asked_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_not_asked_again(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offline: list[bool] = []
 
     def create_model(name: str, pretrained: bool) -> nn.Module:
         offline.append(constants.HF_HUB_OFFLINE)
-        return tiny_vit.classifier(pretrained=False)
+        return tiny_vit.TinyViT()
 
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: answers)
     monkeypatch.setattr(timm, "create_model", create_model)
     source = sources.load(VIT)
-    assert (source.weights, source.notes, offline) == ("pretrained", (), [False])
+    assert (source.weights, source.notes, offline) == ("pretrained", (), [not answers])
+    check_runs(source)
 
 
 def test_a_hub_that_cannot_be_reached_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,3 +170,8 @@ def fake_like(mode: FakeTensorMode, shape: Sequence[Any], dtype: torch.dtype, de
     """An empty fake tensor."""
     with mode:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+def mark_dynamic(tensor: torch.Tensor) -> None:
+    """Let torch.compile treat dimension 0 of an input as a symbol from the first call on."""
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -86,6 +86,12 @@ def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     return base.scatter(dim, _rows(index, x, dim), x)
 
 
+def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
+    """The full stream when the first rows went on: what `scatter` costs at least (for the ideal control)."""
+    length = x.shape[dim]
+    return torch.cat([x, base.narrow(dim, length, base.shape[dim] - length)], dim=dim)
+
+
 # --- side state: what is indexed by token moves with its token --------------------------------
 
 
@@ -122,4 +128,4 @@ def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
 
 #: What each operation is, for the printer and for the checks between passes.
 SCORES = (class_attention, class_row, token_norm, random_score)
-DIALECT = (*SCORES, select, gather, fuse, scatter, compose, take)
+DIALECT = (*SCORES, select, gather, fuse, scatter, put_first, compose, take)

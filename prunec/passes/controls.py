@@ -1,0 +1,116 @@
+"""The two controls that every claim stands beside, made from the pruned program itself.
+
+    ideal    x[:, :n] wherever the program gathers: the same lengths, no score, no selection
+    random   the same program and the same counts, scored by random numbers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from prunec import graph, ops
+from prunec.program import Program
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Replace every selection by a plain slice of the same length.
+
+    gather(x, select(score))  ==>  x[:, :n]          take(table, index)    ==>  table[:n]
+    scatter(base, x, index)   ==>  cat([x, base[n:]])
+    """
+
+    name: ClassVar[str] = "ideal slices"
+
+    def requires(self, program: Program) -> None:
+        """A pruned program."""
+        assert program.plan is not None
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program that does no more than its lengths ask for."""
+        assert program.plan is not None
+        module = graph.copy(program.module)
+        lengths: dict[fx.Node, int] = {}
+        sites = iter(program.plan.sites)
+        replaced = 0
+        for node in list(module.graph.nodes):
+            if node.target is ops.select:
+                lengths[node] = next(sites).leaves
+            elif node.target is ops.compose:
+                lengths[node] = lengths[node.args[1]]
+            elif node.op == "call_function" and any(source in lengths for source in node.all_input_nodes):
+                _replace(module.graph, node, lengths)
+                replaced += 1
+        return program.replace(module=module), {"replaced": replaced}
+
+    def ensures(self, program: Program) -> None:
+        """Nothing is scored or selected any more."""
+        assert not any(node.target in (*ops.SCORES, ops.select) for node in program.graph.nodes)
+
+
+def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
+    """Swap one user of a selection for its plain counterpart."""
+    args: tuple[Any, ...] = node.args
+    if graph.op(node) == "sym_size":
+        node.replace_all_uses_with(lengths[args[0]])  # type: ignore[arg-type]  # FX takes a constant here
+        target.erase_node(node)
+        return
+    if node.target is ops.gather:
+        x, index, dim = args
+        new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
+    elif node.target is ops.fuse:
+        x, index, _, _, dim = args
+        new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
+    elif node.target is ops.take:
+        table, index, dim, _, first, last = args
+        new = (torch.ops.aten.narrow.default, (table, dim, 0, lengths[index] - first - last))
+    elif node.target is ops.scatter:
+        base, x, index, dim = args
+        new = (ops.put_first, (base, x, dim))
+    else:
+        raise ValueError(f"{node.name} reads a selection and has no plain counterpart")
+    with target.inserting_before(node):
+        made = target.call_function(*new)
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    target.erase_node(node)
+
+
+@dataclass(frozen=True)
+class RandomScores:
+    """Score by random numbers: what the counts alone cost in accuracy.
+
+    select(class_attention(q, k))  ==>  select(random_score(x))
+    """
+
+    name: ClassVar[str] = "random control"
+
+    def requires(self, program: Program) -> None:
+        """A pruned program."""
+        assert program.plan is not None
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program with every score replaced, also as the weights of a fused token."""
+        assert program.anatomy is not None
+        module = graph.copy(program.module)
+        pruned = [node for node in module.graph.nodes if node.target in (ops.gather, ops.fuse)]
+        for node in pruned:
+            state, selection = node.args[0], node.args[1]
+            assert isinstance(selection, fx.Node)
+            score = selection.args[0]
+            assert isinstance(score, fx.Node)
+            with module.graph.inserting_before(selection):
+                made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
+            made.meta = dict(score.meta)
+            selection.replace_input_with(score, made)
+        return program.replace(module=module), {"scores": len(pruned)}
+
+    def ensures(self, program: Program) -> None:
+        """Every selection is random."""
+        selections = [node for node in program.graph.nodes if node.target is ops.select]
+        assert all(node.args[0].target is ops.random_score for node in selections)  # type: ignore[union-attr]

@@ -1,0 +1,72 @@
+"""Where a program runs. One file per backend, loaded only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+
+from prunec.errors import TargetError
+from prunec.policy import did_you_mean
+from prunec.program import Program, ProgramModule
+
+Flat = Callable[..., Any]
+
+#: name -> "module:class"
+TARGETS = {
+    "eager": "prunec.targets.eager:Eager",
+    "inductor": "prunec.targets.inductor:Inductor",
+}
+
+
+class Target(Protocol):
+    """What every backend is."""
+
+    @property
+    def summary(self) -> str:
+        """One line for `prunec targets`."""
+
+    def missing(self) -> str | None:
+        """Why the backend cannot run here; None when it can."""
+
+    def lower(self, program: Program) -> Flat:
+        """The program as a callable on flat inputs."""
+
+
+def load(name: str) -> Target:
+    """The backend of that name; TargetError when it is unknown or cannot run here."""
+    if name not in TARGETS:
+        raise TargetError(
+            f"unknown target {name!r}{did_you_mean(name, TARGETS)}", remedy=f"targets: {', '.join(TARGETS)}"
+        )
+    target = find(name)
+    missing = target.missing()
+    if missing:
+        raise TargetError(f"target {name!r} cannot run here: {missing}", remedy="`prunec targets` lists what can")
+    return target
+
+
+def find(name: str) -> Target:
+    """The backend of a known name, whether it can run here or not."""
+    module, class_name = TARGETS[name].split(":")
+    return cast("Target", getattr(importlib.import_module(module), class_name)())
+
+
+class LoweredModule(ProgramModule):
+    """A lowered program as a module: the original's signature, the backend's code."""
+
+    def __init__(self, program: Program, lowered: Flat) -> None:
+        super().__init__(program)
+        self.__dict__["lowered"] = lowered
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original model's forward, on this backend."""
+        interface = self.__dict__["program"].interface
+        return interface.unflatten(self.__dict__["lowered"](*interface.flatten(args, kwargs)))
+
+
+def device_of(program: Program) -> torch.device:
+    """Where the program's parameters are (the CPU when it has none)."""
+    return next((parameter.device for parameter in program.module.parameters()), torch.device("cpu"))

@@ -1,0 +1,49 @@
+"""torch.compile with Inductor, on the CPU and on CUDA by the same code.
+
+One graph (fullgraph=True), one compilation for every batch of two or more: the batch dimension is marked dynamic,
+everything else is static. A batch of one is compiled separately, for PyTorch takes a size of one for a constant.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunec import compat
+from prunec.program import Program
+from prunec.targets import Flat
+
+
+@dataclass(frozen=True)
+class Inductor:
+    """Compile the graph; `dynamic_batch=False` compiles for each batch by itself."""
+
+    dynamic_batch: bool = True
+    summary = "torch.compile with Inductor, CPU and CUDA"
+
+    def missing(self) -> str | None:
+        """A C++ compiler is needed for CPU code."""
+        if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            return "no C++ compiler was found (Debian, Ubuntu: apt-get install g++)"
+        return None
+
+    def lower(self, program: Program) -> Flat:
+        """The compiled program."""
+        compiled = torch.compile(program.module, fullgraph=True, dynamic=None if self.dynamic_batch else False)
+        batch = program.interface.batch
+        batched = [
+            isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
+            for leaf in program.interface.example
+        ]
+
+        def run(*flat: Any) -> Any:
+            if self.dynamic_batch:
+                for leaf, dynamic in zip(flat, batched):
+                    if dynamic and leaf.shape[0] > 1:
+                        compat.mark_dynamic(leaf)
+            return compiled(*flat)
+
+        return run

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.graph import is_size, place
+from prunec.rows import RowRead, rows_apart, rows_picked
+from prunec.sizes import Position, Substitution, at, sizes_of, substitutions, with_sizes
 
 _MAX_ATTEMPTS = 48
 
@@ -50,16 +52,6 @@ class Space:
     def depth(self) -> int:
         """How many selections lie behind."""
         return 1 if self.parent is None else 1 + self.parent.depth
-
-
-@dataclass(frozen=True)
-class RowRead:
-    """A node that reads token rows by constant position: how many at the front and at the end it tells apart."""
-
-    node: str
-    front: int
-    back: int
-    rows: tuple[int, ...]
 
 
 @dataclass
@@ -103,7 +95,7 @@ class TokenAxis:
         self.sizes: dict[sympy.Expr, fx.Node] = {}  # size expressions that are nodes of the new graph
         self.taken: dict[Any, fx.Node] = {}  # tables already gathered
         self.typed: dict[Any, Any] = {}  # repeated blocks are typed once
-        self.solved: dict[Any, dict[tuple[int, ...], sympy.Expr]] = {}
+        self.solved: dict[Any, Substitution] = {}
         self.rows: dict[Any, RowRead | None] = {}
 
     # --- the walk ---------------------------------------------------------------------------
@@ -161,26 +153,31 @@ class TokenAxis:
     def _literals(self, node: fx.Node) -> fx.Node | None:
         """Replace sizes burnt in by tracing with the expressions that give them back at the original length."""
         args, kwargs = self._mapped(node)
-        sites = {where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)}
-        if not sites:
+        recorded = {where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)}
+        if not recorded:
             return None
         key = (node.target, _signature(args), _signature(kwargs))
-        attempts = iter([self.solved[key]]) if key in self.solved else self._substitutions(node, sites)
+        attempts = iter([self.solved[key]]) if key in self.solved else self._candidates(node, recorded)
         for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
             values = {where: self._size_node(size).meta["val"] for where, size in substitution.items()}
-            value = self._type_of(node, _with_sizes(self._without_wildcards(node, args), values), kwargs)
+            value = self._type_of(node, with_sizes(self._without_wildcards(node, args), values), kwargs)
             if value is not None:
                 self.solved[key] = substitution
-                burnt = {where: size for where, size in substitution.items() if _at(args, where) != -1}
+                burnt = {where: size for where, size in substitution.items() if at(args, where) != -1}
                 self.repairs.literals += len(burnt)
                 nodes = {where: self._size_node(size) for where, size in burnt.items()}
-                return self._place(node, _with_sizes(args, nodes), kwargs, value)
+                return self._place(node, with_sizes(args, nodes), kwargs, value)
         return None
+
+    def _candidates(self, node: fx.Node, recorded: Mapping[Position, sympy.Expr]) -> Iterator[Substitution]:
+        inputs = [self.new[source].meta.get("val") for source in node.all_input_nodes]
+        shapes = [sizes_of(value) for value in inputs if isinstance(value, torch.Tensor)]
+        return substitutions(recorded, shapes, frozenset(self.spaces), self._at_full_length)
 
     def _without_wildcards(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
-        wild = [where for where in compat.symbolic_positions(node.target, args) if _at(args, where) == -1]
-        return _with_sizes(args, {where: self._recorded(node, where) for where in wild}) if wild else args
+        wild = [where for where in compat.symbolic_positions(node.target, args) if at(args, where) == -1]
+        return with_sizes(args, {where: self._recorded(node, where) for where in wild}) if wild else args
 
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
@@ -188,9 +185,8 @@ class TokenAxis:
         foreign = [source for source in node.all_input_nodes if self._is_foreign(source, space)]
         for operand in foreign:
             for dims in self._token_dims(node, operand):
-                made = self._take(node, operand, dims, space)
-                swap = {self.new[operand]: made}
-                new_args, new_kwargs = fx.map_arg((args, kwargs), lambda source: swap.get(source, source))
+                swap = {self.new[operand]: self._take(node, operand, dims, space)}
+                new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)
                 if value is not None:
                     self.repairs.gathered.append(operand.name)
@@ -275,9 +271,9 @@ class TokenAxis:
 
     # --- literals ---------------------------------------------------------------------------
 
-    def _recorded(self, node: fx.Node, where: tuple[int, ...]) -> sympy.Expr:
+    def _recorded(self, node: fx.Node, where: Position) -> sympy.Expr:
         """The size that stands at an argument position, as it was at capture."""
-        value = _at(node.args, where)
+        value = at(node.args, where)
         if isinstance(value, fx.Node):
             return compat.expression(value.meta["val"])
         output = node.meta["val"]
@@ -285,60 +281,6 @@ class TokenAxis:
             if len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
                 return compat.expression(output.shape[where[1]])
         return sympy.Integer(value)
-
-    def _substitutions(
-        self, node: fx.Node, sites: dict[tuple[int, ...], sympy.Expr]
-    ) -> Iterator[dict[tuple[int, ...], sympy.Expr]]:
-        """Candidate repairs, likeliest first: one position, then two positions that had the same size."""
-        tensors = [source.meta["val"] for source in self._tensor_inputs(node)]
-        axes = {
-            (place_, compat.expression(size))
-            for value in tensors
-            for place_, size in enumerate(value.shape)
-            if compat.expression(size).free_symbols & set(self.spaces)
-        }
-        single: list[tuple[float, tuple[int, ...], sympy.Expr]] = []
-        for where, size in sites.items():
-            for axis, length in axes:
-                here = 0.0 if where[-1] == axis else 0.25
-                single.extend((rank + here, where, found) for rank, found in self._fitting(size, length))
-            left_over = self._left_over(where, sites, tensors)
-            if left_over is not None:
-                here = 0.0 if any(where[-1] == axis for axis, _ in axes) else 0.25
-                single.append((0.5 + here, where, left_over))
-        single.sort(key=lambda entry: (entry[0], entry[1], str(entry[2])))
-        for _, where, found in single:
-            yield {where: found}
-        exact = [(where, found) for rank, where, found in single if rank < 1]
-        for (first, one), (second, other) in itertools.combinations(exact, 2):
-            if first != second:
-                yield {first: one, second: other}
-
-    def _fitting(self, size: sympy.Expr, length: sympy.Expr) -> Iterator[tuple[float, sympy.Expr]]:
-        """Expressions in the token axis `length` that equal `size` at the original length."""
-        full = self._at_full_length(length)
-        if size == full:
-            yield 0.0, length
-        elif size.is_Integer and full.is_Integer and size > 1:
-            if size % full == 0:
-                yield 1.0, length * (size // full)
-            yield 2.0 + abs(int(full - size)) / self.tokens, length - (full - size)
-
-    def _left_over(
-        self, where: tuple[int, ...], sites: dict[tuple[int, ...], sympy.Expr], tensors: list[torch.Tensor]
-    ) -> sympy.Expr | None:
-        """What the other sizes of a shape leave for this position, if it divides exactly."""
-        if len(tensors) != 1 or len(where) != 2:
-            return None
-        total = sympy.prod([compat.expression(size) for size in tensors[0].shape])
-        others = sympy.prod([size for other, size in sites.items() if other[0] == where[0] and other != where])
-        if others == 0:
-            return None
-        quotient = sympy.cancel(total / others)
-        if not quotient.free_symbols or not quotient.is_polynomial():
-            return None
-        exact = all(coefficient.is_Integer for coefficient in sympy.Poly(quotient).coeffs())
-        return quotient if exact and self._at_full_length(quotient) == sites[where] else None
 
     def _size_node(self, size: sympy.Expr) -> Any:
         """A size expression as a node of the new graph."""
@@ -461,33 +403,13 @@ class TokenAxis:
 
     def _find_rows(self, node: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
         value = self.new[source].meta["val"]
-        if not isinstance(value, torch.Tensor):
-            return None
-        axes = self._axes(value)
+        axes = self._axes(value) if isinstance(value, torch.Tensor) else ()
         outputs = [leaf for leaf in pytree.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
-        lengths = {compat.expression(size) for leaf in outputs for size in leaf.shape}
-        if len(axes) != 1 or compat.expression(value.shape[axes[0]]) in lengths:
+        if len(axes) != 1 or sizes_of(value)[axes[0]] in {size for leaf in outputs for size in sizes_of(leaf)}:
             return None
-        length = int(self._at_full_length(compat.expression(value.shape[axes[0]])))
-        rows = [_provenance(node, source, axes[0], length, seed) for seed in (0, 1)]
-        if rows[0] is None or rows[0] != rows[1]:
-            return None
-        return self._distinguished(node, rows[0], length)
-
-    def _distinguished(self, node: fx.Node, rows: tuple[int, ...], length: int) -> RowRead | None:
-        """How many rows at either end of the stream must stay in place for this reader."""
-        picked = sorted(set(rows))
-        rest = sorted(set(range(length)) - set(picked))
-        apart = min(picked, rest, key=len) if rest else []
-        if list(rows) != picked:  # an order of its own
-            apart = picked
-        if not apart:
-            return None
-        missing = self.tokens - length  # rows sliced off (or, when negative, put in front) before
-        cut = min(missing, self.prefix)
-        front = [row + 1 + cut for row in apart if row < length / 2]
-        back = [length - row + missing - cut for row in apart if row >= length / 2]
-        return RowRead(node.name, max(front, default=0), max(back, default=0), rows)
+        length = int(self._at_full_length(sizes_of(value)[axes[0]]))
+        picked = rows_picked(node, source, axes[0], length)
+        return None if picked is None else rows_apart(node.name, picked, length, self.tokens, self.prefix)
 
     # --- small helpers ----------------------------------------------------------------------
 
@@ -502,10 +424,6 @@ class TokenAxis:
         made = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name + suffix, type_expr=node.type)
         made.meta = dict(node.meta)
         return made
-
-    def _tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
-        inputs = [self.new[source] for source in node.all_input_nodes]
-        return [source for source in inputs if isinstance(source.meta.get("val"), torch.Tensor)]
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
@@ -538,34 +456,8 @@ class TokenAxis:
         return max(found, key=lambda space: space.depth, default=None)
 
 
-def _provenance(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) -> tuple[int, ...] | None:
-    """The rows of `source` that come out of a data-moving operator, in order; None if it computes values."""
-    numbers = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    shape = [1] * source.meta["val"].dim()
-    shape[axis] = length
-    numbered = numbers.view(shape)
-    args, kwargs = fx.map_arg(
-        (node.args, node.kwargs), lambda input_: numbered if input_ is source else _concrete(input_.meta["val"])
-    )
-    assert callable(node.target)
-    try:
-        outputs = pytree.tree_leaves(node.target(*args, **kwargs))
-    except Exception:  # noqa: BLE001  an operator that float64 does not suit moves no rows
-        return None
-    where = {float(number): row for row, number in enumerate(numbers)}
-    rows: list[int] = []
-    for output in outputs:
-        if not isinstance(output, torch.Tensor):
-            return None
-        values = list(dict.fromkeys(output.flatten().tolist()))
-        if any(value not in where for value in values):
-            return None
-        rows.extend(where[value] for value in values)
-    return tuple(rows)
-
-
-def _concrete(size: Any) -> Any:
-    return 2 if isinstance(size, torch.SymInt) else size
+def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
+    return fx.map_arg(args, lambda source: swap.get(source, source))
 
 
 def _hint(tokens: int, taken: Sequence[int]) -> int:
@@ -584,7 +476,7 @@ def _signature(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return _signature(value.meta.get("val"))
     if isinstance(value, torch.Tensor):
-        sizes = tuple(compat.expression(size) for size in value.shape)
+        sizes = sizes_of(value)
         strides = tuple(compat.expression(stride) for stride in value.stride())
         return (sizes, strides, value.dtype, value.device)
     if isinstance(value, torch.SymInt):
@@ -594,23 +486,6 @@ def _signature(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((key, _signature(item)) for key, item in value.items())
     return value
-
-
-def _at(args: Sequence[Any], where: tuple[int, ...]) -> Any:
-    value = args[where[0]]
-    return value if len(where) == 1 else value[where[1]]
-
-
-def _with_sizes(args: Sequence[Any], values: dict[tuple[int, ...], Any]) -> tuple[Any, ...]:
-    """`args` with some size positions replaced."""
-    result = [list(arg) if isinstance(arg, (list, tuple)) else arg for arg in args]
-    for where, value in values.items():
-        value = int(value) if isinstance(value, sympy.Integer) else value
-        if len(where) == 1:
-            result[where[0]] = value
-        else:
-            result[where[0]][where[1]] = value
-    return tuple(result)
 
 
 def _brief(rows: Sequence[int]) -> str:

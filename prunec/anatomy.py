@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 BranchKind = Literal["attention", "mlp", "parallel", "other"]
+NormPlace = Literal["pre", "post", "none"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Branch:
     kind: BranchKind
     state: str  # the stream value it reads
     add: str  # the stream value it makes
-    norm: Literal["pre", "post", "none"]
+    norm: NormPlace
     layer_scale: bool
     cores: tuple[Core, ...] = ()
     activation: str | None = None  # "gelu", "silu gated", ...
@@ -90,7 +91,9 @@ class Anatomy:
     suffix: int  # Q protected tokens at the end
     token_dim: int  # which dimension of a state counts tokens
     class_token: int | None  # the protected row that the head reads, if it reads exactly one
-    head: tuple[str, ...]  # how the stream is read at its end: "class token", "mean", "attention", "tokens", ...
+    head: tuple[
+        str, ...
+    ]  # how the stream is read at its end: "class token", "mean", "attention", "tokens", ...
     taps: tuple[str, ...]  # stream values that also leave in the middle
     states: tuple[str, ...]  # every value of the residual stream, in order
     pixels: str  # the image input

@@ -23,7 +23,9 @@ from prunec.errors import CaptureError, UsageError
 from prunec.program import Interface, Program, Stage
 
 
-def capture(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+) -> Program:
     """Capture `module` on an example input whose batch is 2."""
     start = time.perf_counter()
     kwargs = dict(kwargs or {})
@@ -56,8 +58,8 @@ def _export(
         raise CaptureError(
             f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
             where=_user_frame(error),
-            remedy="make that line independent of tensor values; torch.export.draft_export(model, args) lists every "
-            "such place",
+            remedy="make that line independent of tensor values; torch.export.draft_export(model, args) "
+            "lists every such place",
         ) from error
 
 
@@ -79,7 +81,9 @@ def _interface(
     batch: int | None,
 ) -> Interface:
     parameters = inspect.signature(module.forward).parameters.values()
-    named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    named = tuple(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
     if len(args) > len(named):  # forward(*inputs): number the arguments
         named = tuple(f"input_{place}" for place in range(len(args)))
     in_spec, out_spec = compat.structure(graph_module)
@@ -97,7 +101,9 @@ def _interface(
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    tensors = [leaf for leaf in compat.tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, torch.Tensor)]
+    tensors = [
+        leaf for leaf in compat.tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, torch.Tensor)
+    ]
     if not tensors:
         raise UsageError("the example holds no tensor", remedy="give example=(image,) with an image batch")
     return next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
@@ -109,12 +115,14 @@ def _batch_is_symbolic(
     """Whether every input whose first dimension is the batch kept a symbol there."""
     examples, _ = compat.tree_flatten((args, dict(kwargs)))
     user_inputs = set(exported.graph_signature.user_inputs)
-    placeholders = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
-    for node, example in zip(placeholders, examples):
-        if isinstance(example, torch.Tensor) and example.dim() > 0 and example.shape[0] == batch:
-            if not isinstance(node.meta["val"].shape[0], torch.SymInt):
-                return False
-    return True
+    placeholders = [
+        node for node in exported.graph.nodes if node.op == "placeholder" and node.name in user_inputs
+    ]
+    return all(
+        isinstance(node.meta["val"].shape[0], torch.SymInt)
+        for node, example in zip(placeholders, examples, strict=True)
+        if isinstance(example, torch.Tensor) and example.dim() > 0 and example.shape[0] == batch
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -132,5 +140,3 @@ def _user_frame(error: Exception) -> str | None:
             frame = f"{filename}:{trace.tb_lineno}  {compat.source_text(filename, trace.tb_lineno)}".rstrip()
         trace = trace.tb_next
     return frame
-
-

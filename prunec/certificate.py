@@ -68,12 +68,13 @@ def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = No
 
 def _one_image(program: Program) -> tuple[Any, ...]:
     """The example with one image where the batch is free: the proof does not need more."""
-    interface = program.interface
-    return tuple(
-        leaf[:1] if isinstance(leaf, Tensor) and interface.batch and leaf.dim() and leaf.shape[0] == interface.batch
-        else leaf
-        for leaf in interface.example
-    )  # fmt: skip
+    batch = program.interface.batch
+
+    def first(leaf: Any) -> Any:
+        batched = isinstance(leaf, Tensor) and batch is not None and leaf.dim() > 0 and leaf.shape[0] == batch
+        return leaf[:1] if batched else leaf
+
+    return tuple(map(first, program.interface.example))
 
 
 def _tolerance(outputs: Any) -> float:
@@ -84,7 +85,7 @@ def _tolerance(outputs: Any) -> float:
 def _worst(found: Any, expected: Any) -> float:
     """The largest difference over all outputs, each relative to its own scale."""
     worst = 0.0
-    for one, other in zip(found, expected):
+    for one, other in zip(found, expected, strict=True):
         if isinstance(other, Tensor):
             worst = max(worst, relative_difference(one, other)) if worst == worst else worst
     return worst
@@ -138,14 +139,18 @@ def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator
 def _first_difference(
     dense: Program, pruned: Program, flat: tuple[Any, ...], tolerance: float, *, permute: bool
 ) -> str | None:
-    """The first value of the original graph that comes out wrong (rows sorted, since their order may differ)."""
+    """The first value of the original graph that comes out wrong, whatever the order of its rows."""
     expected = _values(fx.Interpreter(dense.module, garbage_collect_values=False), flat)
     found = _values(_Keeping(pruned, permute=permute), flat)
     for node in pruned.graph.nodes:
         one, other = found.get(node.name), expected.get(node.name)
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point():
-            if one.shape != other.shape or relative_difference(_unordered(one), _unordered(other)) > 10 * tolerance:
-                return graph.place(node)
+        if not (isinstance(one, Tensor) and isinstance(other, Tensor) and one.is_floating_point()):
+            continue
+        if (
+            one.shape != other.shape
+            or relative_difference(_unordered(one), _unordered(other)) > 10 * tolerance
+        ):
+            return graph.place(node)
     return None
 
 

@@ -9,7 +9,7 @@ import inspect
 import linecache
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -32,7 +32,9 @@ INLINABLE_REGIONS = ("wrap_with_set_grad_enabled",)
 # --- export -----------------------------------------------------------------------------------
 
 
-def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None) -> ExportedProgram:
+def export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None
+) -> ExportedProgram:
     """Export `module`; dimension 0 of every tensor of length `batch` becomes symbolic (None: all fixed)."""
     shapes = ShapesCollection()
     leaves, _ = tree_flatten((args, dict(kwargs)))
@@ -40,7 +42,10 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and batch is not None and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
     dynamic = shapes if batch is not None else None
-    return torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
+    return cast(
+        "ExportedProgram",
+        torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False),
+    )
 
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:
@@ -59,7 +64,10 @@ def unlifted(exported: ExportedProgram) -> fx.GraphModule:
 
 def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
     """How the inputs (args, kwargs) and the outputs of an unlifted program nest."""
-    return graph_module._in_spec, graph_module._out_spec
+    inputs, outputs = graph_module._in_spec, graph_module._out_spec
+    assert inputs is not None
+    assert outputs is not None
+    return inputs, outputs
 
 
 def make_flat(graph: fx.Graph) -> None:
@@ -93,7 +101,7 @@ def symbolic_positions(target: object, args: Sequence[Any]) -> Iterator[tuple[in
     """Where `args` may hold a size: (argument,) or (argument, element), by the operator's schema."""
     if not isinstance(target, torch._ops.OpOverload):
         return
-    for place, (argument, value) in enumerate(zip(target._schema.arguments, args)):
+    for place, (argument, value) in enumerate(zip(target._schema.arguments, args, strict=False)):
         kind = argument.real_type
         while isinstance(kind, (torch.OptionalType, torch.ListType)):
             kind = kind.getElementType()
@@ -148,7 +156,9 @@ def source_text(filename: str, line: int) -> str:
     return linecache.getline(filename, line).strip()
 
 
-def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, set[sympy.Symbol]]:
+def evaluate(
+    mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Any, set[sympy.Symbol]]:
     """Run a function on fake tensors; also the symbols that it forced to a value (undone afterwards)."""
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
@@ -166,7 +176,9 @@ def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs
             del env.replacements[symbol]
 
 
-def fake_like(mode: FakeTensorMode, shape: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def fake_like(
+    mode: FakeTensorMode, shape: Sequence[Any], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """An empty fake tensor."""
     with mode:
         return torch.empty(tuple(shape), dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """The compiler, on one screen.
 
-    capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> certify -> lower -> measure
+capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> certify -> lower -> measure
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:
     return recognised.anatomy
 
 
-def load_policy(policy: PolicyLike, *, keep: float | None = None, blocks: tuple[int, ...] | None = None) -> Policy:
+def load_policy(
+    policy: PolicyLike, *, keep: float | None = None, blocks: tuple[int, ...] | None = None
+) -> Policy:
     """A policy from a name, file, mapping or Policy, with overrides."""
     loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
     return loaded.override(keep=keep, blocks=blocks) if keep is not None or blocks is not None else loaded

@@ -1,6 +1,7 @@
 """Measured time: interleaved rounds of several callables in one run, so that only their ratios are quoted.
 
-Wall clocks drift and cores are shared; a ratio inside one interleaved run survives that, two separate runs do not.
+Wall clocks drift and cores are shared; a ratio inside one interleaved run survives that, two separate runs
+do not.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ class Timing:
 
 
 def measure(
-    calls: Mapping[str, Call], *, device: torch.device, rounds: int = 20, warmup: int = 3, seconds: float = 60.0
+    calls: Mapping[str, Call],
+    *,
+    device: torch.device,
+    rounds: int = 20,
+    warmup: int = 3,
+    seconds: float = 60.0,
 ) -> dict[str, Timing]:
     """Time several callables in interleaved rounds, each round in a random order.
 
     Stops after `rounds` rounds, or earlier (but not before five) when `seconds` are over.
     """
-    order = random.Random(0)  # noqa: S311  the order of measurements, nothing secret
+    order = random.Random(0)
     clock = _cuda_clock if device.type == "cuda" else _cpu_clock
     samples: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
@@ -65,7 +71,7 @@ def measure(
 
 def ratio(timings: Mapping[str, Timing], numerator: str, denominator: str) -> float:
     """The median over rounds of the ratio inside each round: drift cancels."""
-    pairs = zip(timings[numerator].samples, timings[denominator].samples)
+    pairs = zip(timings[numerator].samples, timings[denominator].samples, strict=True)
     return statistics.median(over / under for over, under in pairs)
 
 

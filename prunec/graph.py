@@ -92,7 +92,8 @@ def place(node: fx.Node) -> str:
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """The graph's one output node."""
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    output: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return output
 
 
 def by_name(graph: fx.Graph) -> dict[str, fx.Node]:

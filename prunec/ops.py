@@ -15,7 +15,9 @@ from torch import Tensor
 # --- score: [B, T], higher means more worth keeping -------------------------------------------
 
 
-def class_attention(query: Tensor, key: Tensor, row: int, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+def class_attention(
+    query: Tensor, key: Tensor, row: int, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention that token `row` pays to every token, averaged over heads; one row, never the N x N map."""
     # query: [B, h, T, d], key: [B, h', T, d], mask: broadcastable to [B, h, T, T]
     if key.shape[1] != query.shape[1]:
@@ -25,7 +27,7 @@ def class_attention(query: Tensor, key: Tensor, row: int, scale: float | None = 
     if mask is not None:
         mask = mask[..., row : row + 1, :]
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(dim=-1)[:, :, 0].mean(dim=1)
+    return torch.mean(logits.softmax(dim=-1)[:, :, 0], dim=1)
 
 
 def class_row(attention: Tensor, row: int) -> Tensor:
@@ -49,8 +51,8 @@ def random_score(x: Tensor, dim: int = 1) -> Tensor:
 def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = False) -> Tensor:
     """Rows that go on: protected ones in place, the `keep` best patches in ascending order.
 
-    With `fused`, the best of the remaining patches follows them: its place is where `fuse` puts the extra token.
-    Ties go to the lower index. Keeping everything yields 0 .. T-1.
+    With `fused`, the best of the remaining patches follows them: its place is where `fuse` puts the extra
+    token. Ties go to the lower index. Keeping everything yields 0 .. T-1.
     """
     tokens = score.shape[1]  # score: [B, T]
     rows = torch.arange(tokens, device=score.device).expand(score.shape[0], -1)
@@ -70,7 +72,7 @@ def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
 
 
 def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1) -> Tensor:
-    """Rows `index` of a stream, the last patch row replaced by the sum of all dropped tokens weighted by score."""
+    """Rows `index` of a stream; the last patch row becomes the sum of dropped tokens, weighted by score."""
     kept = gather(x, index, dim)
     if index.shape[1] == x.shape[dim]:  # nothing was dropped
         return kept
@@ -100,18 +102,20 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     return outer.gather(1, inner)  # [B, n1], [B, n2] -> [B, n2]
 
 
-def take(table: Tensor, index: Tensor, dim: int, batch_dim: int = 0, skip_prefix: int = 0, skip_suffix: int = 0) -> Tensor:
+def take(
+    table: Tensor, index: Tensor, dim: int, batch_dim: int = 0, skip_prefix: int = 0, skip_suffix: int = 0
+) -> Tensor:
     """Rows of a token-indexed table (rotary, position, bias) for the tokens that are left.
 
     A table that has no rows for `skip_prefix` protected tokens shifts the index by as many.
     """
     index = index[:, skip_prefix : index.shape[1] - skip_suffix] - skip_prefix
-    shape = [1] * table.dim()
+    shape, target = [1] * table.dim(), list(table.shape)
     shape[batch_dim], shape[dim] = index.shape
-    target = list(table.shape)
     target[batch_dim] = index.shape[0]
     table = table.expand(target)
     target[dim] = index.shape[1]
+    index = index.T if dim < batch_dim else index
     return table.gather(dim, index.reshape(shape).expand(target))
 
 

@@ -44,8 +44,8 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
     if policy.scorer.kind == "cls_attention" and anatomy.class_token is None:
         fits = [name for name, other in presets().items() if other.scorer.kind != "cls_attention"]
         raise PolicyError(
-            f"policy {policy.name!r} scores tokens by the attention of the class token, and this model's head reads "
-            f"none (it reads {' and '.join(anatomy.head) or 'nothing'})",
+            f"policy {policy.name!r} scores tokens by the attention of the class token, and this model's "
+            f"head reads none (it reads {' and '.join(anatomy.head) or 'nothing'})",
             where="scorer.kind",
             remedy=f"presets that fit this model: {', '.join(fits)}",
         )
@@ -53,8 +53,8 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
         block = anatomy.blocks[index]
         if policy.sites.where == "after_attention" and not block.sequential:
             raise PolicyError(
-                f"policy {policy.name!r} places a site between attention and MLP, but block {index} computes both "
-                "from the same state",
+                f"policy {policy.name!r} places a site between attention and MLP, but block {index} computes "
+                "both from the same state",
                 where=f"sites.where, {block.path or f'block {index}'}",
                 remedy="use `where: before_block`",
             )

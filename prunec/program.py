@@ -38,22 +38,26 @@ class Interface:
         """The flat graph inputs of one call, however its arguments were spelled."""
         if len(args) > len(self.parameters):
             raise UsageError(f"forward takes {len(self.parameters)} arguments, got {len(args)}")
-        given = dict(zip(self.parameters, args))
+        given = dict(zip(self.parameters, args, strict=False))
         given.update(kwargs)
         for name in (*self.positional, *self.keyword):
             if name not in given:
                 raise UsageError(f"missing input {name!r}", remedy=f"call the model with {self.call()}")
         for name, value in given.items():
-            if name not in self.positional and name not in self.keyword and value is not self.defaults.get(name):
+            if (
+                name not in self.positional
+                and name not in self.keyword
+                and value is not self.defaults.get(name)
+            ):
                 raise UsageError(
-                    f"input {name!r} was not given when the model was captured, so the graph has no place for it",
+                    f"input {name!r} was not given at capture, so the graph has no place for it",
                     remedy="transform the model again with an example that holds this input",
                 )
         call = (tuple(given[name] for name in self.positional), {name: given[name] for name in self.keyword})
         flat, spec = compat.tree_flatten(call)
         if spec != self.in_spec:
             raise UsageError("the inputs nest differently from the example", remedy=f"expected {self.call()}")
-        for name, value, expected in zip(self.leaf_names(), flat, self.example):
+        for name, value, expected in zip(self.leaf_names(), flat, self.example, strict=True):
             self._check_leaf(name, value, expected)
         return flat
 
@@ -64,14 +68,15 @@ class Interface:
     def leaf_names(self) -> tuple[str, ...]:
         """A name for each flat input; nested inputs repeat their parameter's name."""
         names: list[str] = []
-        for name, child in zip((*self.positional, *self.keyword), _children(self.in_spec)):
+        for name, child in zip((*self.positional, *self.keyword), _children(self.in_spec), strict=True):
             names.extend([name] * child.num_leaves)
         return tuple(names)
 
     def call(self) -> str:
         """The expected call in words, such as `pixel_values=float32[B, 3, 224, 224]`."""
         return ", ".join(
-            f"{name}={self.describe(leaf)}" for name, leaf in zip(self.leaf_names(), self.example)
+            f"{name}={self.describe(leaf)}"
+            for name, leaf in zip(self.leaf_names(), self.example, strict=True)
         )
 
     def describe(self, leaf: Any) -> str:
@@ -90,7 +95,7 @@ class Interface:
             fits = isinstance(value, torch.Tensor) and value.dim() == expected.dim()
             if not fits or value.shape[start:] != expected.shape[start:]:
                 raise UsageError(
-                    f"input {name!r} is {self.describe(value)}, the model was captured for {self.describe(expected)}",
+                    f"input {name!r} is {self.describe(value)}, expected {self.describe(expected)}",
                     remedy="give inputs of that shape, or transform the model again with an example of yours",
                 )
         elif value != expected:

@@ -4,8 +4,8 @@
     x[:, 5:]     leaves 0..4 out  -> rows 0 to 4 must stay in front
     x[:, -100:]  picks the last   -> the last 100 rows must stay at the end
 
-The operator is run on rows that carry random numbers, twice. If what comes out are those numbers, and the same
-rows both times, it moves rows by position; a mean or a maximum does not pass.
+The operator is run on rows that carry random numbers, twice. If what comes out are those numbers, and the
+same rows both times, it moves rows by position; a mean or a maximum does not pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import fx
 
 @dataclass(frozen=True)
 class RowRead:
-    """A node that reads token rows by constant position: how many at the front and at the end it tells apart."""
+    """A node that reads token rows by position: how many at the front and at the end it tells apart."""
 
     node: str
     front: int
@@ -60,7 +60,9 @@ def _watch(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) ->
     shape = [1] * source.meta["val"].dim()
     shape[axis] = length
     numbered = numbers.view(shape)  # the other dimensions do not matter to an operator that moves rows
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: numbered if given is source else _size(given))
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda given: numbered if given is source else _size(given)
+    )
     assert callable(node.target)
     try:
         outputs = pytree.tree_leaves(node.target(*args, **kwargs))
@@ -69,10 +71,12 @@ def _watch(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) ->
     row_of = {float(number): row for row, number in enumerate(numbers)}
     rows: list[int] = []
     for output in outputs:
-        values = list(dict.fromkeys(output.flatten().tolist())) if isinstance(output, torch.Tensor) else [None]
+        values = (
+            list(dict.fromkeys(output.flatten().tolist())) if isinstance(output, torch.Tensor) else [None]
+        )
         if any(value not in row_of for value in values):
             return None
-        rows.extend(row_of[value] for value in values)
+        rows.extend(row_of[value] for value in values if value is not None)
     return tuple(rows)
 
 

@@ -4,8 +4,8 @@
     view(x: [b, n - 1, 8, 24], [b, 196, 192])          196 -> n - 1          the same, shifted
     reshape(x: [b, n, 192], [394, 192])                394 -> b * n          what the other sizes leave over
 
-An expression is a candidate only if it gives the recorded size back at the original length. Which candidate is
-right is decided by typing the call (see spaces.py); here they only come in a good order.
+An expression is a candidate only if it gives the recorded size back at the original length. Which candidate
+is right is decided by typing the call (see spaces.py); here they only come in a good order.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def substitutions(
     for where, size in recorded.items():
         for axis, length in axes:
             elsewhere = 0.0 if where[-1] == axis else 0.25  # the position of the axis itself comes first
-            ranked.extend((rank + elsewhere, where, found) for rank, found in _fitting(size, length, at_full_length))
+            ranked.extend(
+                (rank + elsewhere, where, found) for rank, found in _fitting(size, length, at_full_length)
+            )
         rest = _left_over(where, recorded, shapes, at_full_length)
         if rest is not None:
             elsewhere = 0.0 if any(where[-1] == axis for axis, _ in axes) else 0.25

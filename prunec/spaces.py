@@ -1,19 +1,19 @@
-"""The symbolic token axis: after a selection the token count is a symbol, and the graph repairs itself around it.
+"""The symbolic token axis: after a selection the token count is a symbol, and the graph repairs itself.
 
-No operator has a rule here. The captured graph is rebuilt node by node under PyTorch's own symbolic shapes, with
-the length of every selection a fresh symbol n. A dimension whose size contains n is a token axis. A node that no
-longer types is repaired by the first of these that does:
+No operator has a rule here. The captured graph is rebuilt node by node under PyTorch's own symbolic shapes,
+with the length of every selection a fresh symbol n. A dimension whose size contains n is a token axis. A node
+that no longer types is repaired by the first of these that does:
 
-    a literal burnt in by tracing          reshape(x, [b, 197, 3, h, d])  ->  reshape(x, [b, n, 3, h, d])
-    an operand that is indexed by token    q * cos[197, d]                ->  q * take(cos, index)
-    a place that needs the whole grid      reshape(x, [b, 14, 14, c])     ->  reshape(scatter(full, x, index), ...)
+    a literal burnt in by tracing        reshape(x, [b, 197, 3, h, d])  ->  reshape(x, [b, n, 3, h, d])
+    an operand that is indexed by token  q * cos[197, d]                ->  q * take(cos, index)
+    a place that needs the whole grid    reshape(x, [b, 14, 14, c])     ->  reshape(scatter(x0, x, index), ..)
 
-"Types" means: PyTorch accepts the shapes, no symbol was forced to a value, and putting the original length back
-for n gives exactly the shape that was recorded at capture.
+"Types" means: PyTorch accepts the shapes, no symbol was forced to a value, and putting the original length
+back for n gives exactly the shape that was recorded at capture.
 
-A value that is wanted whole again is traced back to the last state of the residual stream, scattered there into
-what the stream was before the selection, and recomputed from there. Rows that are read by constant position
-(x[:, 0], x[:, 5:]) must be protected ones; any other such reader gets the whole stream too.
+A value that is wanted whole again is traced back to the last state of the residual stream, scattered there
+into what the stream was before the selection, and recomputed from there. Rows that are read by constant
+position (x[:, 0], x[:, 5:]) must be protected ones; any other such reader gets the whole stream too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Repairs:
     scatters: int = 0
     region_ends: list[str] = field(default_factory=list)
     reads: list[RowRead] = field(default_factory=list)
-    axes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # node -> its token axes (none: only its inputs)
+    axes: dict[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # node -> its token axes (none: only its inputs)
 
     def counts(self) -> dict[str, int]:
         """The numbers that reports and tests read."""
@@ -79,10 +81,23 @@ class TokenAxis:
     """Rebuilds one graph, in which selections stand but nothing after them fits, into one that does."""
 
     def __init__(
-        self, module: fx.GraphModule, *, tokens: int, prefix: int, suffix: int, token_dim: int, states: Sequence[str],
+        self,
+        module: fx.GraphModule,
+        *,
+        tokens: int,
+        prefix: int,
+        suffix: int,
+        token_dim: int,
+        states: Sequence[str],
         probe: bool = False,
     ) -> None:
-        self.module, self.tokens, self.prefix, self.suffix, self.token_dim = module, tokens, prefix, suffix, token_dim
+        self.module, self.tokens, self.prefix, self.suffix, self.token_dim = (
+            module,
+            tokens,
+            prefix,
+            suffix,
+            token_dim,
+        )
         self.states = set(states)
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
@@ -151,9 +166,11 @@ class TokenAxis:
         return None if value is None else self._place(node, args, kwargs, value)
 
     def _literals(self, node: fx.Node) -> fx.Node | None:
-        """Replace sizes burnt in by tracing with the expressions that give them back at the original length."""
+        """Replace sizes burnt in by tracing with expressions that give them back at the original length."""
         args, kwargs = self._mapped(node)
-        recorded = {where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)}
+        recorded = {
+            where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)
+        }
         if not recorded:
             return None
         key = (node.target, _signature(args), _signature(kwargs))
@@ -209,7 +226,11 @@ class TokenAxis:
             return made
         if node in self.whole:
             return self.whole[node]
-        if node.target in (ops.gather, ops.fuse) and node.args[0] is space.source:
+        if (
+            space.source is not None
+            and node.target in (ops.gather, ops.fuse)
+            and node.args[0] is space.source
+        ):
             result = self.full(space.source)
         elif node.name in self.states:
             result = self._scatter(node, made, space)
@@ -229,7 +250,7 @@ class TokenAxis:
     # --- typing -----------------------------------------------------------------------------
 
     def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """The call's type if it has one, forces no symbol, and gives the recorded shape at the original length."""
+        """The call's type; None if it has none, forces a symbol, or does not give the recorded shape back."""
         key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
         if key not in self.typed:
             self.typed[key] = self._type(node, args, kwargs)
@@ -253,7 +274,7 @@ class TokenAxis:
         if isinstance(found, torch.Tensor) and isinstance(recorded, torch.Tensor):
             return len(found.shape) == len(recorded.shape) and all(
                 self._at_full_length(compat.expression(size)) == compat.expression(expected)
-                for size, expected in zip(found.shape, recorded.shape)
+                for size, expected in zip(found.shape, recorded.shape, strict=True)
             )
         if isinstance(found, (int, torch.SymInt)) and isinstance(recorded, (int, torch.SymInt)):
             return bool(self._at_full_length(compat.expression(found)) == compat.expression(recorded))
@@ -277,9 +298,9 @@ class TokenAxis:
         if isinstance(value, fx.Node):
             return compat.expression(value.meta["val"])
         output = node.meta["val"]
-        if value == -1 and len(where) == 2 and isinstance(output, torch.Tensor):
-            if len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
-                return compat.expression(output.shape[where[1]])
+        wild = value == -1 and len(where) == 2 and isinstance(output, torch.Tensor)
+        if wild and len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
+            return compat.expression(output.shape[where[1]])
         return sympy.Integer(value)
 
     def _size_node(self, size: sympy.Expr) -> Any:
@@ -296,7 +317,11 @@ class TokenAxis:
         function = operator.add if size.is_Add else operator.mul
         assert size.is_Add or size.is_Mul, f"a token size of an unexpected form: {size}"
         parts = [int(part) if part.is_Integer else self._size_node(part) for part in size.args]
-        return self._call(function, tuple(parts), "tokens_size") if len(parts) == 2 else self._fold(function, parts)
+        return (
+            self._call(function, tuple(parts), "tokens_size")
+            if len(parts) == 2
+            else self._fold(function, parts)
+        )
 
     def _fold(self, function: Callable[..., Any], parts: list[Any]) -> fx.Node:
         result = parts[0]
@@ -327,7 +352,7 @@ class TokenAxis:
         return isinstance(value, torch.Tensor) and self._space(value) is not space
 
     def _token_dims(self, node: fx.Node, operand: fx.Node) -> list[tuple[int, ...]]:
-        """Axes of an operand that may be the token axis by their length: all of them first, then each, then pairs."""
+        """Axes of an operand that may be token axes by their length: all first, then each, then pairs."""
         rank, sizes = self._padded(node, operand)
         spare = self.tokens // 4 if self.probe else self.prefix + self.suffix
         fits = [
@@ -366,7 +391,7 @@ class TokenAxis:
         return table
 
     def _batch_dim(self, node: fx.Node, rank: int) -> int:
-        """Where the batch stands in a result of this rank; the first dimension unless a symbol says otherwise."""
+        """Where the batch stands in a result of this rank; in front unless a symbol says otherwise."""
         output = node.meta["val"]
         if isinstance(output, torch.Tensor) and output.dim() == rank:
             for dim, size in enumerate(output.shape):
@@ -405,7 +430,9 @@ class TokenAxis:
         value = self.new[source].meta["val"]
         axes = self._axes(value) if isinstance(value, torch.Tensor) else ()
         outputs = [leaf for leaf in pytree.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
-        if len(axes) != 1 or sizes_of(value)[axes[0]] in {size for leaf in outputs for size in sizes_of(leaf)}:
+        if len(axes) != 1 or sizes_of(value)[axes[0]] in {
+            size for leaf in outputs for size in sizes_of(leaf)
+        }:
             return None
         length = int(self._at_full_length(sizes_of(value)[axes[0]]))
         picked = rows_picked(node, source, axes[0], length)
@@ -421,7 +448,9 @@ class TokenAxis:
         """The old node with its inputs mapped and its recorded type."""
         sources = {source: mapping(source) for source in node.all_input_nodes}
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: sources[source])
-        made = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name + suffix, type_expr=node.type)
+        made = self.graph.create_node(
+            node.op, node.target, args, kwargs, name=node.name + suffix, type_expr=node.type
+        )
         made.meta = dict(node.meta)
         return made
 
@@ -461,12 +490,14 @@ def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
 
 
 def _hint(tokens: int, taken: Sequence[int]) -> int:
-    """A stand-in length that no size of the graph is likely to equal: the primes from 5/8 of the stream upwards.
+    """A stand-in length that no size is likely to equal: the primes from 5/8 of the stream upwards.
 
     It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size.
     """
     candidate = max(3, math.ceil(tokens * 0.62))
-    while candidate in (*taken, tokens) or any(candidate % part == 0 for part in range(2, math.isqrt(candidate) + 1)):
+    while candidate in (*taken, tokens) or any(
+        candidate % part == 0 for part in range(2, math.isqrt(candidate) + 1)
+    ):
         candidate += 1
     return candidate
 
@@ -490,4 +521,3 @@ def _signature(value: Any) -> Any:
 
 def _brief(rows: Sequence[int]) -> str:
     return f"{list(rows)}" if len(rows) <= 4 else f"{rows[0]}..{rows[-1]}"
-

@@ -1,7 +1,7 @@
 """The two controls that every claim stands beside, made from the pruned program itself.
 
-    ideal    x[:, :n] wherever the program gathers: the same lengths, no score, no selection
-    random   the same program and the same counts, scored by random numbers
+ideal    x[:, :n] wherever the program gathers: the same lengths, no score, no selection
+random   the same program and the same counts, scored by random numbers
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Slices:
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
     """Swap one user of a selection for its plain counterpart."""
     args: tuple[Any, ...] = node.args
+    new: tuple[Any, tuple[Any, ...]]
     if graph.op(node) == "sym_size":
         node.replace_all_uses_with(lengths[args[0]])  # type: ignore[arg-type]  # FX takes a constant here
         target.erase_node(node)
@@ -113,4 +114,4 @@ class RandomScores:
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target is ops.select]
-        assert all(node.args[0].target is ops.random_score for node in selections)  # type: ignore[union-attr]
+        assert all(node.args[0].target is ops.random_score for node in selections)

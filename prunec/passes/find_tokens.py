@@ -1,8 +1,8 @@
 """Tell patch tokens from protected ones, and find where the stream is read.
 
-Protected are rows that do not come from pixels (found by running the embedding on two images and comparing) and
-rows that anything downstream reads by constant position (found by making the token axis a symbol and following
-it through the graph).
+Protected are rows that do not come from pixels (found by running the embedding on two images and comparing)
+and rows that anything downstream reads by constant position (found by making the token axis a symbol and
+following it through the graph).
 
     two images --embedding--> s0, s0'    rows that are equal in both: class token, registers, queries
     s0[b, n, c] ------------> every reader of rows 0, 5:, -100: ... and every place where the axis ends
@@ -19,9 +19,10 @@ from torch import fx
 from prunec import graph, ops
 from prunec.compat import fake_mode_of
 from prunec.errors import RecognitionError
-from prunec.spaces import Repairs, RowRead, TokenAxis
+from prunec.rows import RowRead
+from prunec.spaces import Repairs, TokenAxis
 
-#: A constant read of more rows than this share of the stream is a reader of the grid, not of protected tokens.
+#: A constant read of more rows than this share of the stream reads the grid, not protected tokens.
 _LARGEST_PROTECTED_SHARE = 0.5
 
 
@@ -125,7 +126,8 @@ def _ends(pixel_free: list[bool], length: int) -> tuple[int, int]:
     back = next((row for row, free in enumerate(reversed(pixel_free)) if not free), length)
     if front == length:
         raise RecognitionError(
-            "the first state of the residual stream does not depend on the image", remedy="check the example input"
+            "the first state of the residual stream does not depend on the image",
+            remedy="check the example input",
         )
     return front, back
 
@@ -164,7 +166,9 @@ def _class_token(reads: list[RowRead], prefix: int) -> int | None:
     return min(single, default=None)
 
 
-def _head(module: fx.GraphModule, states: tuple[str, ...], repairs: Repairs, reads: list[RowRead]) -> tuple[str, ...]:
+def _head(
+    module: fx.GraphModule, states: tuple[str, ...], repairs: Repairs, reads: list[RowRead]
+) -> tuple[str, ...]:
     """How the axis ends after the last state, in words."""
     names = graph.by_name(module.graph)
     rows = {read.node: read.rows for read in reads}
@@ -196,7 +200,9 @@ def _taps(
     inside = trunk | set(states)
     tapped = []
     for state in states[:-1]:
-        outside = [user for user in names[state].users if user.name not in inside and user.op != "placeholder"]
+        outside = [
+            user for user in names[state].users if user.name not in inside and user.op != "placeholder"
+        ]
         if any(not _leads_to_state(user, states) for user in outside):
             tapped.append(state)
     return tuple(tapped)

@@ -54,7 +54,9 @@ def _insert(target: fx.Graph, anatomy: Anatomy, site: Site, scorer: str, fate: s
     users = list(state.users)
     function, operands = _score_call(anatomy, site, scorer, names, state)
     order = {node: place for place, node in enumerate(target.nodes)}
-    after = max([state, *(operand for operand in operands if isinstance(operand, fx.Node))], key=order.__getitem__)
+    after = max(
+        [state, *(operand for operand in operands if isinstance(operand, fx.Node))], key=order.__getitem__
+    )
     mode = fake_mode_of(target)
     with target.inserting_after(after):
         score = _call(target, function, operands, f"score_{number}")

@@ -5,14 +5,15 @@
     dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
     _assert_tensor_metadata(x, ...)                 ->  gone
 
-A mask is dropped only where it is proved to hide nothing: it is an expansion of values that depend on no input,
-and those values, computed, are all true (or all zero for an additive mask). It would cost the fused kernel.
+A mask is dropped only where it is proved to hide nothing: it is an expansion of values that depend on no
+input, and those values, computed, are all true (or all zero for an additive mask). It would cost the fused
+kernel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -64,13 +65,13 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
     assert isinstance(inner, fx.GraphModule)
     mapping: dict[fx.Node, fx.Node] = {}
     placeholders = (inner_node for inner_node in inner.graph.nodes if inner_node.op == "placeholder")
-    mapping.update(zip(placeholders, operands))  # type: ignore[arg-type]
+    mapping.update(zip(placeholders, operands, strict=True))  # type: ignore[arg-type]
     with module.graph.inserting_before(node):
         results = module.graph.graph_copy(inner.graph, mapping)
     assert isinstance(results, (tuple, list))
     for user in list(node.users):
         assert graph.is_getitem(user)
-        user.replace_all_uses_with(results[user.args[1]])
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
         module.graph.erase_node(user)
     module.graph.erase_node(node)
     if not body.users:
@@ -141,8 +142,9 @@ def _does_nothing(node: fx.Node) -> bool:
     if name == "alias":
         return True
     if name == "dropout":
-        return node.args[1] == 0 or node.args[2] is False
+        return bool(node.args[1] == 0) or node.args[2] is False
     if name == "slice":
-        start, end, step = (*node.args[2:], *(0, _WHOLE, 1)[len(node.args) - 2 :])
+        given: list[Any] = list(node.args[2:])
+        start, end, step = given + [0, _WHOLE, 1][len(given) :]
         return start in (0, None) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and step == 1
     return False

@@ -6,9 +6,9 @@
 
 A residual add is one whose immediate dominator (on the data-flow graph rooted at the pixels, without size and
 metadata edges) is one of its operands, or whose other operand is a residual add from the same state (parallel
-branches). Its branch is an attention where it holds a softmax between two products of data (or the fused call),
-an MLP where it goes linear, activation, linear. Then the stream's token axis is made a symbol and followed
-through the whole graph, which tells the heads, the taps and the rows that are read by position.
+branches). Its branch is an attention where it holds a softmax between two products of data (or the fused
+call), an MLP where it goes linear, activation, linear. Then the stream's token axis is made a symbol and
+followed through the whole graph, which tells the heads, the taps and the rows that are read by position.
 """
 
 from __future__ import annotations
@@ -17,25 +17,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import networkx as nx
 from torch import fx
 
 from prunec import graph
-from prunec.anatomy import Anatomy, Block, Branch, Core, NoMatch
+from prunec.anatomy import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 from prunec.errors import RecognitionError
+from prunec.flow import NORMS, DataFlow, Link, chains, residual_adds
 from prunec.passes.find_tokens import find_tokens
 from prunec.program import Program
 
 PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm"}
-ACTIVATIONS = {"gelu", "silu", "relu", "sigmoid", "tanh", "hardswish", "mish", "elu", "leaky_relu", "softplus"}
-NORMS = {"layer_norm", "rms_norm", "rsqrt", "batch_norm", "group_norm"}
+ACTIVATIONS = {
+    "gelu",
+    "silu",
+    "relu",
+    "sigmoid",
+    "tanh",
+    "hardswish",
+    "mish",
+    "elu",
+    "leaky_relu",
+    "softplus",
+}
 LINEARS = {"linear", "addmm", "mm", "conv2d", "conv1d"}
-#: What may stand between two links of one chain of residual adds, besides norms.
-_LIGHT = {"dropout", "to", "clone", "contiguous", "type_as", "mul", "add", "permute", "transpose"} | NORMS
 #: What may stand between the product, the softmax and the second product of a spelled-out attention.
 _BETWEEN_PRODUCTS = {
-    "mul", "div", "add", "sub", "masked_fill", "where", "to", "dropout", "softmax", "clamp", "view", "reshape",
-    "expand", "type_as", "contiguous", "clone", "linear", "permute", "transpose",
+    "mul", "div", "add", "sub", "masked_fill", "where", "to", "dropout", "softmax", "clamp", "view",
+    "reshape", "expand", "type_as", "contiguous", "clone", "linear", "permute", "transpose",
 }  # fmt: skip
 
 
@@ -51,7 +59,11 @@ class Recognise:
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The same graph with its anatomy, and the counts of what was found."""
         anatomy = recognise(program.module)
-        counts = {"blocks": anatomy.depth, "tokens": anatomy.tokens, "protected": anatomy.prefix + anatomy.suffix}
+        counts = {
+            "blocks": anatomy.depth,
+            "tokens": anatomy.tokens,
+            "protected": anatomy.prefix + anatomy.suffix,
+        }
         return program.replace(anatomy=anatomy), counts
 
     def ensures(self, program: Program) -> None:
@@ -66,14 +78,16 @@ def recognise(module: fx.GraphModule) -> Anatomy:
     flow = DataFlow(module.graph)
     cores = find_cores(flow)
     adds = _without_long_skips(residual_adds(flow), cores, flow)
-    chains = [chain for chain in _chains(adds, flow) if any(_cores_in(add.region, cores) for add in chain)]
-    if not chains:
+    attending = [
+        chain for chain in chains(adds, flow) if any(_cores_in(link.region, cores) for link in chain)
+    ]
+    if not attending:
         raise RecognitionError(
             "no residual stream with attention was found in this model",
             where=_nearest_miss(flow, adds, cores),
             remedy="prunec works on Vision Transformers; `prunec explain SOURCE` lists what it looked at",
         )
-    chain = max(chains, key=lambda links: sum(len(_cores_in(link.region, cores)) for link in links))
+    chain = max(attending, key=lambda links: sum(len(_cores_in(link.region, cores)) for link in links))
     branches = [_branch(link, cores, flow) for link in chain]
     matched = {core.node for branch in branches for core in branch.cores}
     last = flow.order[chain[-1].add]
@@ -102,97 +116,15 @@ def recognise(module: fx.GraphModule) -> Anatomy:
     )
 
 
-# --- the data-flow graph ----------------------------------------------------------------------
-
-
-class DataFlow:
-    """The graph of values that depend on the pixels, with dominators and order."""
-
-    def __init__(self, source: fx.Graph) -> None:
-        self.nodes = graph.by_name(source)
-        self.order = {node: place for place, node in enumerate(source.nodes)}
-        self.pixels = find_pixels(source)
-        self.reached = graph.reachable([self.pixels])
-        edges = [(before, node) for node in self.reached for before in self.inputs(node)]
-        self.dominators: dict[fx.Node, fx.Node] = nx.immediate_dominators(nx.DiGraph(edges), self.pixels) if edges else {}
-
-    def inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Operands that depend on the pixels."""
-        return [source for source in graph.data_inputs(node) if source in self.reached]
-
-    def region(self, state: fx.Node, end: fx.Node) -> set[fx.Node]:
-        """Nodes between `state` (left out) and `end` (included), walking back from the end."""
-        found: set[fx.Node] = set()
-        queue = [end]
-        while queue:
-            node = queue.pop()
-            if node not in found and self.order[node] > self.order[state]:
-                found.add(node)
-                queue.extend(self.inputs(node))
-        return found
-
-
-def find_pixels(source: fx.Graph) -> fx.Node:
-    """The image input: the largest floating-point tensor of at least three dimensions."""
-    inputs = [node for node in source.nodes if node.op == "placeholder" and graph.is_tensor(node)]
-    images = [node for node in inputs if node.meta["val"].is_floating_point() and node.meta["val"].dim() >= 3]
-    if not images:
-        raise RecognitionError(
-            "the model takes no image tensor", remedy="give an example that holds the image as a float tensor"
-        )
-    return max(images, key=lambda node: (node.meta["val"].dim(), node.meta["val"][0].numel()))
-
-
-# --- residual adds ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Link:
-    """One residual add: `add = state + branch`."""
-
-    add: fx.Node
-    state: fx.Node
-    branch: fx.Node
-    region: frozenset[fx.Node]  # from the state (left out) to the branch's end
-
-
-def residual_adds(flow: DataFlow) -> list[Link]:
-    """Every add whose state dominates its branch, in graph order."""
-    found: dict[fx.Node, Link] = {}
-    for node in sorted(flow.reached, key=flow.order.__getitem__):
-        link = _residual(node, flow, found) if graph.op(node) in ("add", "addcmul") else None
-        if link is not None:
-            found[node] = link
-    return list(found.values())
-
-
-def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link | None:
-    operands = [source for source in node.args if isinstance(source, fx.Node) and source in flow.reached]
-    if len(operands) != 2 or operands[0] is operands[1]:
-        return None
-    dominator = flow.dominators.get(node)
-    for skip, branch in (operands, operands[::-1]):
-        if graph.shape(skip) != graph.shape(node):
-            continue
-        if skip is dominator:
-            return Link(node, skip, branch, frozenset(flow.region(skip, branch)))
-        if skip in found and found[skip].state is dominator:  # x + attention(x) + mlp(x)
-            return Link(node, found[skip].state, branch, frozenset(flow.region(found[skip].state, branch)))
-    for skip, branch in (operands, operands[::-1]):  # something older enters the branch too: look at the operands
-        if graph.shape(skip) == graph.shape(node) and branch is not skip:
-            region = flow.region(skip, branch)
-            if any(skip in flow.inputs(inner) for inner in region):
-                return Link(node, skip, branch, frozenset(region))
-    return None
-
-
 def _without_long_skips(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> list[Link]:
     """Drop skips over whole blocks, and adds inside a branch (q = x + f(x))."""
     kept: list[Link] = []
     working = {link.add: _holds_work(link, cores, flow) for link in links}
     inner: set[fx.Node] = set()
     for link in links:
-        inside = [other for other in links if other.add in link.region and other is not link and working[other.add]]
+        inside = [
+            other for other in links if other.add in link.region and other is not link and working[other.add]
+        ]
         if inside:
             inner.add(link.add)  # a skip over other residual branches
     for link in links:
@@ -206,33 +138,6 @@ def _without_long_skips(links: list[Link], cores: dict[str, Core], flow: DataFlo
 
 def _holds_work(link: Link, cores: dict[str, Core], flow: DataFlow) -> bool:
     return bool(_cores_in(link.region, cores)) or _activation(link.region, cores) is not None
-
-
-def _chains(links: list[Link], flow: DataFlow) -> list[list[Link]]:
-    """Residual adds in sequence: each starts from what the one before it made."""
-    chains: list[list[Link]] = []
-    for link in links:
-        for chain in chains:
-            last = chain[-1]
-            if link.state is last.state or _leads(last.add, link.state, flow):
-                chain.append(link)
-                break
-        else:
-            chains.append([link])
-    return chains
-
-
-def _leads(before: fx.Node, state: fx.Node, flow: DataFlow) -> bool:
-    """Whether `state` is `before`, or a norm (or the like) of it."""
-    node = state
-    for _ in range(8):
-        if node is before:
-            return True
-        inputs = flow.inputs(node)
-        if len(inputs) != 1 or graph.op(node) not in _LIGHT or not graph.is_tensor(inputs[0]):
-            return False
-        node = inputs[0]
-    return False
 
 
 # --- attention cores --------------------------------------------------------------------------
@@ -269,7 +174,7 @@ def _spelled_core(softmax: fx.Node, flow: DataFlow) -> Core | None:
     if product is None or after is None:
         return None
     query, key = _operands(product, flow)
-    weights, value = _operands(after, flow)
+    _, value = _operands(after, flow)
     return Core("spelled", softmax.name, query.name, key.name, value.name)
 
 
@@ -306,9 +211,11 @@ def _cores_in(region: frozenset[fx.Node], cores: dict[str, Core]) -> list[Core]:
 def _branch(link: Link, cores: dict[str, Core], flow: DataFlow) -> Branch:
     inside = _cores_in(link.region, cores)
     activation = _activation(link.region, cores)
-    kind = "parallel" if inside and activation else "attention" if inside else "mlp" if activation else "other"
+    kind: BranchKind = "mlp" if activation else "other"
+    if inside:
+        kind = "parallel" if activation else "attention"
     return Branch(
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         state=link.state.name,
         add=link.add.name,
         norm=_norm_place(link, flow),
@@ -319,7 +226,7 @@ def _branch(link: Link, cores: dict[str, Core], flow: DataFlow) -> Branch:
 
 
 def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | None:
-    """`gelu`, `silu gated`, ... where the region goes linear, activation, linear beside any attention core."""
+    """`gelu`, `silu gated`, ... where the region goes linear, activation, linear beside any attention."""
     attending = {node for node in region if node.name in cores}
     past_core = {node for node in graph.reachable(attending) if node in region} if attending else set()
     for node in sorted(region, key=lambda node: node.name):
@@ -329,7 +236,8 @@ def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | Non
         after = _first(node, lambda inner: [u for u in inner.users if u in region], LINEARS)
         if before is not None and after is not None and not (_feeds_core(after, region, attending)):
             gated = any(
-                graph.op(user) == "mul" and len({source for source in graph.data_inputs(user) if source in region}) == 2
+                graph.op(user) == "mul"
+                and len({source for source in graph.data_inputs(user) if source in region}) == 2
                 for user in node.users
             )
             return f"{graph.op(node)} gated" if gated else graph.op(node)
@@ -337,7 +245,9 @@ def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | Non
 
 
 def _feeds_core(node: fx.Node, region: frozenset[fx.Node], attending: set[fx.Node]) -> bool:
-    return bool(attending) and bool({inner for inner in graph.reachable([node]) if inner in region} & attending)
+    return bool(attending) and bool(
+        {inner for inner in graph.reachable([node]) if inner in region} & attending
+    )
 
 
 def _first(node: fx.Node, step: object, wanted: set[str]) -> fx.Node | None:
@@ -354,7 +264,7 @@ def _first(node: fx.Node, step: object, wanted: set[str]) -> fx.Node | None:
     return None
 
 
-def _norm_place(link: Link, flow: DataFlow) -> str:  # Literal, checked by the dataclass's users
+def _norm_place(link: Link, flow: DataFlow) -> NormPlace:
     readers = [node for node in link.region if link.state in flow.inputs(node)]
     if any(graph.op(node) in NORMS | {"pow", "mean", "to"} for node in readers):
         return "pre"
@@ -366,7 +276,11 @@ def _norm_place(link: Link, flow: DataFlow) -> str:  # Literal, checked by the d
         if len(inputs) != 1:
             break
         node = inputs[0]
-    return "post" if any(graph.op(user) in NORMS for user in link.add.users) and len(link.add.users) == 1 else "none"
+    return (
+        "post"
+        if any(graph.op(user) in NORMS for user in link.add.users) and len(link.add.users) == 1
+        else "none"
+    )
 
 
 def _has_layer_scale(link: Link) -> bool:
@@ -389,7 +303,9 @@ def _blocks(branches: list[Branch], flow: DataFlow) -> tuple[Block, ...]:
     """Branches in groups that each start with an attention; what stands before the first one joins it."""
     groups: list[list[Branch]] = []
     for branch in branches:
-        beside = bool(groups) and groups[-1][-1].state == branch.state  # parallel branches read the same state
+        beside = (
+            bool(groups) and groups[-1][-1].state == branch.state
+        )  # parallel branches read the same state
         starts = bool(branch.cores) and any(other.cores for other in groups[-1]) if groups else True
         if starts and not beside:
             groups.append([branch])

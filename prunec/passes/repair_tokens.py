@@ -1,8 +1,8 @@
 """Make the graph fit its selections: the symbolic token axis (see spaces.py) as a pass.
 
-    reshape(x, [b, 197, 3, h, d])  ==>  reshape(x, [b, n, 3, h, d])
-    q * cos                        ==>  q * take(cos, index)
-    head(x)  (wants every token)   ==>  head(scatter(full, x, index))
+reshape(x, [b, 197, 3, h, d])  ==>  reshape(x, [b, n, 3, h, d])
+q * cos                        ==>  q * take(cos, index)
+head(x)  (wants every token)   ==>  head(scatter(full, x, index))
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ class RepairTokens:
         """Every way back starts from a selection; outputs have the shapes of the original."""
         for node in program.graph.nodes:
             if node.target is ops.scatter:
-                assert node.args[2].target in (ops.select, ops.compose)  # type: ignore[union-attr]
+                assert node.args[2].target in (ops.select, ops.compose)
         assert output_node(program.graph) is not None

@@ -44,7 +44,9 @@ def load(name: str) -> Target:
     target = find(name)
     missing = target.missing()
     if missing:
-        raise TargetError(f"target {name!r} cannot run here: {missing}", remedy="`prunec targets` lists what can")
+        raise TargetError(
+            f"target {name!r} cannot run here: {missing}", remedy="`prunec targets` lists what can"
+        )
     return target
 
 

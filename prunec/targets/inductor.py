@@ -1,7 +1,8 @@
 """torch.compile with Inductor, on the CPU and on CUDA by the same code.
 
-One graph (fullgraph=True), one compilation for every batch of two or more: the batch dimension is marked dynamic,
-everything else is static. A batch of one is compiled separately, for PyTorch takes a size of one for a constant.
+One graph (fullgraph=True), one compilation for all batches of two or more: the batch dimension is marked
+dynamic, everything else is static. A batch of one is compiled by itself: PyTorch takes a size of one for a
+constant.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Inductor:
 
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
-        compiled = torch.compile(program.module, fullgraph=True, dynamic=None if self.dynamic_batch else False)
+        dynamic = None if self.dynamic_batch else False
+        compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic)
         batch = program.interface.batch
         batched = [
             isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
@@ -41,7 +43,7 @@ class Inductor:
 
         def run(*flat: Any) -> Any:
             if self.dynamic_batch:
-                for leaf, dynamic in zip(flat, batched):
+                for leaf, dynamic in zip(flat, batched, strict=True):
                     if dynamic and leaf.shape[0] > 1:
                         compat.mark_dynamic(leaf)
             return compiled(*flat)

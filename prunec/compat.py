@@ -42,15 +42,12 @@ def export(
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and batch is not None and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
     dynamic = shapes if batch is not None else None
-    return cast(
-        "ExportedProgram",
-        torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False),
-    )
+    return torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
 
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:
     """The same program with in-place operators made functional and nothing else decomposed."""
-    return exported.run_decompositions({})
+    return cast("ExportedProgram", exported.run_decompositions({}))
 
 
 def unlifted(exported: ExportedProgram) -> fx.GraphModule:

@@ -37,7 +37,7 @@ def class_row(attention: Tensor, row: int) -> Tensor:
 
 def token_norm(x: Tensor, dim: int = 1) -> Tensor:
     """The L2 norm of each token."""
-    return torch.linalg.vector_norm(x.movedim(dim, 1), dim=-1)  # [B, T, C] -> [B, T]
+    return torch.sqrt(x.movedim(dim, 1).square().sum(dim=-1))  # [B, T, C] -> [B, T]
 
 
 def random_score(x: Tensor, dim: int = 1) -> Tensor:

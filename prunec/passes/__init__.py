@@ -1,8 +1,8 @@
 """The rewrites, one file each, and the order in which they run.
 
 A pass is a frozen dataclass: a `name`, typed options as fields, and `requires -> run -> ensures`. `run`
-returns a new program and counts; the runner removes dead nodes, checks the graph, re-checks the promise and keeps the
-record.
+returns a new program and counts; the runner removes dead nodes, checks the graph, re-checks the promise and
+keeps the record.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from prunec import compat
 from prunec.errors import CaptureError, UsageError
@@ -69,6 +70,7 @@ def _flat(graph_module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if node.op == "call_module":  # input guards of the exported program: prunec checks inputs itself
             graph.erase_node(node)
+    graph_module._forward_pre_hooks.clear()  # the same, for keywords that a flat call has no longer
     graph_module.recompile()
     return graph_module
 
@@ -114,12 +116,14 @@ def _batch_is_symbolic(
 ) -> bool:
     """Whether every input whose first dimension is the batch kept a symbol there."""
     examples, _ = compat.tree_flatten((args, dict(kwargs)))
-    user_inputs = set(exported.graph_signature.user_inputs)
+    user_inputs = {  # constants (flags, None) too: they have placeholders of their own
+        spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+    }
     placeholders = [
         node for node in exported.graph.nodes if node.op == "placeholder" and node.name in user_inputs
     ]
     return all(
-        isinstance(node.meta["val"].shape[0], torch.SymInt)
+        compat.expression(node.meta["val"].shape[0]).free_symbols  # a SymInt that was fixed has none
         for node, example in zip(placeholders, examples, strict=True)
         if isinstance(example, torch.Tensor) and example.dim() > 0 and example.shape[0] == batch
     )

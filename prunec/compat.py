@@ -94,6 +94,11 @@ def mutates(target: object) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
+def is_random(target: object) -> bool:
+    """Whether two calls with equal arguments may differ."""
+    return is_aten(target) and torch.Tag.nondeterministic_seeded in target.tags  # type: ignore[attr-defined]
+
+
 def symbolic_positions(target: object, args: Sequence[Any]) -> Iterator[tuple[int, ...]]:
     """Where `args` may hold a size: (argument,) or (argument, element), by the operator's schema."""
     if not isinstance(target, torch._ops.OpOverload):
@@ -139,12 +144,13 @@ def expression(size: int | torch.SymInt) -> sympy.Expr:
 
 
 def specialised_by(exported: ExportedProgram) -> str | None:
-    """The user's source line that fixed a symbolic size, if PyTorch recorded one."""
+    """The user's source line that fixed a symbolic size, as `file.py:12  code`, if PyTorch recorded one."""
     env = fake_mode_of(exported.graph).shape_env
     for place in getattr(env, "replacements_slocs", {}).values():
-        frame = getattr(place, "maybe_user_loc", None) or getattr(place, "framework_loc", None)
-        if frame is not None:
-            return str(frame)
+        for frame in (getattr(place, "maybe_user_loc", None), getattr(place, "framework_loc", None)):
+            file, line = getattr(frame, "filename", None), getattr(frame, "lineno", None)
+            if file is not None and line is not None and "/torch/" not in file:
+                return f"{file}:{line}  {source_text(file, line)}".rstrip()
     return None
 
 

@@ -42,6 +42,7 @@ _MAX_ATTEMPTS = 48
 class Space:
     """The rows that one selection leaves: a symbol for their number and the way back to the original ones."""
 
+    number: int  # in the order of the selections, for names
     symbol: sympy.Symbol
     selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
     parent: Space | None
@@ -155,7 +156,7 @@ class TokenAxis:
         made.meta["val"] = compat.fake_like(self.mode, (batch, size), torch.int64, node.meta["val"].device)
         symbol = compat.expression(size)
         assert isinstance(symbol, sympy.Symbol)
-        self.spaces[symbol] = Space(symbol, made, parent)
+        self.spaces[symbol] = Space(len(self.spaces), symbol, made, parent)
         return made
 
     # --- the three repairs ------------------------------------------------------------------
@@ -311,7 +312,7 @@ class TokenAxis:
 
     def _make_size(self, size: sympy.Expr) -> fx.Node:
         if size in self.spaces:
-            return self._call(torch.ops.aten.sym_size.int, (self.spaces[size].selection, 1), f"tokens_{size}")
+            return self._call(torch.ops.aten.sym_size.int, (self.spaces[size].selection, 1), f"tokens_{self.spaces[size].number}")
         if size.is_Symbol:
             return self._batch_size(size)
         function = operator.add if size.is_Add else operator.mul
@@ -405,7 +406,7 @@ class TokenAxis:
             return space.selection
         if "origin" not in space.nodes:
             space.nodes["origin"] = self._call(
-                ops.compose, (self._origin(space.parent), space.selection), f"origin_{space.symbol}"
+                ops.compose, (self._origin(space.parent), space.selection), f"origin_{space.number}"
             )
         return space.nodes["origin"]
 

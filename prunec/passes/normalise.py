@@ -3,6 +3,7 @@
     wrap_with_set_grad_enabled(False, body, x)      ->  the body's own operators
     sdpa(q, k, v, expand(arange(n) >= 0))           ->  sdpa(q, k, v)          a mask that hides nothing
     dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
+    chunk(table) in block 1, chunk(table) again in block 2  ->  one chunk(table)
     _assert_tensor_metadata(x, ...)                 ->  gone
 
 A mask is dropped only where it is proved to hide nothing: it is an expansion of values that depend on no
@@ -41,6 +42,7 @@ class Normalise:
             "regions": _inline_regions(module),
             "masks": _drop_masks(module),
             "no-ops": _drop_no_ops(module),
+            "repeats": _share_repeats(module),
         }
         return program.replace(module=module), counts
 
@@ -135,6 +137,28 @@ def _drop_no_ops(module: fx.GraphModule) -> int:
             module.graph.erase_node(node)
             dropped += 1
     return dropped
+
+
+def _share_repeats(module: fx.GraphModule) -> int:
+    """Compute once what every block computes anew: the halves of a rotary table, a bias from its index."""
+    seen: dict[Any, fx.Node] = {}
+    shared = 0
+    for node in list(module.graph.nodes):
+        if node.op not in ("call_function", "get_attr") or compat.is_random(node.target):
+            continue
+        key = _call_key(node)
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            module.graph.erase_node(node)
+            shared += 1
+        else:
+            seen[key] = node
+    return shared
+
+
+def _call_key(node: fx.Node) -> Any:
+    """Equal for two calls of the same operator on the same values."""
+    return (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())))
 
 
 def _does_nothing(node: fx.Node) -> bool:

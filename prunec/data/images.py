@@ -1,0 +1,201 @@
+"""A folder of images as one normalised tensor, the same in every run.
+
+    folder/*.jpg            images without labels
+    folder/CLASS/**/*.jpg   two or more subfolders name the classes, in sorted order, empty ones counted in;
+                            where all names are numbers, the number is the class
+
+The picture is read, scaled and cropped as timm and torchvision do it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prunec.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+KINDS = "jpg, png, bmp or webp images"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in the order of their paths."""
+
+    images: Tensor  # [n, 3, H, W] float32, normalised
+    paths: tuple[Path, ...]
+    labels: Tensor | None  # [n] int64 where subfolders name the classes
+    classes: tuple[str, ...] = ()  # the subfolders' names, in the order of the classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def load_images(
+    folder: Path | str,
+    size: int | tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    limit: int | None = None,
+    *,
+    crop: float = 1.0,
+) -> ImageSet:
+    """Read the images of a folder and of its subfolders.
+
+    Args:
+        folder: where they are. Hidden files are left out.
+        size: the side of the result, or its height and width.
+        mean: what is subtracted from each channel, which runs from 0 to 1.
+        std: what each channel is divided by afterwards.
+        limit: at most so many images, evenly spaced over the sorted paths, so that every class has its share.
+        crop: the share of the scaled image's shorter side that the centre crop keeps (timm's `crop_pct`).
+
+    Raises:
+        SourceError: there is no image, or one cannot be read, or Pillow is missing.
+        UsageError: an argument cannot be meant.
+    """
+    _check_arguments(mean, std, limit, crop)
+    _need_pillow()
+    folder = Path(folder).expanduser()
+    paths = _thinned(_find(folder), limit)
+    target = (size, size) if isinstance(size, int) else size
+    images = torch.empty(len(paths), 3, *target)
+    for place, path in enumerate(paths):
+        images[place] = _pixels(_fitted(_opened(path), target, crop))
+    images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+    labels, classes = _labels(folder, paths)
+    return ImageSet(images, paths, labels, classes)
+
+
+# --- which files --------------------------------------------------------------------------------------------
+
+
+def _find(folder: Path) -> tuple[Path, ...]:
+    """Every image below a folder, sorted by its path."""
+    if not folder.is_dir():
+        what = "this is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise SourceError(what, where=str(folder), remedy=f"give a folder of {KINDS}")
+    try:
+        files = [path for path in _walk(folder) if not _hidden(path.relative_to(folder))]
+    except OSError as error:
+        raise SourceError(
+            f"the folder cannot be read: {error.strerror}", where=str(folder), remedy="check its permissions"
+        ) from error
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        held = f"none of its {len(files)} files is an image" if files else "the folder is empty"
+        raise SourceError(held, where=str(folder), remedy=f"put {KINDS} there, or name another folder")
+    return tuple(sorted(paths, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; a subfolder may be a link, but no link further down is followed."""
+    for child in folder.iterdir():
+        yield from (path for path in child.rglob("*") if path.is_file()) if child.is_dir() else [child]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _thinned(paths: tuple[Path, ...], limit: int | None) -> tuple[Path, ...]:
+    if limit is None or limit >= len(paths):
+        return paths
+    return tuple(paths[place * len(paths) // limit] for place in range(limit))
+
+
+def _labels(folder: Path, paths: tuple[Path, ...]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The class of each image, where subfolders name two classes or more and no image lies beside them."""
+    subfolders = [child for child in folder.iterdir() if child.is_dir()]
+    names = sorted(child.name for child in subfolders if not child.name.startswith("."))
+    parts = [path.relative_to(folder).parts for path in paths]
+    if len(names) < 2 or any(len(part) < 2 for part in parts):
+        return None, ()
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+        numbers = {name: int(name) for name in names}
+    else:
+        numbers = {name: number for number, name in enumerate(names)}
+    return torch.tensor([numbers[part[0]] for part in parts]), tuple(names)
+
+
+# --- one picture --------------------------------------------------------------------------------------------
+
+
+def _opened(path: Path) -> Image.Image:
+    """The picture in RGB; SourceError when it is broken."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return _to_rgb(picture)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise SourceError(
+            f"the image cannot be read: {str(error) or type(error).__name__}",
+            where=str(path),
+            remedy="replace the file by a whole one, or move it out of the folder",
+        ) from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255
+        return picture.convert("I").point(lambda value: value * (1 / 256)).convert("RGB")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:
+    """Scaled (bicubic) until it just covers size / crop, then cropped around its centre."""
+    from PIL import Image
+
+    (width, height), (rows, columns) = picture.size, size
+    down, across = math.floor(rows / crop), math.floor(columns / crop)
+    if down * width >= across * height:  # the height decides
+        scaled = (int(down * width / height), down)
+    else:
+        scaled = (across, int(across * height / width))
+    if scaled != picture.size:
+        picture = picture.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)
+    return picture.crop((left, top, left + columns, top + rows))
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as [3, H, W] in 0..1."""
+    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return flat.view(picture.height, picture.width, 3).permute(2, 0, 1) / 255
+
+
+# --- guards -------------------------------------------------------------------------------------------------
+
+
+def _check_arguments(mean: Sequence[float], std: Sequence[float], limit: int | None, crop: float) -> None:
+    if len(mean) != 3 or len(std) != 3:
+        raise UsageError(
+            f"mean {tuple(mean)} and std {tuple(std)} do not fit three channels",
+            where="images",
+            remedy="give three numbers each",
+        )
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}", where="images", remedy="use 1 or more, or leave it out")
+    if not 0 < crop <= 1:
+        raise UsageError(f"crop is {crop}", where="images", remedy="use a share between 0 and 1")
+
+
+def _need_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            "Pillow is not installed, which reads the images", where="images", remedy="pip install pillow"
+        ) from error

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prunec.anatomy import Anatomy, Block, Branch, Core
+from prunec.errors import PolicyError
+from prunec.plan import make_plan
+from prunec.program import Site
+from tests.tiny import policy
+
+CORE = Core("fused", "sdpa", "q", "k", "v")
+
+
+def block(index: int, parallel: bool = False) -> Block:
+    attention = Branch("attention", f"s{2 * index}", f"s{2 * index + 1}", "pre", False, (CORE,))
+    state = attention.state if parallel else attention.add
+    return Block(
+        index, f"blocks.{index}", (attention, Branch("mlp", state, f"s{2 * index + 2}", "pre", False))
+    )
+
+
+def anatomy(patches: int = 25, *, prefix: int = 1, suffix: int = 0, **changes: object) -> Anatomy:
+    whole = Anatomy(
+        blocks=tuple(map(block, range(12))), tokens=prefix + patches + suffix, prefix=prefix, suffix=suffix,
+        token_dim=1, class_token=0, head=("class token",), taps=(), states=(), pixels="x",
+    )  # fmt: skip
+    return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def sites(anatomy: Anatomy, **choices: object) -> list[tuple[int, int, int, int]]:
+    plan = make_plan(policy(**choices), anatomy)  # type: ignore[arg-type]
+    return [(site.block, site.tokens, site.keep, site.leaves) for site in plan.sites]
+
+
+def test_the_plan_carries_the_policy() -> None:
+    plan = make_plan(policy(fate="fuse", where="after_attention", blocks=[3, 6]), anatomy())
+    assert (plan.policy, plan.scorer, plan.fate, plan.notes) == ("mine", "cls_attention", "fuse", ())
+    assert plan.sites == (Site(3, "after_attention", 26, 13, 15), Site(6, "after_attention", 15, 7, 9))
+
+
+@pytest.mark.parametrize(
+    ("patches", "keep", "kept"),
+    [(25, 0.5, 13), (196, 0.7, 138), (10, 0.7, 7), (100, 0.29, 29), (3, 0.01, 1), (7, 0.999, 7)],
+)
+def test_the_share_is_rounded_up_but_not_by_floating_point(patches: int, keep: float, kept: int) -> None:
+    found = sites(anatomy(patches), keep=keep)
+    assert [site[2] for site in found] == ([kept] if kept < patches else [])
+
+
+def test_each_site_takes_its_share_of_what_enters() -> None:
+    assert sites(anatomy(64), blocks=[2, 5, 8]) == [(2, 65, 32, 33), (5, 33, 16, 17), (8, 17, 8, 9)]
+
+
+def test_a_fused_token_is_counted_and_counts_as_a_patch_at_the_next_site() -> None:
+    assert sites(anatomy(64), fate="fuse", blocks=[2, 5]) == [(2, 65, 32, 34), (5, 34, 17, 19)]
+
+
+def test_protected_tokens_are_counted_into_the_multiple() -> None:
+    assert sites(anatomy(64), multiple_of=8) == [(1, 65, 39, 40)]
+    assert sites(anatomy(64, prefix=3, suffix=2), multiple_of=8) == [(1, 69, 35, 40)]
+    assert sites(anatomy(64), multiple_of=8, fate="fuse") == [(1, 65, 38, 40)]
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.floats(0.01, 1),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_counts_always_add_up(
+    patches: int, prefix: int, suffix: int, keep: float, multiple_of: int, fused: bool
+) -> None:
+    model = anatomy(patches, prefix=prefix, suffix=suffix)
+    fate = "fuse" if fused else "drop"
+    plan = make_plan(policy(keep=keep, multiple_of=multiple_of, fate=fate, blocks=[2, 5, 8]), model)
+    entering = model.tokens
+    for site in plan.sites:
+        assert site.tokens == entering
+        assert site.leaves == prefix + suffix + site.keep + fused < entering
+        assert (
+            site.keep >= min(keep * (entering - prefix - suffix), entering - prefix - suffix - fused) - 1e-6
+        )
+        assert site.leaves % multiple_of == 0
+        entering = site.leaves
+    assert len(plan.sites) + len(plan.notes) == 3
+
+
+def test_a_site_that_would_not_shorten_the_stream_is_left_out_with_a_note() -> None:
+    plan = make_plan(policy(keep=1.0, blocks=[2, 5]), anatomy())
+    assert plan.sites == ()
+    assert plan.notes == (
+        "no site at block 2: 26 tokens enter and as many would leave",
+        "no site at block 5: 26 tokens enter and as many would leave",
+    )
+    rounded = make_plan(policy(keep=0.9, multiple_of=16, blocks=[2, 5]), anatomy(31))
+    assert rounded.sites == ()
+    assert len(rounded.notes) == 2
+
+
+def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> None:
+    mean = anatomy(class_token=None, head=("mean", "tokens"))
+    with pytest.raises(
+        PolicyError, match="this model's head reads none \\(it reads mean and tokens\\)"
+    ) as caught:
+        make_plan(policy(scorer="cls_attention"), mean)
+    assert caught.value.where == "scorer.kind"
+    assert caught.value.remedy == "presets that fit this model: norm, random"
+    with pytest.raises(PolicyError, match="it reads nothing"):
+        make_plan(policy(scorer="cls_attention"), anatomy(class_token=None, head=()))
+    assert sites(mean) == [(1, 26, 13, 14)]
+
+
+def test_a_block_whose_parts_stand_side_by_side_has_no_place_between_them() -> None:
+    beside = anatomy(blocks=(block(0), block(1, parallel=True), block(2)))
+    with pytest.raises(PolicyError, match="block 1 computes both from the same state") as caught:
+        make_plan(policy(where="after_attention"), beside)
+    assert caught.value.where == "sites.where, blocks.1"
+    assert caught.value.remedy == "use `where: before_block`"
+    assert sites(beside) == [(1, 26, 13, 14)]
+    assert sites(beside, where="after_attention", blocks=[2]) == [(2, 26, 13, 14)]
+
+
+def test_a_block_that_does_not_exist_is_named() -> None:
+    with pytest.raises(PolicyError, match="block 12 does not exist, the model has blocks 0 to 11"):
+        make_plan(policy(blocks=[12]), anatomy())

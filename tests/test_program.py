@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from prunec.program import Plan, Program, ProgramModule, Site, Stage
+from tests.tiny import ViT, pixels, pruned, recognised
+
+
+@pytest.fixture(scope="module")
+def vit() -> ViT:
+    torch.manual_seed(3)
+    return ViT().eval()
+
+
+@pytest.fixture(scope="module")
+def dense(vit: ViT) -> Program:
+    return recognised(vit)
+
+
+@pytest.fixture(scope="module")
+def half(dense: Program) -> Program:
+    return pruned(dense, keep=0.5)
+
+
+def test_the_module_has_the_names_of_the_model(vit: ViT, half: Program) -> None:
+    module = ProgramModule(half)
+    assert module.state_dict().keys() == vit.state_dict().keys()
+    assert dict(module.named_parameters()).keys() == dict(vit.named_parameters()).keys()
+    assert all(one is other for one, other in zip(module.parameters(), vit.parameters(), strict=True))
+    assert {name for name, _ in vit.named_modules()} >= {name for name, _ in module.named_modules()}
+
+
+def test_a_state_dict_goes_there_and_back(half: Program) -> None:
+    other, x = ViT().eval(), pixels()
+    module = ProgramModule(pruned(recognised(other)))
+    before = module(x)
+    first = ProgramModule(half)
+    assert not torch.equal(before, first(x))
+    assert module.load_state_dict(first.state_dict()).missing_keys == []
+    assert torch.equal(module(x), first(x))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        module.load_state_dict({**first.state_dict(), "blocks.2.norm1.weight": torch.ones(16)})
+
+
+def test_a_deep_copy_stands_by_itself(half: Program) -> None:
+    module, x = ProgramModule(half), pixels()
+    before = module(x)
+    twin = copy.deepcopy(module)
+    assert torch.equal(twin(x), before)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not twin(x).any()
+    assert torch.equal(module(x), before)
+
+
+def test_another_precision_reaches_the_graph(half: Program) -> None:
+    module, x = copy.deepcopy(ProgramModule(half)), pixels()
+    before = module(x)
+    module.to(torch.float64)
+    after = module(x.double())
+    assert after.dtype == torch.float64
+    torch.testing.assert_close(after.float(), before, rtol=0, atol=1e-5)
+
+
+def test_two_modules_of_one_model_stand_side_by_side(dense: Program, half: Program, vit: ViT) -> None:
+    x = pixels()
+    whole, short = ProgramModule(dense), ProgramModule(half)
+    assert torch.equal(whole(x), vit(x))
+    assert not torch.equal(short(x), vit(x))
+    pair = nn.ModuleDict({"whole": whole, "short": short})
+    assert len(list(pair.parameters())) == len(list(vit.parameters()))  # shared, counted once
+    assert len(pair.state_dict()) == 2 * len(vit.state_dict())
+
+
+def test_gradients_reach_the_parameters_and_the_pixels(half: Program) -> None:
+    module, x = copy.deepcopy(ProgramModule(half)), pixels().requires_grad_()
+    module(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
+
+
+def test_it_compiles_as_one_graph(half: Program) -> None:
+    torch._dynamo.reset()
+    module = ProgramModule(half)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    for batch in (2, 3, 7):
+        x = pixels(batch)
+        torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-6)
+
+
+def test_its_text_is_its_plan(dense: Program, half: Program) -> None:
+    assert repr(ProgramModule(half)).startswith(
+        "ProgramModule(\n  policy=mine, before block 1: 26 -> 14 tokens\n"
+    )
+    assert "dense" in repr(ProgramModule(dense))
+
+
+def test_a_program_is_replaced_not_changed(dense: Program) -> None:
+    other = dense.replace(plan=Plan("mine", "norm", "drop", ()))
+    assert dense.plan is None
+    assert other.module is dense.module
+    with pytest.raises(AttributeError):
+        other.plan = None  # type: ignore[misc]
+
+
+def test_the_texts_of_records() -> None:
+    assert str(Site(3, "after_attention", 26, 13, 15)) == "after attention of block 3: 26 -> 15 tokens"
+    assert str(Site(3, "before_block", 26, 13, 14)) == "before block 3: 26 -> 14 tokens"
+    assert str(Stage("plan", 1.234, {"sites": 2, "notes": 0})) == "plan             1.23 s  sites 2, notes 0"

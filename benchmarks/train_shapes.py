@@ -6,7 +6,7 @@
 Four things make it quick. Every patch also learns which of its pixels belong to the object, and the name of
 that object (through heads that are thrown away): far more to learn from than one label per image. Most
 background patches are left out of most steps, which halves their cost and teaches the model to rest on the
-object. The scenes start easy. And Muon needs less than half as many steps as AdamW here.
+object. The scenes start easy. And Muon took about half the steps of AdamW in a short trial of both.
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""Make a timm model faster: transform, compare, compile.
+
+python examples/quickstart.py [MODEL]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import timm
+import torch
+
+import prunec
+from prunec import cost, evaluate
+
+name = sys.argv[1] if len(sys.argv) > 1 else "vit_tiny_patch16_224"
+model = timm.create_model(name, pretrained=False).eval()  # pretrained=True when there is a network
+fast = prunec.transform(model, policy="evit", keep=0.5)  # of the patches that enter a site, half go on
+print(f"{name} with fewer tokens:")
+for site in fast.program.plan.sites:
+    print(f"  {site}")
+
+images = torch.randn(
+    4, *model.pretrained_cfg["input_size"]
+)  # yours: prunec.data.images.load_images(folder, ...)
+print("pruned against dense:", evaluate.compare(model, fast, None, images).pruned)
+
+compiled = {"dense": torch.compile(model), "pruned": torch.compile(fast)}
+calls = {kind: (lambda run=run: run(images)) for kind, run in compiled.items()}
+timings = cost.measure(calls, device=images.device, rounds=5)
+for kind, timing in timings.items():
+    print(f"{kind:>6}, compiled: {1e3 * timing.median:.1f} ms for {len(images)} images")
+print(f"speed-up: {cost.ratio(timings, 'dense', 'pruned'):.2f}")

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from prunec.data.images import SUFFIXES, load_images
+from prunec.errors import SourceError, UsageError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    """A smooth picture with some noise, so that every format and every pixel counts."""
+    numbers = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(seed)).mul(255).byte()
+    small = Image.frombytes("RGB", (8, 8), bytes(numbers.flatten().tolist()))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def save(folder: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed=seed).save(folder / name)
+
+
+def names_of(paths: tuple[Path, ...], folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+# --- which files, in which order --------------------------------------------------------------------------
+
+
+def test_every_format_is_read_sorted_and_without_labels(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{9 - place}{suffix}" for place, suffix in enumerate(SUFFIXES)), "0.PNG")
+    (tmp_path / "notes.txt").write_text("not an image")
+    save(tmp_path, ".hidden.png", ".cache/thumb.png")
+    found = load_images(tmp_path, 16, MEAN, STD)
+    assert names_of(found.paths, tmp_path) == ["0.PNG", "5.webp", "6.bmp", "7.png", "8.jpeg", "9.jpg"]
+    assert found.images.shape == (6, 3, 16, 16)
+    assert found.images.dtype == torch.float32
+    assert (found.labels, found.classes, len(found)) == (None, (), 6)
+
+
+def test_two_readings_are_equal(tmp_path: Path) -> None:
+    save(tmp_path, "b.jpg", "a.png", "c/d.webp")
+    first, second = load_images(tmp_path, 16, MEAN, STD), load_images(str(tmp_path), 16, MEAN, STD)
+    assert torch.equal(first.images, second.images)
+    assert first.paths == second.paths
+
+
+def test_subfolders_name_the_classes_and_empty_ones_count(tmp_path: Path) -> None:
+    save(tmp_path, "zebra/1.png", "ant/2.png", "ant/deep/1.png")
+    (tmp_path / "horse").mkdir()
+    found = load_images(tmp_path, 8, *PLAIN)
+    assert found.classes == ("ant", "horse", "zebra")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 2]
+    assert names_of(found.paths, tmp_path) == ["ant/2.png", "ant/deep/1.png", "zebra/1.png"]
+
+
+def test_subfolders_that_are_numbers_are_the_classes(tmp_path: Path) -> None:
+    save(tmp_path, "12/1.png", "3/1.png", "101/1.png")
+    found = load_images(tmp_path, 8, *PLAIN)
+    assert found.classes == ("3", "12", "101")
+    assert found.labels is not None
+    assert dict(zip(names_of(found.paths, tmp_path), found.labels.tolist(), strict=True)) == {
+        "3/1.png": 3,
+        "12/1.png": 12,
+        "101/1.png": 101,
+    }
+
+
+def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path: Path) -> None:
+    save(tmp_path, "elsewhere/1.png", "set/dog/1.png")
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert load_images(tmp_path / "set", 8, *PLAIN).classes == ("cat", "dog")
+    assert len(load_images(tmp_path / "set", 8, *PLAIN)) == 2
+
+
+@pytest.mark.parametrize("names", [("all/1.png", "all/2.png"), ("a/1.png", "b/1.png", "loose.png")])
+def test_one_subfolder_or_a_loose_image_names_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    save(tmp_path, *names)
+    assert load_images(tmp_path, 8, *PLAIN).labels is None
+
+
+def test_a_limit_takes_from_every_class(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{name}/{number}.bmp" for name in "abc" for number in range(4)))
+    found = load_images(tmp_path, 8, *PLAIN, limit=6)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(load_images(tmp_path, 8, *PLAIN, limit=99)) == 12
+
+
+# --- what becomes of a picture ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 41), (16, 16), (7, 5), (333, 127)])
+@pytest.mark.parametrize("crop", [1.0, 0.9])
+def test_it_equals_torchvision(tmp_path: Path, shape: tuple[int, int], crop: float) -> None:
+    picture(*shape).save(tmp_path / "one.png")
+    reference = transforms.Compose(
+        [
+            transforms.Resize(int(16 / crop), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(16),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    found = load_images(tmp_path, 16, MEAN, STD, crop=crop).images[0]
+    torch.testing.assert_close(found, reference(picture(*shape)), rtol=0, atol=1e-6)
+
+
+def test_a_size_may_be_higher_than_wide(tmp_path: Path) -> None:
+    picture(60, 30).save(tmp_path / "wide.png")
+    picture(30, 60).save(tmp_path / "tall.png")
+    assert load_images(tmp_path, (24, 8), *PLAIN).images.shape == (2, 3, 24, 8)
+
+
+def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
+    original = picture()
+    original.convert("L").save(tmp_path / "grey.png")
+    original.convert("RGBA").save(tmp_path / "alpha.png")
+    original.convert("CMYK").save(tmp_path / "print.jpg")
+    original.convert("P").save(tmp_path / "palette.png", transparency=b"\x00\x80\xff")
+    found = load_images(tmp_path, 30, *PLAIN)
+    expected = load_images_of(original, tmp_path / "reference")
+    for path, image in zip(found.paths, found.images, strict=True):
+        reference = expected.mean(0, keepdim=True) if path.stem == "grey" else expected
+        assert (image - reference).abs().mean() < 0.1, path.name
+
+
+def load_images_of(image: Image.Image, folder: Path) -> torch.Tensor:
+    folder.mkdir()
+    image.save(folder / "one.png")
+    return load_images(folder, 30, *PLAIN).images[0]
+
+
+def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(tmp_path: Path) -> None:
+    values = [0, 16384, 32768, 65280]
+    data = b"".join(value.to_bytes(2, "little") for value in values)
+    Image.frombytes("I;16", (2, 2), data).save(tmp_path / "deep.png")
+    found = load_images(tmp_path, 2, *PLAIN).images[0, 0]
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 64.0, 128.0, 255.0]) / 255)
+
+
+# --- what cannot be read ------------------------------------------------------------------------------------
+
+
+def refused(folder: Path) -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        load_images(folder, 8, *PLAIN)
+    return caught.value
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7])
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, share: float) -> None:
+    save(tmp_path, "a.png", f"b{suffix}")
+    whole = (tmp_path / f"b{suffix}").read_bytes()
+    (tmp_path / f"b{suffix}").write_bytes(whole[: int(share * len(whole))])
+    error = refused(tmp_path)
+    assert error.what.startswith("the image cannot be read: ")
+    assert error.where == str(tmp_path / f"b{suffix}")
+    assert error.remedy == "replace the file by a whole one, or move it out of the folder"
+
+
+def test_something_else_under_an_images_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    assert "cannot identify image file" in refused(tmp_path).what
+
+
+def test_folders_without_images(tmp_path: Path) -> None:
+    assert refused(tmp_path / "absent").what == "there is no such folder"
+    assert refused(tmp_path).what == "the folder is empty"
+    (tmp_path / "notes.txt").touch()
+    error = refused(tmp_path)
+    assert error.what == "none of its 1 files is an image"
+    assert error.remedy == "put jpg, png, bmp or webp images there, or name another folder"
+    assert refused(tmp_path / "notes.txt").what == "this is a file, not a folder"
+
+
+def test_without_pillow_the_remedy_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] == "PIL":
+            raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert refused(tmp_path).remedy == "pip install pillow"
+
+
+def test_pillow_is_imported_only_where_it_is_used() -> None:
+    code = "import sys, prunec.data.images; print('PIL' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mean": (0.5,)}, {"std": (1.0, 1.0)}, {"limit": 0}, {"crop": 0.0}, {"crop": 1.5}]
+)
+def test_arguments_that_cannot_be_meant(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        load_images(tmp_path, **{"size": 8, "mean": MEAN, "std": STD, **wrong})

@@ -1,7 +1,6 @@
 """prunec: a compiler that makes Vision Transformers faster by letting them look at fewer tokens."""
 
 from prunec.anatomy import Anatomy, NoMatch
-from prunec.compiler import anatomy, transform
 from prunec.errors import (
     CaptureError,
     NoGainError,
@@ -14,8 +13,8 @@ from prunec.errors import (
     VerificationError,
 )
 from prunec.policy import Policy, presets
-
-__version__ = "0.1.0"
+from prunec.verbs import Result, anatomy, diff, load, optimize, transform
+from prunec.version import __version__
 
 __all__ = [
     "Anatomy",
@@ -26,12 +25,16 @@ __all__ = [
     "PolicyError",
     "PruneError",
     "RecognitionError",
+    "Result",
     "SourceError",
     "TargetError",
     "UsageError",
     "VerificationError",
     "__version__",
     "anatomy",
+    "diff",
+    "load",
+    "optimize",
     "presets",
     "transform",
 ]

@@ -97,7 +97,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     if expected.numel() == 0:
         return 0.0
-    found, expected = found.double(), expected.double()
+    found, expected = found.detach().double(), expected.detach().double()
     scale = expected.abs().max().clamp_min(1e-12)
     return float((found - expected).abs().max() / scale)
 

@@ -72,6 +72,12 @@ def compare(dense: Program, pruned: Program | None = None) -> Diff:
     )
 
 
+def without_changes(diff: Diff) -> Diff:
+    """The structure and the lengths only."""
+    sections = [dataclasses.replace(section, changes=()) for section in diff.sections]
+    return dataclasses.replace(diff, sections=tuple(sections))
+
+
 def lines(diff: Diff, *, colour: bool = False) -> Iterator[str]:
     """The diff as text; with rich markup when `colour` is set."""
     yield _styled(diff.title, "bold", colour)

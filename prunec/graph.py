@@ -65,11 +65,12 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def source_line(node: fx.Node) -> str | None:
-    """`file.py:12 code` of the user's model that made this node; the innermost recorded frame."""
+    """`file.py:12 code` of the user's model that made this node; the innermost frame outside PyTorch."""
     frames = list(_FRAME.finditer(node.stack_trace or ""))
     if not frames:
         return None
-    file, line = frames[-1]["file"], int(frames[-1]["line"])
+    own = [frame for frame in frames if "/torch/" not in frame["file"]] or frames
+    file, line = own[-1]["file"], int(own[-1]["line"])
     return f"{file}:{line}  {compat.source_text(file, line)}".rstrip()
 
 

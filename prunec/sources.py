@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunec.data import tiny_vit
+from prunec.data import shapes, tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.policy import did_you_mean
 
@@ -40,6 +40,15 @@ PROBE_SECONDS = 3
 
 
 @dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images to measure on, normalised for the model, and how to call them in a report."""
+
+    images: Tensor  # [n, 3, H, W]
+    labels: Tensor | None  # [n]
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A model in eval mode, inputs that it accepts, and where its weights come from."""
 
@@ -49,6 +58,20 @@ class Source:
     kwargs: dict[str, Any]
     weights: Weights
     notes: tuple[str, ...] = ()
+
+    def test_images(self, count: int) -> Pictures | None:
+        """Held-out images for this model, if the source knows any."""
+        if self.spec != "shapes":
+            return None
+        seed = shapes.HELD_OUT_SEEDS[0]
+        images, labels = shapes.images(shapes.CLASSIFICATION, seed, 0, count)
+        return Pictures(shapes.normalize(images), labels, "held-out Shapes images")
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+        """Mean, standard deviation and centre crop that the model was trained with, as far as it says so."""
+        config = getattr(self.module, "pretrained_cfg", None) or {}
+        mean, std = config.get("mean", (0.5, 0.5, 0.5)), config.get("std", (0.5, 0.5, 0.5))
+        return tuple(mean), tuple(std), float(config.get("crop_pct") or 1.0)
 
 
 def load(spec: str, *, pretrained: bool = True) -> Source:

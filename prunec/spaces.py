@@ -312,7 +312,11 @@ class TokenAxis:
 
     def _make_size(self, size: sympy.Expr) -> fx.Node:
         if size in self.spaces:
-            return self._call(torch.ops.aten.sym_size.int, (self.spaces[size].selection, 1), f"tokens_{self.spaces[size].number}")
+            return self._call(
+                torch.ops.aten.sym_size.int,
+                (self.spaces[size].selection, 1),
+                f"tokens_{self.spaces[size].number}",
+            )
         if size.is_Symbol:
             return self._batch_size(size)
         function = operator.add if size.is_Add else operator.mul
@@ -435,9 +439,11 @@ class TokenAxis:
             size for leaf in outputs for size in sizes_of(leaf)
         }:
             return None
-        length = int(self._at_full_length(sizes_of(value)[axes[0]]))
-        picked = rows_picked(node, source, axes[0], length)
-        return None if picked is None else rows_apart(node.name, picked, length, self.tokens, self.prefix)
+        length = self._at_full_length(sizes_of(value)[axes[0]])
+        if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
+            return None
+        picked = rows_picked(node, source, axes[0], int(length))
+        return None if picked is None else rows_apart(node.name, picked, int(length), self.tokens, self.prefix)
 
     # --- small helpers ----------------------------------------------------------------------
 

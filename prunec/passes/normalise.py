@@ -100,12 +100,13 @@ def _drop_masks(module: fx.GraphModule) -> int:
 
 def _hides_nothing(module: fx.GraphModule, mask: fx.Node) -> bool:
     """Whether a mask is proved to be all true (boolean) or all zero (additive)."""
+    kind = mask.meta["val"].dtype
     while graph.op(mask) in _ONLY_BROADCAST and isinstance(mask.args[0], fx.Node):
         mask = mask.args[0]
     value = _constant(module, mask)
     if value is None:
         return False
-    return bool(value.all()) if value.dtype == torch.bool else bool((value == 0).all())
+    return bool(value.to(kind).all()) if kind == torch.bool else bool((value.to(kind) == 0).all())
 
 
 def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
@@ -115,6 +116,8 @@ def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
     while queue:
         current = queue.pop()
         if current.op != "call_function" or isinstance(current.meta.get("val"), torch.SymInt):
+            return None
+        if compat.is_random(current.target):
             return None
         if current not in needed:
             needed.append(current)

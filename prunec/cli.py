@@ -1,0 +1,303 @@
+"""The command line. Results go to stdout, chatter to stderr; every failure is one message and an exit code.
+
+Exit codes: 0 done, 1 could not, 2 usage, 3 not recognised, 4 verification failed, 5 no gain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from prunec import cost, sources, targets, verbs
+from prunec.anatomy import Anatomy, Block
+from prunec.compiler import compile_source, recognise
+from prunec.diff import compare, lines, without_changes
+from prunec.errors import PruneError
+from prunec.figures import Progress
+from prunec.policy import presets
+from prunec.program import Program
+from prunec.version import __version__
+
+app = typer.Typer(
+    help="Make Vision Transformers faster by letting them look at fewer tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+chatter = Console(stderr=True, highlight=False)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, shapes")
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
+]
+KeepOption = Annotated[
+    float | None, typer.Option("--keep", help="share of the patch tokens that survives a site")
+]
+BlocksOption = Annotated[
+    str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")
+]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+Format = Literal["text", "json"]
+
+
+@app.command()
+def optimize(
+    source: SourceArgument,
+    policy: PolicyOption,
+    keep: KeepOption = None,
+    blocks: BlocksOption = None,
+    target: Annotated[str, typer.Option("--target", "-t", help="eager or inductor")] = "inductor",
+    images: Annotated[
+        str | None, typer.Option("--images", metavar="DIR", help="images to measure on")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="folder of the artefact")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="images at a time when latency is measured")
+    ] = 8,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")
+    ] = 20,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="compute threads (CPU)")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
+    ] = False,
+    random_weights: RandomWeights = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Transform a model, prove it, measure it, and write the artefact."""
+    targets.load(target)
+    chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks))
+    given = sources.load(source, pretrained=not random_weights)
+    if dry_run:
+        _show_program(compile_source(given, chosen).pruned, as_json=as_json)
+        return
+    with cost.threads(threads or torch.get_num_threads()), _progress() as say:
+        result = verbs.optimize(
+            given, chosen, target=target, images=images, batch=batch, rounds=rounds, say=say
+        )
+        folder = result.save(output or _folder(source, chosen.name))
+    report = result.report.at(folder)
+    if as_json:
+        _json(report.as_dict())
+    else:
+        out.print(report.text(), end="", markup=False)
+
+
+@app.command()
+def graph(
+    source: SourceArgument,
+    policy: Annotated[
+        str | None, typer.Option("--policy", "-p", metavar="NAME|FILE", help="show the pruned graph")
+    ] = None,
+    keep: KeepOption = None,
+    blocks: BlocksOption = None,
+    show_diff: Annotated[bool, typer.Option("--diff", help="show what the policy changes")] = False,
+    form: Annotated[Format, typer.Option("--format", help="text or json")] = "text",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="load weights; the structure needs none")
+    ] = False,
+) -> None:
+    """Show a model's structure block by block, and what a policy changes in it."""
+    if show_diff and policy is None:
+        raise click.UsageError("--diff needs a --policy to compare with")
+    given = sources.load(source, pretrained=pretrained or source == "shapes")
+    if policy is None:
+        shown = compare(recognise(given))
+    else:
+        compiled = compile_source(given, verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks)))
+        shown = compare(compiled.dense, compiled.pruned)
+        if not show_diff:
+            shown = without_changes(shown)
+    if form == "json":
+        _json(shown.as_dict())
+    else:
+        for line in lines(shown, colour=out.is_terminal):
+            out.print(line, markup=out.is_terminal)
+
+
+@app.command()
+def explain(source: SourceArgument, as_json: JsonOption = False) -> None:
+    """Say what is recognised in a model, what is not, and why."""
+    given = sources.load(source, pretrained=source == "shapes")
+    anatomy = recognise(given).anatomy
+    assert anatomy is not None
+    if as_json:
+        _json({**dataclasses.asdict(anatomy), "summary": anatomy.summary()})
+        return
+    for line in _explained(anatomy):
+        out.print(line, markup=False)
+
+
+@app.command("policies")
+def list_policies(as_json: JsonOption = False) -> None:
+    """List the presets, what each needs and where it prunes."""
+    known = presets()
+    if as_json:
+        _json({name: policy.model_dump(mode="json") for name, policy in known.items()})
+        return
+    table = Table("policy", "summary", "keep", "needs", box=None, pad_edge=False)
+    for name, policy in known.items():
+        table.add_row(
+            name, policy.summary, f"{policy.selector.keep:g}", ", ".join(sorted(policy.needs)) or "nothing"
+        )
+    out.print(table)
+
+
+@app.command("targets")
+def list_targets(as_json: JsonOption = False) -> None:
+    """List the backends and whether each can run here."""
+    rows = {
+        name: (target.summary, target.missing())
+        for name in targets.TARGETS
+        for target in [targets.find(name)]
+    }
+    if as_json:
+        _json({name: {"summary": summary, "missing": missing} for name, (summary, missing) in rows.items()})
+        return
+    table = Table("target", "summary", "here", box=None, pad_edge=False)
+    for name, (summary, missing) in rows.items():
+        table.add_row(name, summary, missing or "yes")
+    out.print(table)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Make Vision Transformers faster by letting them look at fewer tokens."""
+    if version:
+        out.print(f"prunec {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    _quiet()
+    try:
+        result = app(arguments, standalone_mode=False)
+    except PruneError as error:
+        chatter.print(f"prunec: {error}", markup=False, soft_wrap=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        chatter.print("prunec: interrupted")
+        return 130
+    except Exception as error:
+        if os.environ.get("PRUNEC_TRACEBACK"):
+            raise
+        chatter.print(
+            f"prunec: {type(error).__name__}: {error}\n"
+            "  to do: this is a fault of prunec; PRUNEC_TRACEBACK=1 shows where, please report it",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+# --- small helpers ----------------------------------------------------------------------------
+
+
+def _quiet() -> None:
+    """Keep other libraries' chatter away from people who only asked for a result."""
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|timm|transformers)\b")
+    warnings.showwarning = lambda message, *_, **__: chatter.print(
+        f"prunec: warning: {message}", markup=False
+    )
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    chatter.print(f"prunec: warning: {message}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A spinner on a terminal, plain lines on stderr otherwise."""
+    if chatter.is_terminal:
+        with chatter.status("start") as status:
+            yield lambda step: status.update(step)
+    else:
+        yield lambda step: chatter.print(f"prunec: {step}", markup=False)
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is no list of block numbers such as 3,6,9", param_hint="--blocks"
+        ) from error
+
+
+def _folder(source: str, policy: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source}-{policy}").strip("-")
+    return str(Path("prunec-out") / name)
+
+
+def _show_program(program: Program, *, as_json: bool) -> None:
+    assert program.anatomy is not None
+    assert program.plan is not None
+    if as_json:
+        _json(
+            {
+                "plan": dataclasses.asdict(program.plan),
+                "stages": [dataclasses.asdict(stage) for stage in program.stages],
+            }
+        )
+        return
+    out.print(program.anatomy.summary(), markup=False)
+    for entry in (*program.plan.sites, *program.plan.notes, *program.stages):
+        out.print(str(entry), markup=False)
+
+
+def _explained(anatomy: Anatomy) -> Iterator[str]:
+    yield anatomy.summary()
+    yield f"token axis   dimension {anatomy.token_dim} of the stream, {anatomy.tokens} tokens"
+    row = "none that a head reads" if anatomy.class_token is None else f"row {anatomy.class_token}"
+    yield f"class token  {row}"
+    yield f"taps         {', '.join(anatomy.taps) or 'none'}"
+    yield ""
+    for block in anatomy.blocks:
+        yield _described(block)
+    for miss in anatomy.unmatched:
+        yield f"not recognised: {miss}"
+
+
+def _described(block: Block) -> str:
+    parts = []
+    for branch in block.branches:
+        words = [branch.kind, f"{branch.norm}-norm" if branch.norm != "none" else "no norm"]
+        words += [core.form for core in branch.cores]
+        words += [branch.activation] if branch.activation else []
+        words += ["LayerScale"] if branch.layer_scale else []
+        parts.append(" ".join(words))
+    return f"block {block.index:<3} {block.path:<24} {' | '.join(parts)}"
+
+
+def _json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")

@@ -1,0 +1,126 @@
+"""The figures of a report: FLOPs, latency and accuracy, each beside its control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunec import cost, evaluate
+from prunec.cost import Timing
+from prunec.evaluate import Comparison
+from prunec.passes import run_passes
+from prunec.passes.controls import RandomScores, Slices
+from prunec.program import Program
+from prunec.sources import Pictures
+from prunec.targets import Flat, Target, device_of
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One interleaved run of dense, pruned and ideal."""
+
+    timings: dict[str, Timing]
+    batch: int
+    facts: dict[str, str | int]
+
+    def speedup(self, name: str) -> float:
+        """How many times faster than the dense model, the same treatment given to both."""
+        return cost.ratio(self.timings, "dense", name)
+
+    def of_ideal(self) -> float:
+        """The ideal's time over the pruned model's: 1 means that scoring and gathering cost nothing."""
+        return cost.ratio(self.timings, "ideal", "pruned")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        rows = {
+            name: {"median_ms": timing.median * 1e3, "spread": timing.spread, "speedup": self.speedup(name)}
+            for name, timing in self.timings.items()
+        }
+        return {"batch": self.batch, **self.facts, "ideal_over_pruned": self.of_ideal(), "rows": rows}
+
+
+def flops(program: Program) -> int:
+    """Floating-point operations of one image, as PyTorch counts them."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        program.module(*with_batch(program, 1))
+    return int(counter.get_total_flops()) // (1 if program.interface.batch else _fixed_batch(program))
+
+
+def latency(
+    dense: Program,
+    pruned: Program,
+    lowered: dict[str, Flat],
+    target: Target,
+    batch: int,
+    rounds: int,
+    say: Progress,
+) -> Latency:
+    """Time the compiled dense and pruned models beside plain slices of the same lengths.
+
+    `lowered` holds the callables of "dense" and "pruned"; the ideal is lowered here.
+    """
+    ideal = run_passes((Slices(),), pruned)
+    calls = {**lowered, "ideal": target.lower(ideal)}
+    inputs = with_batch(dense, batch)
+    with torch.no_grad():
+        for name, call in calls.items():
+            say(f"compile {name}")
+            call(*inputs)
+    say("measure")
+    runs = {name: _bound(call, inputs) for name, call in calls.items()}
+    device = device_of(dense)
+    timings = cost.measure(runs, device=device, rounds=rounds)
+    actual = batch if dense.interface.batch else _fixed_batch(dense)
+    return Latency(timings, actual, cost.device_facts(device))
+
+
+def accuracy(dense: Program, pruned: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
+    """Accuracy or agreement of dense, pruned and random at the same counts."""
+    random = run_passes((RandomScores(),), pruned)
+    labels, classes = pictures.labels, _classes(dense)
+    fits = labels is not None and classes is not None and int(labels.max()) < classes
+    return evaluate.compare(
+        lowered["dense"],
+        lowered["pruned"],
+        random.module,  # operator by operator: compiled code would draw the same numbers for every seed
+        pictures.images,
+        labels if fits else None,
+        device=device_of(dense),
+    )
+
+
+def with_batch(program: Program, batch: int) -> tuple[Any, ...]:
+    """The example inputs with another batch; as they are where the batch is fixed."""
+    interface = program.interface
+    if interface.batch is None:
+        return interface.example
+
+    def resized(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != interface.batch:
+            return leaf
+        return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
+
+    return tuple(map(resized, interface.example))
+
+
+def _fixed_batch(program: Program) -> int:
+    return next(int(leaf.shape[0]) for leaf in program.interface.example if isinstance(leaf, Tensor))
+
+
+def _classes(program: Program) -> int | None:
+    output = next(node for node in reversed(program.graph.nodes) if node.op == "output")
+    value = output.all_input_nodes[0].meta.get("val")
+    return int(value.shape[1]) if isinstance(value, Tensor) and value.dim() == 2 else None
+
+
+def _bound(call: Flat, inputs: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: call(*inputs)

@@ -1,0 +1,146 @@
+"""What was found, done and measured, as data, as text and as one HTML page.
+
+Every figure stands beside its control: pruned accuracy beside random selection at the same counts, pruned
+time beside the compiled dense model and beside plain slices of the same lengths, all in one interleaved run.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from prunec.anatomy import Anatomy
+from prunec.certificate import Certificate
+from prunec.evaluate import Comparison
+from prunec.figures import Latency
+from prunec.program import Plan, Stage
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one run of `optimize` has to say."""
+
+    source: str
+    weights: str
+    target: str
+    policy: Mapping[str, Any]
+    anatomy: Anatomy
+    plan: Plan
+    stages: tuple[Stage, ...]
+    certificate: Certificate
+    flops: Mapping[str, int] = field(default_factory=dict)
+    images: str = ""  # which images accuracy was measured on
+    accuracy: Comparison | None = None
+    latency: Latency | None = None
+    notes: tuple[str, ...] = ()
+    artefact: str | None = None
+
+    def at(self, folder: object) -> Report:
+        """The same report, saying where the artefact lies."""
+        return replace(self, artefact=str(folder))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON."""
+        return {
+            "source": self.source,
+            "weights": self.weights,
+            "target": self.target,
+            "policy": dict(self.policy),
+            "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
+            "plan": asdict(self.plan),
+            "stages": [asdict(stage) for stage in self.stages],
+            "certificate": asdict(self.certificate),
+            "flops": dict(self.flops),
+            "images": self.images,
+            "accuracy": self.accuracy.as_dict() if self.accuracy else None,
+            "latency": self.latency.as_dict() if self.latency else None,
+            "notes": list(self.notes),
+            "artefact": self.artefact,
+        }
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and text, line by line, in reading order."""
+        yield "model", f"{self.source} ({self.weights} weights)"
+        yield "recognised", self.anatomy.summary()
+        for miss in self.anatomy.unmatched:
+            yield "", f"not recognised: {miss}"
+        yield (
+            "policy",
+            f"{self.policy['name']}, keep {self.policy['selector']['keep']:g}, target {self.target}",
+        )
+        for number, site in enumerate(self.plan.sites):
+            yield "sites" if number == 0 else "", str(site)
+        yield from (("", note) for note in self.plan.notes)
+        repairs = next((stage.counts for stage in self.stages if stage.name == "repair tokens"), {})
+        yield "repairs", ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in repairs.items())
+        yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
+        yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
+        yield "", f"(largest relative difference from the original, allowed {self.certificate.tolerance:.0e})"
+        if self.flops:
+            dense, pruned = self.flops["dense"], self.flops["pruned"]
+            yield "FLOPs", f"{dense / 1e9:.2f} G -> {pruned / 1e9:.2f} G an image ({pruned / dense:.0%})"
+        yield from self._accuracy_rows()
+        yield from self._latency_rows()
+        yield from (("note", note) for note in self.notes)
+        if self.artefact:
+            yield "artefact", self.artefact
+
+    def _accuracy_rows(self) -> Iterator[tuple[str, str]]:
+        if self.accuracy is None:
+            yield "accuracy", "not measured: give --images DIR"
+            return
+        known = self.accuracy.pruned.as_dict()
+        figure = next(name for name in ("accuracy", "agreement", "similarity") if name in known)
+        yield figure, f"on {self.accuracy.images} {self.images}"
+        for name, scores in self.accuracy.as_dict().items():
+            if name not in ("dense", "pruned", "random"):
+                continue
+            line = f"{name:<8} {100 * scores[figure]:6.2f}%"
+            if name == "random" and self.accuracy.spread is not None:
+                spread = 100 * self.accuracy.spread.as_dict()[figure]
+                line += f" ± {spread:.2f} (the same counts, {self.accuracy.seeds} seeds)"
+            yield "", line
+
+    def _latency_rows(self) -> Iterator[tuple[str, str]]:
+        if self.latency is None:
+            yield "latency", "not measured"
+            return
+        named = {key: value for key, value in self.latency.facts.items() if key != "device"}
+        facts = ", ".join(
+            [str(self.latency.facts["device"]), *(f"{key} {value}" for key, value in named.items())]
+        )
+        yield "latency", f"batch {self.latency.batch}, {facts}"
+        for name, timing in self.latency.timings.items():
+            speedup = "" if name == "dense" else f"  x{self.latency.speedup(name):.2f}"
+            yield "", f"{name:<8} {timing.median * 1e3:8.2f} ms ±{timing.spread:.0%}{speedup}"
+        yield "", f"pruned reaches {self.latency.of_ideal():.0%} of the ideal (plain slices, no scoring)"
+
+    def text(self) -> str:
+        """The report as plain lines."""
+        return "\n".join(f"{label:<12} {line}".rstrip() for label, line in self.rows()) + "\n"
+
+    def html(self) -> str:
+        """One page that stands by itself."""
+        rows = "\n".join(
+            f"<tr><th>{html.escape(label)}</th><td>{html.escape(line)}</td></tr>"
+            for label, line in self.rows()
+        )
+        return _PAGE.format(title=html.escape(f"prunec: {self.source}, {self.policy['name']}"), rows=rows)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
+table {{ border-collapse: collapse; }}
+th {{ text-align: left; vertical-align: top; padding-right: 1.5em; font-weight: 600; white-space: nowrap; }}
+td {{ font-family: ui-monospace, monospace; white-space: pre-wrap; }}
+</style>
+<h1>{title}</h1>
+<table>
+{rows}
+</table>
+</html>
+"""

@@ -1,0 +1,215 @@
+"""What people call: transform, optimize, load, anatomy, diff."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunec import artefact, figures, sources, targets
+from prunec.anatomy import Anatomy
+from prunec.compiler import compile_source, recognise
+from prunec.data.images import load_images
+from prunec.diff import compare, text
+from prunec.errors import SourceError, UsageError
+from prunec.figures import Progress
+from prunec.policy import Policy
+from prunec.program import ProgramModule
+from prunec.report import Report
+from prunec.sources import Pictures, Source
+from prunec.version import __version__
+
+MAX_PICTURES = 512
+
+PolicyLike = Policy | str | Path | Mapping[str, Any]
+
+
+def transform(
+    model: nn.Module,
+    policy: PolicyLike,
+    *,
+    keep: float | None = None,
+    blocks: tuple[int, ...] | None = None,
+    example: Any = None,
+) -> nn.Module:
+    """An unmodified Vision Transformer in, the same model with fewer tokens out.
+
+    Args:
+        model: a timm, Hugging Face or other module in eval mode. It is not changed; parameters are shared.
+        policy: the name of a preset, a file, a mapping, or a `Policy`.
+        keep: the share of the patch tokens entering a site that survives it; the policy's own when left out.
+        blocks: the blocks that have a site, counted from 0; the policy's own when left out.
+        example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
+
+    Returns:
+        A module with the same signature, outputs and parameter names.
+
+    Raises:
+        PruneError: with what, where and what to do; see prunec.errors for the tree.
+    """
+    chosen = load_policy(policy, keep=keep, blocks=blocks)
+    compiled = compile_source(sources.from_module(model, example), chosen)
+    return ProgramModule(compiled.pruned)
+
+
+def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:
+    """What prunec recognises in a model."""
+    found = recognise(sources.from_module(model, example)).anatomy
+    assert found is not None
+    return found
+
+
+def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
+    """What `transform` did to a model, block by block, as text."""
+    if not isinstance(fast, ProgramModule):
+        raise UsageError(
+            "the second module was not made by prunec", remedy="give what prunec.transform returned"
+        )
+    dense = recognise(sources.from_module(model, example))
+    return text(compare(dense, fast.__dict__["program"]))
+
+
+def load_policy(
+    policy: PolicyLike, *, keep: float | None = None, blocks: tuple[int, ...] | None = None
+) -> Policy:
+    """A policy from a name, file, mapping or Policy, with overrides."""
+    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
+    return loaded.override(keep=keep, blocks=blocks) if keep is not None or blocks is not None else loaded
+
+
+def optimize(
+    source: Source | nn.Module | str,
+    policy: PolicyLike,
+    *,
+    keep: float | None = None,
+    blocks: tuple[int, ...] | None = None,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    rounds: int = 20,
+    say: Progress = lambda step: None,
+) -> Result:
+    """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
+
+    Args:
+        source: a SOURCE string, a `Source`, or a module.
+        policy: as for `transform`.
+        keep: as for `transform`.
+        blocks: as for `transform`.
+        target: the backend, for the dense model and the controls too.
+        images: a folder of images to measure on; subfolders that name the model's classes give labels.
+        batch: images at a time when latency is measured.
+        rounds: interleaved rounds of the latency measurement.
+        say: called with each step's name.
+    """
+    backend, chosen = targets.load(target), load_policy(policy, keep=keep, blocks=blocks)
+    given = _as_source(source)
+    pictures = _pictures(given, images)
+    say("capture, recognise, rewrite, certify")
+    compiled = compile_source(given, chosen)
+    dense, pruned = compiled.dense, compiled.pruned
+    lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
+    latency = figures.latency(dense, pruned, lowered, backend, batch, rounds, say)
+    say("compare on images")
+    accuracy = figures.accuracy(dense, pruned, lowered, pictures) if pictures else None
+    assert pruned.anatomy is not None
+    assert pruned.plan is not None
+    report = Report(
+        source=given.spec,
+        weights=given.weights,
+        target=target,
+        policy=chosen.model_dump(mode="json"),
+        anatomy=pruned.anatomy,
+        plan=pruned.plan,
+        stages=pruned.stages,
+        certificate=compiled.certificate,
+        flops={"dense": figures.flops(dense), "pruned": figures.flops(pruned)},
+        images=pictures.name if pictures else "",
+        accuracy=accuracy,
+        latency=latency,
+        notes=given.notes,
+    )
+    return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `optimize` made: a module on its backend, and the report."""
+
+    module: nn.Module
+    report: Report
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artefact: manifest, weights and report."""
+        report = self.report.at(folder)
+        data = report.as_dict()
+        manifest = {
+            key: data[key] for key in ("source", "weights", "target", "policy", "plan", "certificate")
+        }
+        versions = {"prunec": __version__, "torch": torch.__version__}
+        files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
+        return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)
+
+
+def load(folder: str | Path, model: nn.Module | None = None, *, target: str | None = None) -> nn.Module:
+    """The module of an artefact: its model is built anew, the weights loaded, the plan repeated.
+
+    Args:
+        folder: what `Result.save` or `prunec optimize -o` wrote.
+        model: the model, for artefacts of a module that no SOURCE names. It is not changed.
+        target: the backend; the one the artefact was made for when left out.
+    """
+    manifest, state = artefact.read(folder)
+    source = _source_of(manifest, folder) if model is None else sources.from_module(model)
+    module = copy.deepcopy(source.module) if model is not None else source.module
+    _load_state(module, state, folder)
+    source = dataclasses.replace(source, module=module)
+    compiled = compile_source(source, Policy.load(manifest["policy"]))
+    backend = targets.load(target or manifest["target"])
+    return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
+
+
+def _source_of(manifest: Mapping[str, Any], folder: str | Path) -> Source:
+    if manifest["weights"] == "given":
+        raise UsageError(
+            f"{folder} was made from a module in Python, which no SOURCE names",
+            remedy="give that module: prunec.load(folder, model=...)",
+        )
+    return sources.load(manifest["source"], pretrained=False)
+
+
+def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:
+    try:
+        missing, _ = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SourceError(f"the weights of {folder} do not fit the model: {error}") from error
+    buffers = {name for name, _ in module.named_buffers()}
+    if set(missing) - buffers:
+        raise SourceError(
+            f"the weights of {folder} lack {sorted(missing)[0]} and {len(missing) - 1} more",
+            remedy="give the model that the artefact was made from",
+        )
+
+
+def _as_source(source: Source | nn.Module | str) -> Source:
+    if isinstance(source, str):
+        return sources.load(source)
+    return sources.from_module(source) if isinstance(source, nn.Module) else source
+
+
+def _pictures(source: Source, folder: str | Path | None) -> Pictures | None:
+    """Images to measure on: a folder's, or those that the source knows."""
+    if folder is None:
+        return source.test_images(MAX_PICTURES)
+    example = next(leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, torch.Tensor))
+    height, width = int(example.shape[-2]), int(example.shape[-1])
+    mean, std, crop = source.normalisation()
+    found = load_images(folder, (height, width), mean, std, MAX_PICTURES, crop=crop)
+    return Pictures(found.images, found.labels, f"images of {folder}")

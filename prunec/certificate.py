@@ -7,7 +7,8 @@ The rewritten graph has its counts in its selections only, so the same graph can
 
 Both must give the original's outputs. A table that was not gathered, an index that is off by the prefix, an
 order that is not restored before a dense head: each shows under the permutation, where keeping everything in
-the old order would hide it.
+the old order would hide it. At its own counts the program is run as well: its outputs must have the original's
+shapes and be finite.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = No
         expected = _Recorder(dense.module).run(*flat)
         identity = _worst(_Keeping(pruned, permute=False).run(*flat), expected)
         permutation = _worst(_Keeping(pruned, permute=True).run(*flat), expected)
+        _check_outputs(pruned.module(*flat), expected)
     tolerance = _tolerance(expected)
     batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
     certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch)
@@ -64,6 +66,22 @@ def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = No
                 remedy="the model was not changed and nothing was returned; please report the model's name",
             )
     return certificate
+
+
+def _check_outputs(found: Any, expected: Any) -> None:
+    """At its own counts the program must yield outputs of the original's shapes, and numbers."""
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if isinstance(other, Tensor) and (one.shape != other.shape or one.dtype != other.dtype):
+            raise VerificationError(
+                f"output {place} of the pruned model is {one.dtype}{list(one.shape)}, the original's is "
+                f"{other.dtype}{list(other.shape)}",
+                remedy="the model was not changed and nothing was returned; please report the model's name",
+            )
+        if isinstance(other, Tensor) and bool(other.isfinite().all()) and not bool(one.isfinite().all()):
+            raise VerificationError(
+                f"output {place} of the pruned model holds values that are not finite",
+                remedy="the model was not changed and nothing was returned; please report the model's name",
+            )
 
 
 def _one_image(program: Program) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import torch
 import typer
 from rich.console import Console
@@ -121,7 +120,7 @@ def graph(
 ) -> None:
     """Show a model's structure block by block, and what a policy changes in it."""
     if show_diff and policy is None:
-        raise click.UsageError("--diff needs a --policy to compare with")
+        raise typer.BadParameter("--diff needs a --policy to compare with")
     given = sources.load(source, pretrained=pretrained or source == "shapes")
     if policy is None:
         shown = compare(recognise(given))
@@ -194,16 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _quiet()
     try:
-        result = app(arguments, standalone_mode=False)
+        app(arguments)
+    except SystemExit as stop:  # typer's own way to end, also after a usage error
+        return stop.code if isinstance(stop.code, int) else 1
     except PruneError as error:
         chatter.print(f"prunec: {error}", markup=False, soft_wrap=True)
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        chatter.print("prunec: interrupted")
-        return 130
     except Exception as error:
         if os.environ.get("PRUNEC_TRACEBACK"):
             raise
@@ -214,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
             soft_wrap=True,
         )
         return 1
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 # --- small helpers ----------------------------------------------------------------------------
@@ -249,7 +244,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(
+        raise typer.BadParameter(
             f"{text!r} is no list of block numbers such as 3,6,9", param_hint="--blocks"
         ) from error
 

@@ -443,7 +443,9 @@ class TokenAxis:
         if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
             return None
         picked = rows_picked(node, source, axes[0], int(length))
-        return None if picked is None else rows_apart(node.name, picked, int(length), self.tokens, self.prefix)
+        return (
+            None if picked is None else rows_apart(node.name, picked, int(length), self.tokens, self.prefix)
+        )
 
     # --- small helpers ----------------------------------------------------------------------
 

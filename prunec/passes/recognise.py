@@ -229,7 +229,9 @@ def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | Non
     """`gelu`, `silu gated`, ... where the region goes linear, activation, linear beside any attention."""
     attending = {node for node in region if node.name in cores}
     past_core = {node for node in graph.reachable(attending) if node in region} if attending else set()
-    inside = {node for node in region if not (node in past_core and graph.op(node) == "mul")}  # a gate is no MLP
+    inside = {
+        node for node in region if not (node in past_core and graph.op(node) == "mul")
+    }  # a gate is no MLP
     for node in sorted(region, key=lambda node: node.name):
         if graph.op(node) not in ACTIVATIONS or node in past_core:
             continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 import prunec
-from prunec.compiler import compile_source, load_policy
+from prunec.compiler import compile_source
 from prunec.sources import from_module
+from prunec.verbs import load_policy
 from tests.tiny import ViT, pixels
 
 

@@ -413,11 +413,12 @@ def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
     if not isinstance(config, Mapping) or "input_size" not in config:
         return None
     channels, height, width = config["input_size"]
-    # The configuration speaks of the weights; a model built with another img_size knows better.
+    # The configuration speaks of the weights; a model built with another img_size or in_chans knows better.
     embed = getattr(module, "patch_embed", None)
     height, width = getattr(embed, "img_size", None) or (height, width)
-    channels = getattr(getattr(embed, "proj", None), "in_channels", channels)
-    return channels, height, width
+    first = config.get("first_conv")  # by name: in a hybrid the patch embedding does not see the image
+    stem = dict(module.named_modules()).get(first) if isinstance(first, str) else None
+    return getattr(stem, "in_channels", channels), height, width
 
 
 def _config_size(config: Any) -> tuple[int, int, int] | None:

@@ -96,7 +96,7 @@ class RandomScores:
         assert program.plan is not None
 
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
-        """The program with every score replaced, also as the weights of a fused token."""
+        """The program with every choice random; a fused token keeps its weights, which must be shares."""
         assert program.anatomy is not None
         module = graph.copy(program.module)
         pruned = [node for node in module.graph.nodes if node.target in (ops.gather, ops.fuse)]

@@ -24,7 +24,7 @@ def grid(x: Tensor) -> Tensor:
     return x[:, 1:].mT.reshape(x.shape[0], 16, 5, 5).amax(dim=(2, 3))
 
 
-# prefix and suffix of learned rows, what the head reads; then: protected in front, at the end, class row, head
+# learned rows at both ends, what the head reads; then: protected in front, at the end, class row, head
 READERS: dict[
     str, tuple[int, int, Callable[[Tensor], Tensor], tuple[int, int, int | None, tuple[str, ...]]]
 ] = {

@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph import CodeGen
 
 TreeSpec = pytree.TreeSpec
+FakeMode = FakeTensorMode
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 

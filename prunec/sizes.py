@@ -5,17 +5,19 @@
     reshape(x: [b, n, 192], [394, 192])                394 -> b * n          what the other sizes leave over
 
 An expression is a candidate only if it gives the recorded size back at the original length. Which candidate
-is right is decided by typing the call (see spaces.py); here they only come in a good order.
+is right is decided by typing the call (see calls.py); here they only come in a good order.
 """
 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import sympy
 import torch
+from torch import fx
 
 from prunec import compat
 
@@ -115,3 +117,43 @@ def _left_over(
         return None
     exact = all(coefficient.is_Integer for coefficient in sympy.Poly(quotient).coeffs())
     return quotient if exact and at_full_length(quotient) == recorded[where] else None
+
+
+class SizeNodes:
+    """Size expressions as nodes of a graph, each made once, where it is first needed."""
+
+    def __init__(self, graph: fx.Graph, call: Callable[[Any, tuple[Any, ...], str], fx.Node]) -> None:
+        self.graph = graph
+        self.call = call  # (function, arguments, name) -> a new, typed node
+        self.selections: dict[sympy.Expr, tuple[int, fx.Node]] = {}  # token symbol -> number, rows [B, n]
+        self.made: dict[sympy.Expr, fx.Node] = {}
+
+    def node(self, size: sympy.Expr) -> fx.Node:
+        """The node that computes an expression in token counts and the batch."""
+        if size not in self.made:
+            self.made[size] = self._make(size)
+        return self.made[size]
+
+    def _make(self, size: sympy.Expr) -> fx.Node:
+        if size in self.selections:
+            number, selection = self.selections[size]
+            return self.call(torch.ops.aten.sym_size.int, (selection, 1), f"tokens_{number}")
+        if size.is_Symbol:
+            return self._input_size(size)
+        function = operator.add if size.is_Add else operator.mul
+        assert size.is_Add or size.is_Mul or size.is_Pow, f"a token size of an unexpected form: {size}"
+        parts = [size.base] * int(size.exp) if size.is_Pow else size.args
+        first, *rest = [int(part) if part.is_Integer else self.node(part) for part in parts]
+        for part in rest:
+            first = self.call(function, (first, part), "tokens_size")
+        assert isinstance(first, fx.Node)
+        return first
+
+    def _input_size(self, symbol: sympy.Expr) -> fx.Node:
+        """The batch, read off an input that has it."""
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            if node.op == "placeholder" and isinstance(value, torch.Tensor) and symbol in sizes_of(value):
+                dim = sizes_of(value).index(symbol)
+                return self.call(torch.ops.aten.sym_size.int, (node, dim), "batch")
+        raise ValueError(f"no input carries the size {symbol}")

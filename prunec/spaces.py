@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,9 +30,10 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from prunec import compat, ops
+from prunec.calls import CallTypes, signature
 from prunec.graph import is_size, place
 from prunec.rows import RowRead, rows_apart, rows_picked
-from prunec.sizes import Position, Substitution, at, sizes_of, substitutions, with_sizes
+from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
 
 _MAX_ATTEMPTS = 48
 
@@ -92,25 +92,20 @@ class TokenAxis:
         states: Sequence[str],
         probe: bool = False,
     ) -> None:
-        self.module, self.tokens, self.prefix, self.suffix, self.token_dim = (
-            module,
-            tokens,
-            prefix,
-            suffix,
-            token_dim,
-        )
+        self.module = module
+        self.tokens, self.prefix, self.suffix, self.token_dim = tokens, prefix, suffix, token_dim
         self.states = set(states)
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
+        self.calls = CallTypes(self.mode, tokens)
         self.graph = fx.Graph()
+        self.sizes = SizeNodes(self.graph, self._call)
         self.new: dict[fx.Node, fx.Node] = {}
         self.whole: dict[fx.Node, fx.Node] = {}  # old node -> its full-length version
         self.spaces: dict[sympy.Symbol, Space] = {}
         self.hints: list[int] = []  # lengths that stand in for the symbols, each its own
         self.repairs = Repairs()
-        self.sizes: dict[sympy.Expr, fx.Node] = {}  # size expressions that are nodes of the new graph
         self.taken: dict[Any, fx.Node] = {}  # tables already gathered
-        self.typed: dict[Any, Any] = {}  # repeated blocks are typed once
         self.solved: dict[Any, Substitution] = {}
         self.rows: dict[Any, RowRead | None] = {}
 
@@ -156,7 +151,10 @@ class TokenAxis:
         made.meta["val"] = compat.fake_like(self.mode, (batch, size), torch.int64, node.meta["val"].device)
         symbol = compat.expression(size)
         assert isinstance(symbol, sympy.Symbol)
-        self.spaces[symbol] = Space(len(self.spaces), symbol, made, parent)
+        space = Space(len(self.spaces), symbol, made, parent)
+        self.sizes.selections[symbol] = (space.number, made)
+        self.calls.symbols.add(symbol)
+        self.spaces[symbol] = space
         return made
 
     # --- the three repairs ------------------------------------------------------------------
@@ -174,28 +172,32 @@ class TokenAxis:
         }
         if not recorded:
             return None
-        key = (node.target, _signature(args), _signature(kwargs))
+        key = (node.target, signature(args), signature(kwargs))
         attempts = iter([self.solved[key]]) if key in self.solved else self._candidates(node, recorded)
         for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
-            values = {where: self._size_node(size).meta["val"] for where, size in substitution.items()}
+            values = {where: self.sizes.node(size).meta["val"] for where, size in substitution.items()}
             value = self._type_of(node, with_sizes(self._without_wildcards(node, args), values), kwargs)
             if value is not None:
                 self.solved[key] = substitution
                 burnt = {where: size for where, size in substitution.items() if at(args, where) != -1}
                 self.repairs.literals += len(burnt)
-                nodes = {where: self._size_node(size) for where, size in burnt.items()}
+                nodes = {where: self.sizes.node(size) for where, size in burnt.items()}
                 return self._place(node, with_sizes(args, nodes), kwargs, value)
         return None
 
     def _candidates(self, node: fx.Node, recorded: Mapping[Position, sympy.Expr]) -> Iterator[Substitution]:
         inputs = [self.new[source].meta.get("val") for source in node.all_input_nodes]
         shapes = [sizes_of(value) for value in inputs if isinstance(value, torch.Tensor)]
-        return substitutions(recorded, shapes, frozenset(self.spaces), self._at_full_length)
+        return substitutions(recorded, shapes, frozenset(self.spaces), self.calls.at_full_length)
 
     def _without_wildcards(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
         wild = [where for where in compat.symbolic_positions(node.target, args) if at(args, where) == -1]
-        return with_sizes(args, {where: self._recorded(node, where) for where in wild}) if wild else args
+        sizes = {where: self._recorded(node, where) for where in wild}
+        typed = {
+            where: self.sizes.node(size).meta["val"] if size.free_symbols else size for where, size in sizes.items()
+        }
+        return with_sizes(args, typed)
 
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
@@ -248,42 +250,8 @@ class TokenAxis:
         result.meta = dict(node.meta)
         return result
 
-    # --- typing -----------------------------------------------------------------------------
-
     def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """The call's type; None if it has none, forces a symbol, or does not give the recorded shape back."""
-        key = (node.target, _signature(args), _signature(kwargs), _signature(node.meta.get("val")))
-        if key not in self.typed:
-            self.typed[key] = self._type(node, args, kwargs)
-        return self.typed[key]
-
-    def _type(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        values = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
-        target = node.target
-        assert callable(target)
-        try:
-            result, forced = compat.evaluate(self.mode, target, values[0], values[1])
-        except Exception:  # noqa: BLE001  a node that does not type raises what its operator raises
-            return None
-        if forced & set(self.spaces):
-            return None
-        found, recorded = pytree.tree_leaves(result), pytree.tree_leaves(node.meta["val"])
-        same = len(found) == len(recorded) and all(map(self._same_at_full_length, found, recorded))
-        return result if same else None
-
-    def _same_at_full_length(self, found: Any, recorded: Any) -> bool:
-        if isinstance(found, torch.Tensor) and isinstance(recorded, torch.Tensor):
-            return len(found.shape) == len(recorded.shape) and all(
-                self._at_full_length(compat.expression(size)) == compat.expression(expected)
-                for size, expected in zip(found.shape, recorded.shape, strict=True)
-            )
-        if isinstance(found, (int, torch.SymInt)) and isinstance(recorded, (int, torch.SymInt)):
-            return bool(self._at_full_length(compat.expression(found)) == compat.expression(recorded))
-        return type(found) is type(recorded)
-
-    def _at_full_length(self, size: sympy.Expr) -> sympy.Expr:
-        tokens = size.free_symbols & set(self.spaces)
-        return size.subs(dict.fromkeys(tokens, self.tokens)) if tokens else size
+        return self.calls.type_of(node.target, args, kwargs, node.meta.get("val"))
 
     def _place(self, node: fx.Node, args: Any, kwargs: Any, value: Any) -> fx.Node:
         """Put the call into the new graph with the type that it was found to have."""
@@ -303,45 +271,6 @@ class TokenAxis:
         if wild and len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
             return compat.expression(output.shape[where[1]])
         return sympy.Integer(value)
-
-    def _size_node(self, size: sympy.Expr) -> Any:
-        """A size expression as a node of the new graph."""
-        if size not in self.sizes:
-            self.sizes[size] = self._make_size(size)
-        return self.sizes[size]
-
-    def _make_size(self, size: sympy.Expr) -> fx.Node:
-        if size in self.spaces:
-            return self._call(
-                torch.ops.aten.sym_size.int,
-                (self.spaces[size].selection, 1),
-                f"tokens_{self.spaces[size].number}",
-            )
-        if size.is_Symbol:
-            return self._batch_size(size)
-        function = operator.add if size.is_Add else operator.mul
-        assert size.is_Add or size.is_Mul, f"a token size of an unexpected form: {size}"
-        parts = [int(part) if part.is_Integer else self._size_node(part) for part in size.args]
-        return (
-            self._call(function, tuple(parts), "tokens_size")
-            if len(parts) == 2
-            else self._fold(function, parts)
-        )
-
-    def _fold(self, function: Callable[..., Any], parts: list[Any]) -> fx.Node:
-        result = parts[0]
-        for part in parts[1:]:
-            result = self._call(function, (result, part), "tokens_size")
-        assert isinstance(result, fx.Node)
-        return result
-
-    def _batch_size(self, symbol: sympy.Expr) -> fx.Node:
-        for node in self.graph.nodes:
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
-                for dim, size in enumerate(node.meta["val"].shape):
-                    if compat.expression(size) == symbol:
-                        return self._call(torch.ops.aten.sym_size.int, (node, dim), "batch")
-        raise ValueError(f"no input carries the size {symbol}")
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
         node = self.graph.create_node("call_function", function, args, {}, name=name)
@@ -425,7 +354,7 @@ class TokenAxis:
         tensors = [source for source in node.all_input_nodes if not is_size(source)]
         if len(tensors) != 1 or not compat.is_aten(node.target):
             return None
-        key = (node.target, _signature(args), _signature(kwargs))
+        key = (node.target, signature(args), signature(kwargs))
         if key not in self.rows:
             self.rows[key] = self._find_rows(node, tensors[0], made)
         found = self.rows[key]
@@ -439,7 +368,7 @@ class TokenAxis:
             size for leaf in outputs for size in sizes_of(leaf)
         }:
             return None
-        length = self._at_full_length(sizes_of(value)[axes[0]])
+        length = self.calls.at_full_length(sizes_of(value)[axes[0]])
         if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
             return None
         picked = rows_picked(node, source, axes[0], int(length))
@@ -509,23 +438,6 @@ def _hint(tokens: int, taken: Sequence[int]) -> int:
     ):
         candidate += 1
     return candidate
-
-
-def _signature(value: Any) -> Any:
-    """A hashable description of arguments: tensors by type, sizes by expression, the rest by value."""
-    if isinstance(value, fx.Node):
-        return _signature(value.meta.get("val"))
-    if isinstance(value, torch.Tensor):
-        sizes = sizes_of(value)
-        strides = tuple(compat.expression(stride) for stride in value.stride())
-        return (sizes, strides, value.dtype, value.device)
-    if isinstance(value, torch.SymInt):
-        return compat.expression(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(_signature(item) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _signature(item)) for key, item in value.items())
-    return value
 
 
 def _brief(rows: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from prunec import compat
@@ -39,7 +38,7 @@ class CallTypes:
             result, forced = compat.evaluate(self.mode, target, values[0], values[1])
         except Exception:  # noqa: BLE001  a call that does not type raises what its operator raises
             return None
-        found, expected = pytree.tree_leaves(result), pytree.tree_leaves(recorded)
+        found, expected = compat.tree_leaves(result), compat.tree_leaves(recorded)
         fits = len(found) == len(expected) and all(map(self._same, found, expected))
         return result if fits and not forced & self.symbols else None
 

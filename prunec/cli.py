@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prunec import cost, sources, targets, verbs
+from prunec import artefact, cost, sources, targets, verbs
 from prunec.anatomy import Anatomy, Block
 from prunec.compiler import compile_source, recognise
 from prunec.diff import compare, lines, without_changes
@@ -88,6 +88,9 @@ def optimize(
     """Transform a model, prove it, measure it, and write the artefact."""
     targets.load(target)
     chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks))
+    folder = output or _folder(source, chosen.name)
+    if not dry_run:
+        artefact.check_place(folder)
     given = sources.load(source, pretrained=not random_weights)
     if dry_run:
         _show_program(compile_source(given, chosen).pruned, as_json=as_json)
@@ -96,7 +99,7 @@ def optimize(
         result = verbs.optimize(
             given, chosen, target=target, images=images, batch=batch, rounds=rounds, say=say
         )
-        folder = result.save(output or _folder(source, chosen.name))
+        result.save(folder)
     report = result.report.at(folder)
     if as_json:
         _json(report.as_dict())
@@ -219,9 +222,7 @@ def _quiet() -> None:
     """Keep other libraries' chatter away from people who only asked for a result."""
     logging.getLogger("torch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|timm|transformers)\b")
-    warnings.showwarning = lambda message, *_, **__: chatter.print(
-        f"prunec: warning: {message}", markup=False
-    )
+    warnings.showwarning = _warn
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -5,9 +5,12 @@ Everything else in the project uses the names below, so a change in PyTorch is m
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import linecache
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +26,7 @@ from torch.fx.graph import CodeGen
 
 TreeSpec = pytree.TreeSpec
 FakeMode = FakeTensorMode
+tree_leaves = pytree.tree_leaves
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 
@@ -43,7 +47,11 @@ def export(
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and batch is not None and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
     dynamic = shapes if batch is not None else None
-    return torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):  # where it fails, it prints the graph so far before it raises
+        exported = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
+    sys.stderr.write(said.getvalue())
+    return exported
 
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from torch import fx
 
 from prunec import graph, ops
@@ -112,7 +113,7 @@ def text(diff: Diff) -> str:
 
 
 def _styled(line: str, style: str, colour: bool) -> str:
-    return f"[{style}]{line}[/{style}]" if colour else line
+    return f"[{style}]{escape(line)}[/{style}]" if colour else line
 
 
 # --- sections ---------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
+
+from prunec import compat
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _watch(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) ->
     )
     assert callable(node.target)
     try:
-        outputs = pytree.tree_leaves(node.target(*args, **kwargs))
+        outputs = compat.tree_leaves(node.target(*args, **kwargs))
     except Exception:  # noqa: BLE001  what does not run on such rows does not move them
         return None
     row_of = {float(number): row for row, number in enumerate(numbers)}

@@ -46,6 +46,7 @@ class Pictures:
     images: Tensor  # [n, 3, H, W]
     labels: Tensor | None  # [n]
     name: str
+    classes: int | None = None  # how many the labels number, where folders name them by words
 
 
 @dataclass(frozen=True, eq=False)

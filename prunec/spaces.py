@@ -26,7 +26,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 
 from prunec import compat, ops
@@ -194,10 +193,10 @@ class TokenAxis:
         """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
         wild = [where for where in compat.symbolic_positions(node.target, args) if at(args, where) == -1]
         sizes = {where: self._recorded(node, where) for where in wild}
-        typed = {
-            where: self.sizes.node(size).meta["val"] if size.free_symbols else size for where, size in sizes.items()
+        symbolic = {
+            where: self.sizes.node(size).meta["val"] for where, size in sizes.items() if size.free_symbols
         }
-        return with_sizes(args, typed)
+        return with_sizes(args, {**sizes, **symbolic})
 
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
@@ -363,7 +362,7 @@ class TokenAxis:
     def _find_rows(self, node: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
         value = self.new[source].meta["val"]
         axes = self._axes(value) if isinstance(value, torch.Tensor) else ()
-        outputs = [leaf for leaf in pytree.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
+        outputs = [leaf for leaf in compat.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
         if len(axes) != 1 or sizes_of(value)[axes[0]] in {
             size for leaf in outputs for size in sizes_of(leaf)
         }:
@@ -394,7 +393,7 @@ class TokenAxis:
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
-        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        tensors = [leaf for leaf in compat.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
         found = {
             dim
             for tensor in tensors
@@ -411,7 +410,7 @@ class TokenAxis:
         """The deepest space whose symbol occurs in a value's shape."""
         found = [
             self.spaces[symbol]
-            for leaf in pytree.tree_leaves(value)
+            for leaf in compat.tree_leaves(value)
             for size in (leaf.shape if isinstance(leaf, torch.Tensor) else [leaf])
             if isinstance(size, torch.SymInt)
             for symbol in compat.expression(size).free_symbols & set(self.spaces)

@@ -21,7 +21,7 @@ from prunec.diff import compare, text
 from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
 from prunec.policy import Policy
-from prunec.program import ProgramModule
+from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
 from prunec.version import __version__
@@ -117,7 +117,8 @@ def optimize(
     dense, pruned = compiled.dense, compiled.pruned
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     latency = figures.latency(dense, pruned, lowered, backend, batch, rounds, say)
-    say("compare on images")
+    if pictures:
+        say("compare on images")
     accuracy = figures.accuracy(dense, pruned, lowered, pictures) if pictures else None
     assert pruned.anatomy is not None
     assert pruned.plan is not None
@@ -150,34 +151,36 @@ class Result:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)
         data = report.as_dict()
-        manifest = {
-            key: data[key] for key in ("source", "weights", "target", "policy", "plan", "certificate")
-        }
+        manifest = {key: data[key] for key in artefact.KEYS}
         versions = {"prunec": __version__, "torch": torch.__version__}
         files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
         return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)
 
 
-def load(folder: str | Path, model: nn.Module | None = None, *, target: str | None = None) -> nn.Module:
+def load(
+    folder: str | Path, model: nn.Module | None = None, *, example: Any = None, target: str | None = None
+) -> nn.Module:
     """The module of an artefact: its model is built anew, the weights loaded, the plan repeated.
 
     Args:
         folder: what `Result.save` or `prunec optimize -o` wrote.
         model: the model, for artefacts of a module that no SOURCE names. It is not changed.
+        example: an input of that model, as for `transform`.
         target: the backend; the one the artefact was made for when left out.
     """
     manifest, state = artefact.read(folder)
-    source = _source_of(manifest, folder) if model is None else sources.from_module(model)
+    backend = targets.load(target or manifest["target"])
+    source = _source_of(manifest, folder) if model is None else sources.from_module(model, example)
     module = copy.deepcopy(source.module) if model is not None else source.module
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
     compiled = compile_source(source, Policy.load(manifest["policy"]))
-    backend = targets.load(target or manifest["target"])
+    _check_names(compiled.pruned, state, folder)
     return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
 
 
 def _source_of(manifest: Mapping[str, Any], folder: str | Path) -> Source:
-    if manifest["weights"] == "given":
+    if manifest["weights"] == "given" and ":" not in manifest["source"]:  # pkg.module:callable names one
         raise UsageError(
             f"{folder} was made from a module in Python, which no SOURCE names",
             remedy="give that module: prunec.load(folder, model=...)",
@@ -187,15 +190,25 @@ def _source_of(manifest: Mapping[str, Any], folder: str | Path) -> Source:
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:
     try:
-        missing, _ = module.load_state_dict(state, strict=False)
+        module.load_state_dict(state, strict=False)  # which names there must be, the graph knows
     except RuntimeError as error:
-        raise SourceError(f"the weights of {folder} do not fit the model: {error}") from error
-    buffers = {name for name, _ in module.named_buffers()}
-    if set(missing) - buffers:
         raise SourceError(
-            f"the weights of {folder} lack {sorted(missing)[0]} and {len(missing) - 1} more",
+            f"the weights of {folder} do not fit the model: {error}",
             remedy="give the model that the artefact was made from",
-        )
+        ) from error
+
+
+def _check_names(program: Program, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:
+    """The graph's weights are those of the artefact, no more and no less."""
+    names = set(program.module.state_dict())
+    for verb, differing in (("lack", names - set(state)), ("hold more than the model:", set(state) - names)):
+        if differing:
+            first, *others = sorted(differing)
+            more = f" and {len(others)} more" if others else ""
+            raise SourceError(
+                f"the weights of {folder} {verb} {first}{more}",
+                remedy="give the model that the artefact was made from",
+            )
 
 
 def _as_source(source: Source | nn.Module | str) -> Source:
@@ -212,4 +225,6 @@ def _pictures(source: Source, folder: str | Path | None) -> Pictures | None:
     height, width = int(example.shape[-2]), int(example.shape[-1])
     mean, std, crop = source.normalisation()
     found = load_images(folder, (height, width), mean, std, MAX_PICTURES, crop=crop)
-    return Pictures(found.images, found.labels, f"images of {folder}")
+    numbered = all(name.isdecimal() for name in found.classes)
+    classes = None if numbered else len(found.classes)
+    return Pictures(found.images, found.labels, f"images of {folder}", classes)

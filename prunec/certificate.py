@@ -7,8 +7,8 @@ The rewritten graph has its counts in its selections only, so the same graph can
 
 Both must give the original's outputs. A table that was not gathered, an index that is off by the prefix, an
 order that is not restored before a dense head: each shows under the permutation, where keeping everything in
-the old order would hide it. At its own counts the program is run as well: its outputs must have the original's
-shapes and be finite.
+the old order would hide it. At its own counts the program is run as well: its outputs must have the
+original's shapes and be finite.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ def _sections(dense: Program, after: Program) -> Iterator[Section]:
         if name.startswith("block"):
             tokens, length = _lengths(length, sites.get(name))
         elif name == "head":
-            tokens = (length,)
+            restored = any(node.target is ops.scatter for node in nodes)
+            tokens = (length, anatomy.tokens) if restored else (length,)
         before = anatomy.tokens if tokens else 0
         yield Section(name, _holds(name, anatomy), len(nodes), tokens, before, changes)
 

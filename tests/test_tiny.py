@@ -6,8 +6,8 @@ import torch
 
 import prunec
 from prunec.compiler import compile_source
+from prunec.policy import Policy
 from prunec.sources import from_module
-from prunec.verbs import load_policy
 from tests.tiny import ViT, pixels
 
 
@@ -23,7 +23,8 @@ def by_hand(model: ViT, x: torch.Tensor, keep: int) -> torch.Tensor:
 
 def test_half_of_the_tokens_go_on_and_the_outputs_are_those_of_the_method_written_by_hand() -> None:
     model, x = ViT().eval(), pixels()
-    compiled = compile_source(from_module(model, x), load_policy("norm", keep=0.5, blocks=(1,)))
+    chosen = Policy.load("norm").override(keep=0.5, blocks=(1,))
+    compiled = compile_source(from_module(model, x), chosen)
     assert compiled.pruned.plan is not None
     assert [str(site) for site in compiled.pruned.plan.sites] == ["before block 1: 26 -> 14 tokens"]
     (logits,) = compiled.pruned.module(x)

@@ -60,7 +60,7 @@ def find_tokens(module: fx.GraphModule, states: tuple[str, ...], trunk: set[str]
         suffix=suffix,
         token_dim=token_dim,
         class_token=_class_token(head_reads, prefix),
-        head=_head(module, states, repairs, head_reads),
+        head=_head(module, states, repairs, head_reads, prefix, length - suffix),
         taps=_taps(names, states, trunk, repairs),
         axes=repairs.axes,
     )
@@ -167,7 +167,12 @@ def _class_token(reads: list[RowRead], prefix: int) -> int | None:
 
 
 def _head(
-    module: fx.GraphModule, states: tuple[str, ...], repairs: Repairs, reads: list[RowRead]
+    module: fx.GraphModule,
+    states: tuple[str, ...],
+    repairs: Repairs,
+    reads: list[RowRead],
+    prefix: int,
+    patches_end: int,
 ) -> tuple[str, ...]:
     """How the axis ends after the last state, in words."""
     names = graph.by_name(module.graph)
@@ -184,7 +189,7 @@ def _head(
             picked = rows[node.name]
             if len(picked) == 1:
                 found.append("class token" if picked[0] == 0 else f"token {picked[0]}")
-            elif len(picked) <= 8:
+            elif picked[-1] < prefix or picked[0] >= patches_end:
                 found.append(f"tokens {picked[0]}..{picked[-1]}")
         elif graph.op(node) in ("mean", "sum", "amax", "adaptive_avg_pool1d"):
             found.append("mean" if graph.op(node) != "amax" else "max")

@@ -34,16 +34,34 @@ def capture(
         raise UsageError("the model is in training mode", remedy="call model.eval() before transforming it")
     batch = _batch_size(args, kwargs)
     exported = _export(module, args, kwargs, batch)
+    signature = inspect.signature(module.forward)
+    return _program(exported, signature, args, kwargs, batch, start)
+
+
+def adopt(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+    """What somebody else captured, on inputs that it accepts."""
+    start = time.perf_counter()
+    return _program(exported, _signature(exported), args, kwargs, _batch_size(args, kwargs), start)
+
+
+def _program(
+    exported: ExportedProgram,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    batch: int | None,
+    start: float,
+) -> Program:
     notes: tuple[str, ...] = ()
     if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
         place = compat.specialised_by(exported) or "a line that PyTorch did not record"
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
-        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=3)
+        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
         batch = None
     if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
         exported = compat.functionalised(exported)
     graph_module = compat.unlifted(exported)
-    program = Program(_flat(graph_module), _interface(module, graph_module, args, kwargs, batch))
+    program = Program(_flat(graph_module), _interface(signature, graph_module, args, kwargs, batch))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
     stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
     return program.replace(stages=(stage,))
@@ -75,14 +93,27 @@ def _flat(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
+def _signature(exported: ExportedProgram) -> inspect.Signature:
+    """The parameters of the exported forward: named where the file says how, numbered where not."""
+    spec = exported.call_spec.in_spec
+    assert spec is not None
+    positional, keywords = spec.children()
+    names = compat.argument_names(exported) or []
+    if len(names) < positional.num_children:
+        names = [f"input_{place}" for place in range(positional.num_children)]
+    named = dict.fromkeys((*names, *keywords.context))
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(name, kind) for name in named])
+
+
 def _interface(
-    module: nn.Module,
+    signature: inspect.Signature,
     graph_module: fx.GraphModule,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     batch: int | None,
 ) -> Interface:
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = signature.parameters.values()
     named = tuple(
         p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     )

@@ -43,7 +43,13 @@ out = Console(highlight=False, soft_wrap=True)
 chatter = Console(stderr=True, highlight=False)
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, shapes")
+    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, a file, shapes")
+]
+ArchOption = Annotated[
+    str | None, typer.Option("--arch", metavar="SOURCE", help="the model that a file of weights is for")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="unpickle any .pt file, and run any code that is in it")
 ]
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
@@ -83,6 +89,8 @@ def optimize(
         bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
     ] = False,
     random_weights: RandomWeights = False,
+    arch: ArchOption = None,
+    allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
     """Transform a model, prove it, measure it, and write the artefact."""
@@ -91,7 +99,7 @@ def optimize(
     folder = output or _folder(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
-    given = sources.load(source, pretrained=not random_weights)
+    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     if dry_run:
         _show_program(compile_source(given, chosen).pruned, as_json=as_json)
         return
@@ -120,11 +128,14 @@ def graph(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="load weights; the structure needs none")
     ] = False,
+    arch: ArchOption = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Show a model's structure block by block, and what a policy changes in it."""
     if show_diff and policy is None:
         raise typer.BadParameter("--diff needs a --policy to compare with")
-    given = sources.load(source, pretrained=pretrained or source == "shapes")
+    with_weights = pretrained or source == "shapes"
+    given = sources.load(source, pretrained=with_weights, arch=arch, allow_pickle=allow_pickle)
     if policy is None:
         shown = compare(recognise(given))
     else:
@@ -140,9 +151,14 @@ def graph(
 
 
 @app.command()
-def explain(source: SourceArgument, as_json: JsonOption = False) -> None:
+def explain(
+    source: SourceArgument,
+    arch: ArchOption = None,
+    allow_pickle: AllowPickle = False,
+    as_json: JsonOption = False,
+) -> None:
     """Say what is recognised in a model, what is not, and why."""
-    given = sources.load(source, pretrained=source == "shapes")
+    given = sources.load(source, pretrained=source == "shapes", arch=arch, allow_pickle=allow_pickle)
     anatomy = recognise(given).anatomy
     assert anatomy is not None
     if as_json:

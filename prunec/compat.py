@@ -76,6 +76,12 @@ def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
     return inputs, outputs
 
 
+def argument_names(exported: ExportedProgram) -> list[str] | None:
+    """The parameters of the exported forward that were given, where the program recorded them."""
+    signature = next((entry.signature for entry in exported.module_call_graph if entry.fqn == ""), None)
+    return getattr(signature, "forward_arg_names", None)
+
+
 def make_flat(graph: fx.Graph) -> None:
     """Let the graph take its placeholders as positional arguments and return a flat tuple."""
     graph.set_codegen(CodeGen())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from prunec.capture import capture
+from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.plan import make_plan
@@ -28,7 +28,10 @@ class Compiled:
 
 def recognise(source: Source) -> Program:
     """A module as a normalised graph with its anatomy."""
-    captured = capture(source.module, source.args, source.kwargs)
+    if source.exported is not None:
+        captured = adopt(source.exported, source.args, source.kwargs)
+    else:
+        captured = capture(source.module, source.args, source.kwargs)
     return run_passes(FRONT, captured)
 
 

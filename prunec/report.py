@@ -36,6 +36,7 @@ class Report:
     latency: Latency | None = None
     notes: tuple[str, ...] = ()
     artefact: str | None = None
+    arch: str = ""  # the SOURCE that weights from a file were put into
 
     def at(self, folder: object) -> Report:
         """The same report, saying where the artefact lies."""
@@ -45,6 +46,7 @@ class Report:
         """Everything, as plain data for JSON."""
         return {
             "source": self.source,
+            "arch": self.arch,
             "weights": self.weights,
             "target": self.target,
             "policy": dict(self.policy),
@@ -62,7 +64,10 @@ class Report:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Label and text, line by line, in reading order."""
-        yield "model", f"{self.source} ({self.weights} weights)"
+        yield (
+            "model",
+            f"{self.source} ({f'weights of {self.arch}' if self.arch else f'{self.weights} weights'})",
+        )
         yield "recognised", self.anatomy.summary()
         for miss in self.anatomy.unmatched:
             yield "", f"not recognised: {miss}"

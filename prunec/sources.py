@@ -1,12 +1,15 @@
 """Where a model comes from: a SOURCE string, or a module of your own, becomes a module with example inputs.
 
     timm:ID               a model of timm, by its name
-    hf:ORG/NAME           a model of the Hugging Face hub;  hf:./folder reads one saved on disk
+    hf-hub:ORG/NAME       a model of timm that lies on the Hugging Face hub;  local-dir:PATH one saved on disk
+    hf:ORG/NAME           a model of transformers;  hf:./folder reads one saved on disk
     pkg.module:callable   a function of yours, called without arguments, that returns an nn.Module
+    FILE.safetensors      weights;  `arch`, a SOURCE too, says of what
+    FILE.pt, FILE.pth     weights with `arch`, or a whole module of known packages
+    FILE.pt2              a program that torch.export.save wrote
     shapes                the tiny ViT that ships with prunec
     ID                    looked up in timm
 
-Example inputs have a batch of two: torch.export takes a size of one for a constant of the model.
 When pretrained weights cannot be had, the model is built with random ones, and the source says so.
 """
 
@@ -14,10 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,17 +29,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from prunec import compat, files
 from prunec.data import shapes, tiny_vit
 from prunec.errors import SourceError, UsageError
+from prunec.example_inputs import Example, exported_inputs, infer, inputs
 from prunec.policy import did_you_mean
 
-Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-Weights = Literal["pretrained", "random", "given", "shipped"]
+Weights = Literal["pretrained", "random", "given", "shipped", "file"]
 
-GRAMMAR = "timm:ID, hf:ORG/NAME, hf:./folder, pkg.module:callable, or shapes"
-LATER = ("hf-hub", "local-dir")
-FILES = (".pt2", ".pt", ".pth", ".safetensors")
+GRAMMAR = (
+    "timm:ID, hf:ORG/NAME, hf:./folder, hf-hub:ORG/NAME, local-dir:PATH, pkg.module:callable, "
+    "a .pt2, .pt, .pth or .safetensors file, or shapes"
+)
+PT2_NOTE = "torch reads a .pt2 file with pickle machinery of its own: use one only if you trust its maker"
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 PROBE_SECONDS = 3
 
 
@@ -59,6 +68,8 @@ class Source:
     kwargs: dict[str, Any]
     weights: Weights
     notes: tuple[str, ...] = ()
+    arch: str = ""  # the SOURCE that weights from a file were put into
+    exported: ExportedProgram | None = None  # captured already, by whoever wrote the .pt2 file
 
     def test_images(self, count: int) -> Pictures | None:
         """Held-out images for this model, if the source knows any."""
@@ -75,42 +86,42 @@ class Source:
         return tuple(mean), tuple(std), float(config.get("crop_pct") or 1.0)
 
 
-def load(spec: str, *, pretrained: bool = True) -> Source:
+def load(
+    spec: str, *, pretrained: bool = True, arch: str | None = None, allow_pickle: bool = False
+) -> Source:
     """Read a SOURCE string.
 
     Args:
         spec: what to read, in the grammar at the top of this module.
-        pretrained: False builds the model with random weights and needs no network.
+        pretrained: False builds the model with random weights and needs no network. Files are always read.
+        arch: a SOURCE that builds the model for a file of weights; its own weights are not loaded.
+        allow_pickle: unpickle whatever a .pt or .pth file holds, which may run any code.
 
     Raises:
-        SourceError: the model is unknown, or cannot be read or built.
-        UsageError: no example input can be inferred for it.
+        SourceError: the model is unknown, or cannot be read, trusted or built.
+        UsageError: no example input can be inferred for it, or `arch` is missing or of no use.
     """
     scheme, colon, rest = spec.partition(":")
+    suffix = "" if colon and scheme in _LOADERS else Path(spec).suffix
+    if suffix in WEIGHT_FILES:
+        return _weight_file(spec, arch, allow_pickle)
+    if arch is not None:
+        raise UsageError(
+            "an architecture belongs to a file of weights",
+            where=f"source {spec!r}",
+            remedy=f"leave --arch out, or give a file ending in {', '.join(WEIGHT_FILES)}",
+        )
     if spec == "shapes":
         return _shapes(pretrained)
-    if colon and scheme in _LOADERS:
-        return _LOADERS[scheme](spec, rest, pretrained)
-    if colon and scheme in LATER:
-        raise SourceError(
-            f"{scheme}: is not read yet",
-            where=f"source {spec!r}",
-            remedy="use timm:ID or hf:ORG/NAME, or build the model and give it to prunec.transform",
-        )
-    if Path(spec).suffix in FILES:
-        raise SourceError(
-            f"a {Path(spec).suffix} file is not read yet",
-            where=f"source {spec!r}",
-            remedy="load the model in Python and give it to prunec.transform, or name a function that does: "
-            "pkg.module:callable",
-        )
+    if suffix == ".pt2":
+        return _exported(spec)
     if colon:
-        return _from_callable(spec, scheme, rest)
+        return _LOADERS.get(scheme, _from_callable)(spec, rest, pretrained)
     if "/" in spec:
         raise SourceError(
             f"{spec!r} does not say where to look",
             where=f"source {spec!r}",
-            remedy=f"write hf:{spec} for a model of transformers; hf-hub:{spec}, for timm, is for later",
+            remedy=f"write hf:{spec} for a model of transformers, hf-hub:{spec} for one of timm",
         )
     return _timm(spec, spec, pretrained)
 
@@ -165,15 +176,24 @@ def _timm(spec: str, name: str, pretrained: bool) -> Source:
     return _source(spec, module, weights, notes)
 
 
+def _timm_elsewhere(spec: str, place: str, pretrained: bool) -> Source:
+    """hf-hub: and local-dir: are schemes of timm itself."""
+    timm = _need("timm", "timm", spec)
+    name = spec
+    if is_local := spec.startswith("local-dir:"):
+        name = f"local-dir:{_folder(spec, place, 'timm.models.save_for_hf')}"
+    with _reading(spec), contextlib.nullcontext() if is_local else _hub():
+        module, weights, notes = _with_weights(
+            lambda load: timm.create_model(name, pretrained=load), "" if pretrained else "as asked"
+        )
+    return _source(spec, module, weights, notes)
+
+
 def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     transformers = _need("transformers", "hf", spec)
     local = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not local.is_dir():
-        raise SourceError(
-            "there is no such folder",
-            where=f"source {spec!r}",
-            remedy="give a folder that save_pretrained wrote, or hf:ORG/NAME",
-        )
+    if name.startswith((".", "/", "~")):
+        local = _folder(spec, name, "save_pretrained")
     where = str(local) if local.is_dir() else name
     options = {"trust_remote_code": False, "local_files_only": local.is_dir()}
     found: list[str] = []
@@ -199,14 +219,25 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     return _source(spec, module, weights, notes)
 
 
+def _folder(spec: str, place: str, writer: str) -> Path:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            "there is no such folder",
+            where=f"source {spec!r}",
+            remedy=f"give a folder that {writer} wrote; a source is {GRAMMAR}",
+        )
+    return folder
+
+
 def _model_class(transformers: ModuleType, config: Any) -> Any:
     """The class that the checkpoint was saved from, when transformers has it."""
     name = (config.architectures or [""])[0]
     return getattr(transformers, name, None) or transformers.MODEL_MAPPING[type(config)]
 
 
-def _from_callable(spec: str, module_name: str, name: str) -> Source:
-    where = f"source {spec!r}"
+def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
+    module_name, where = spec.partition(":")[0], f"source {spec!r}"
     with _working_folder_importable():
         try:
             namespace = importlib.import_module(module_name)
@@ -240,7 +271,43 @@ def _from_callable(spec: str, module_name: str, name: str) -> Source:
     return _source(spec, module.eval(), "given")
 
 
-_LOADERS: dict[str, Callable[[str, str, bool], Source]] = {"timm": _timm, "hf": _hugging_face}
+def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
+    path = Path(spec).expanduser()
+    if path.suffix == ".safetensors":
+        content: nn.Module | files.State = files.read_safetensors(path)
+    else:
+        with _working_folder_importable():
+            content = files.read_pickled(path, allow_pickle=allow_pickle)
+    if isinstance(content, nn.Module):
+        if arch is not None:
+            raise UsageError(
+                "the file holds a whole model", where=f"source {spec!r}", remedy="leave --arch out"
+            )
+        return _source(spec, content.eval(), "file")
+    if arch is None:
+        raise UsageError(
+            "the file holds weights only",
+            where=f"source {spec!r}",
+            remedy="say what they are of: --arch timm:ID, or --arch with any other SOURCE",
+        )
+    model = load(arch, pretrained=False)
+    files.fill(model.module, content, path)
+    return dataclasses.replace(model, spec=spec, weights="file", notes=(), arch=arch)
+
+
+def _exported(spec: str) -> Source:
+    exported = files.read_exported(Path(spec).expanduser())
+    args, kwargs = exported_inputs(exported)
+    module = compat.unlifted(exported)
+    return Source(spec, module, args, kwargs, "file", (PT2_NOTE,), exported=exported)
+
+
+_LOADERS: dict[str, Callable[[str, str, bool], Source]] = {
+    "timm": _timm,
+    "hf": _hugging_face,
+    "hf-hub": _timm_elsewhere,
+    "local-dir": _timm_elsewhere,
+}
 
 
 # Weights and the network ------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ def optimize(
         accuracy=accuracy,
         latency=latency,
         notes=given.notes,
+        arch=given.arch,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
 
@@ -185,7 +186,7 @@ def _source_of(manifest: Mapping[str, Any], folder: str | Path) -> Source:
             f"{folder} was made from a module in Python, which no SOURCE names",
             remedy="give that module: prunec.load(folder, model=...)",
         )
-    return sources.load(manifest["source"], pretrained=False)
+    return sources.load(manifest.get("arch") or manifest["source"], pretrained=False)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:

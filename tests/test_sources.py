@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import constants
 from torch import Tensor, nn
 
-from prunec import sources
+from prunec import example_inputs, sources
 from prunec.data import tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.sources import Source
@@ -238,12 +238,12 @@ MISTAKES: list[tuple[str, str, str]] = [
     ),
     ("google/vit", "'google/vit' does not say where to look", "hf:google/vit"),
     ("google/vit", "'google/vit' does not say where to look", "hf-hub:google/vit"),
-    ("hf-hub:timm/vit", "hf-hub: is not read yet", "hf:ORG/NAME"),
-    ("local-dir:vit", "local-dir: is not read yet", "timm:ID"),
-    ("model.pt2", "a .pt2 file is not read yet", "prunec.transform"),
-    ("./some/model.pt", "a .pt file is not read yet", "pkg.module:callable"),
-    ("model.pth", "a .pth file is not read yet", "pkg.module:callable"),
-    ("model.safetensors", "a .safetensors file is not read yet", "pkg.module:callable"),
+    ("hf-hub:timm/not-cached", "the model cannot be read: ", "network"),
+    ("local-dir:nowhere", "there is no such folder", "save_for_hf"),
+    ("model.pt2", "there is no such file", "path"),
+    ("some/model.pt", "there is no such file", "path"),
+    ("model.pth", "there is no such file", "path"),
+    ("model.safetensors", "there is no such file", "path"),
     ("hf:./nowhere", "there is no such folder", "save_pretrained"),
     ("hf:google/not-cached", "the model cannot be read: ", "network"),
     ("no_such_package:build", "'no_such_package' cannot be imported: No module named", "shapes"),
@@ -330,7 +330,7 @@ def test_examples_in_all_three_forms() -> None:
 
 def test_a_batch_of_one_is_repeated() -> None:
     x, table = torch.rand(1, 4), torch.rand(5, 4)
-    (doubled, other), _ = sources._inputs((x, table))
+    (doubled, other), _ = example_inputs.inputs((x, table))
     assert torch.equal(doubled, x.expand(2, 4))
     assert other is table
     assert sources.from_module(Plain().eval(), {"x": x}).kwargs["x"].shape == (2, 4)
@@ -339,7 +339,7 @@ def test_a_batch_of_one_is_repeated() -> None:
 @pytest.mark.parametrize("batch", [2, 5])
 def test_a_larger_batch_is_left_alone(batch: int) -> None:
     x, mask = torch.rand(batch, 4), torch.rand(1, 4)
-    args, _ = sources._inputs((x, mask))
+    args, _ = example_inputs.inputs((x, mask))
     assert args[0] is x
     assert args[1] is mask
 
@@ -397,8 +397,8 @@ def test_hugging_face_models_know_their_input(changes: dict[str, Any], shape: tu
 
 
 def test_an_image_size_may_be_a_mapping() -> None:
-    assert sources._image_size({"height": 32, "width": 48}) == (3, 32, 48)
-    assert sources._image_size({"shortest_edge": 32}) is None
+    assert example_inputs._image_size({"height": 32, "width": 48}) == (3, 32, 48)
+    assert example_inputs._image_size({"shortest_edge": 32}) is None
 
 
 def test_the_vision_part_of_a_configuration_counts() -> None:

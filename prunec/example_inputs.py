@@ -1,0 +1,111 @@
+"""Example inputs: those that the caller gives, or those that a model says of itself.
+
+They have a batch of two: torch.export takes a size of one for a constant of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from prunec.errors import UsageError
+
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def inputs(example: Example) -> Inputs:
+    """An example as positional and keyword inputs, a batch of one repeated to two."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, Mapping):
+        kwargs = dict(example)
+    else:
+        args = tuple(example) if isinstance(example, tuple | list) else (example,)
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not tensors:
+        raise UsageError(
+            f"an example must hold a tensor, got a {type(example).__name__}",
+            where="example=",
+            remedy="give a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+        )
+    if tensors[0].shape[:1] != (1,):
+        return args, kwargs
+    return tuple(map(_two, args)), {key: _two(value) for key, value in kwargs.items()}
+
+
+def _two(value: Any) -> Any:
+    is_single = isinstance(value, Tensor) and value.shape[:1] == (1,)
+    return torch.cat([value, value]) if is_single else value
+
+
+def infer(module: nn.Module) -> Inputs:
+    """Example inputs from what timm, Hugging Face and torchvision models say about themselves."""
+    if hasattr(module, "config") and hasattr(module, "main_input_name"):
+        size = _config_size(module.config)
+        if size and module.main_input_name == "pixel_values":
+            return (), {"pixel_values": _image(module, size)}
+    elif size := _timm_size(module) or _image_size(getattr(module, "image_size", None)):
+        return (_image(module, size),), {}
+    raise UsageError(
+        "no example input can be inferred for this model",
+        where=f"{type(module).__module__}.{type(module).__qualname__}",
+        remedy="pass example=: a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+    )
+
+
+def exported_inputs(exported: ExportedProgram) -> Inputs:
+    """The inputs that a program was exported on."""
+    if exported.example_inputs is not None:
+        args, kwargs = exported.example_inputs
+        return tuple(args), dict(kwargs)
+    raise UsageError(
+        "the exported program holds no example inputs",
+        remedy="save it again with torch.export.save, which keeps those of torch.export.export",
+    )
+
+
+def _image(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
+    # size: C, H, W -> [2, C, H, W], the same numbers in every run
+    numbers = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    parameters = (p for p in module.parameters() if p.is_floating_point())
+    like = next(parameters, numbers)
+    return numbers.to(device=like.device, dtype=like.dtype)
+
+
+def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(config, Mapping) or "input_size" not in config:
+        return None
+    channels, height, width = config["input_size"]
+    # The configuration speaks of the weights; a model built with another img_size or in_chans knows better.
+    embed = getattr(module, "patch_embed", None)
+    height, width = getattr(embed, "img_size", None) or (height, width)
+    first = config.get("first_conv")  # by name: in a hybrid the patch embedding does not see the image
+    stem = dict(module.named_modules()).get(first) if isinstance(first, str) else None
+    return getattr(stem, "in_channels", channels), height, width
+
+
+def _config_size(config: Any) -> tuple[int, int, int] | None:
+    """The image size of a transformers configuration, or of the part of it that sees the image."""
+    parts = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
+    for part in parts:
+        if size := _image_size(getattr(part, "image_size", None)):
+            channels = getattr(part, "num_channels", 3)
+            return channels, *size[1:]
+    return None
+
+
+def _image_size(size: Any) -> tuple[int, int, int] | None:
+    """An image size as channels, height and width; it may be a number, a pair, or a mapping."""
+    if isinstance(size, int):
+        return 3, size, size
+    if isinstance(size, Mapping):
+        size = (size.get("height"), size.get("width"))
+    if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, int) for side in size):
+        return 3, size[0], size[1]
+    return None

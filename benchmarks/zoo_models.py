@@ -1,0 +1,483 @@
+"""Which models the zoo walks, by rule: one of timm for each structure, each vision class of transformers.
+
+timm's factories are run up to the point where they would build: what they hand to the builder (a class and
+keyword arguments) is the structure. Sizes do not count, so ViT-S and ViT-L are one structure; a switch, a
+layer class, or the presence of registers does. A family has a token stream if its code computes attention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCKS, HEADS, HEAD_WIDTH = 4, 3, 16
+WIDTH = HEADS * HEAD_WIDTH
+CLASSES = 10
+MOST_PARAMETERS = 60e6  # a model that cannot be built smaller is no row that a laptop can run
+
+
+@dataclass(frozen=True)
+class Case:
+    """One structure: how it is called, where it comes from, and the models that share it."""
+
+    library: str
+    family: str
+    model: str
+    shared_by: int = 1
+
+    @property
+    def name(self) -> str:
+        """`timm:vit_small_patch16_224`, `hf:ViTModel`."""
+        return f"{self.library}:{self.model}"
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A small model in eval mode, an example for it, and what its configuration says about its depth."""
+
+    module: nn.Module
+    example: Any
+    blocks: int | None
+    how: str
+
+
+def cases(pattern: str = "*") -> list[Case]:
+    """All of them, but those of a library that no name of the pattern is from."""
+    found = [] if pattern.startswith("hf:") else timm_cases()
+    return found if pattern.startswith("timm:") else [*found, *hugging_face_cases()]
+
+
+def build(case: Case) -> Built:
+    torch.manual_seed(0)
+    return _build_timm(case.model) if case.library == "timm" else _build_hugging_face(case)
+
+
+def randomise(model: nn.Module) -> None:
+    """Fill every parameter so that a term that is dropped, or a row that is swapped, shows in the output.
+
+    LayerScale, biases, norms, tables and tokens start at zero, one or 1e-5 in most families.
+    """
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        id(part.weight) for part in model.modules() if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if id(parameter) in weights:
+                parameter.copy_(noise / max(parameter[0].numel(), 1) ** 0.5)
+            elif parameter.dim() <= 1:
+                parameter.add_(0.4 * noise)  # norms around one, LayerScale and biases around zero
+            else:
+                parameter.copy_(0.7 * noise / max(1.0, float(parameter.shape[-1]) / 64) ** 0.5)
+
+
+# --- timm ------------------------------------------------------------------------------
+
+
+class _Stop(Exception):  # noqa: N818  not an error: the factory has said what it would build
+    def __init__(self, cls: Any, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.cls, self.options = cls, options
+
+
+def timm_cases() -> list[Case]:
+    """One case for each class and set of structural arguments, the smallest model of each."""
+    import timm
+
+    groups: dict[Any, list[tuple[float, str]]] = defaultdict(list)
+    for name in timm.list_models():
+        module = timm.model_entrypoint(name).__module__
+        if not has_token_stream(module):
+            continue
+        cls, options = blueprint(name)
+        key = (module, getattr(cls, "__qualname__", str(cls)), structure(cls, options))
+        groups[key].append((_bulk(options, name), name))
+    found = [
+        Case("timm", key[0].rpartition(".")[2], min(members)[1], len(members))
+        for key, members in groups.items()
+    ]
+    return sorted(found, key=lambda case: case.name)
+
+
+def blueprint(name: str) -> tuple[Any, dict[str, Any]]:
+    """The class and the keyword arguments that a factory of timm builds from; nothing is built."""
+    import timm
+
+    with _watched():
+        try:
+            timm.model_entrypoint(name)(pretrained=False)
+        except _Stop as stop:
+            return stop.cls, dict(stop.options)
+    raise RuntimeError(f"the factory of {name} did not call timm's builder")
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    import timm.models
+
+    modules = [
+        module
+        for key, module in list(sys.modules.items())
+        if key.startswith("timm.models.") and hasattr(module, "build_model_with_cfg")
+    ]
+    build_model = timm.models.build_model_with_cfg
+
+    def stop(cls: Any, variant: str, pretrained: bool, *args: Any, **options: Any) -> Any:
+        if not options.get("features_only"):
+            raise _Stop(cls, options)
+        return build_model(cls, variant, pretrained, *args, **options)  # the stem of a hybrid
+
+    for module in modules:
+        module.build_model_with_cfg = stop  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.build_model_with_cfg = build_model  # type: ignore[attr-defined]
+
+
+@functools.cache
+def has_token_stream(module: str) -> bool:
+    """Whether a module of timm defines or borrows a class that computes attention between positions."""
+    classes = [value for value in vars(importlib.import_module(module)).values() if inspect.isclass(value)]
+    return any(_attends(cls, module) for cls in classes if issubclass(cls, nn.Module))
+
+
+def _attends(cls: type, module: str) -> bool:
+    if "Pool" in cls.__name__ or not cls.__module__.startswith("timm."):
+        return False
+    if cls.__module__ != module and cls.__module__.startswith("timm.models."):
+        # models.resnetv2 is the stem of a hybrid, models._efficientnet_blocks a drawer of parts
+        borrowed = cls.__module__.removeprefix("timm.models.")
+        return not borrowed.startswith(("_", "resnet")) and has_token_stream(cls.__module__)
+    return bool(re.search(r"softmax\(|scaled_dot_product_attention", inspect.getsource(cls))) and not (
+        "Squeeze" in cls.__name__ or "Selective" in cls.__name__ or "Split" in cls.__name__
+    )
+
+
+_NOT_STRUCTURE = re.compile(
+    r"pretrained|feature_cfg|filter|drop|weight_init|num_classes|ref_feat|temperature|jax"
+)
+
+
+def structure(cls: Any, options: Mapping[str, Any]) -> Any:
+    """Keyword arguments without their sizes, hashable; those at the constructor's default left out."""
+    try:
+        defaults = {key: value.default for key, value in inspect.signature(cls).parameters.items()}
+    except (TypeError, ValueError):
+        defaults = {}
+    kept = {key: value for key, value in options.items() if not _NOT_STRUCTURE.search(key)}
+    return tuple(
+        (key, shape)
+        for key, value in sorted(kept.items())
+        if (shape := _shape(value)) != _shape(defaults.get(key)) and (key, shape) != ("img_size", "size")
+    )
+
+
+def _shape(value: Any) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return "size" if value else 0
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _shape({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        kept = {key: item for key, item in sorted(value.items()) if not _NOT_STRUCTURE.search(key)}
+        return tuple((key, _shape(item)) for key, item in kept.items())
+    if isinstance(value, list | tuple):
+        return tuple(dict.fromkeys(map(_shape, value)))
+    if isinstance(value, functools.partial):
+        return (_shape(value.func), _shape(value.keywords))
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _bulk(options: Mapping[str, Any], name: str) -> float:
+    """A figure that grows with the model, to choose the smallest; the name breaks ties."""
+    total = 1.0
+    for key, value in options.items():
+        if re.search("dim|depth|layers|width|channels|img_size", key):
+            numbers = value if isinstance(value, list | tuple) else [value]
+            total *= max([1.0, *(float(item) for item in numbers if isinstance(item, int | float))])
+    sizes = [int(part) for part in re.findall(r"_(\d{3})\b", name)]
+    return total * max([1, *sizes])
+
+
+def _build_timm(name: str) -> Built:
+    """The smallest that the factory builds and that runs."""
+    import timm
+
+    cls, options = blueprint(name)
+    errors = []
+    for how, changes in _smaller(cls, options):
+        try:
+            module = timm.create_model(name, num_classes=CLASSES, **changes).eval()
+            if sum(parameter.numel() for parameter in module.parameters()) > MOST_PARAMETERS:
+                raise ValueError("too large")
+            example = _image_of(module)
+            with torch.no_grad():
+                module(example)
+        except Exception as error:  # noqa: BLE001  a factory refuses sizes in its own words
+            errors.append(f"{how}: {error}")
+            continue
+        depth = changes.get("depth", options.get("depth"))
+        return Built(module, example, _blocks(depth, module), how)
+    raise ValueError("; ".join(errors)[-600:])
+
+
+def _blocks(depth: Any, module: nn.Module) -> int | None:
+    """The number of blocks: what was asked for, or the longest list of equals that hold attention."""
+    if isinstance(depth, int):
+        return depth
+    lists = [
+        part for part in module.modules() if isinstance(part, nn.ModuleList | nn.Sequential) and len(part)
+    ]
+    return max(
+        (
+            len(part)
+            for part in lists
+            if len({type(item) for item in part}) == 1 and _holds_attention(part[0])
+        ),
+        default=None,
+    )
+
+
+def _holds_attention(module: nn.Module) -> bool:
+    return any(re.search("att", type(part).__name__.lower()) for part in module.modules())
+
+
+def _smaller(cls: Any, options: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Ways to make a model of timm small, smallest first."""
+    known = set(options) | set(inspect.signature(cls).parameters if inspect.isclass(cls) else ())
+    patch = options.get("patch_size", 16)
+    patch = patch if isinstance(patch, int) else 16
+    depth: dict[str, Any] = {}
+    for key in ("depth", "depths", "layers", "serial_depths", "stages"):
+        value = options.get(key, 12 if key == "depth" and key in known else None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            depth[key] = min(BLOCKS, value)
+        elif isinstance(value, list | tuple) and all(isinstance(item, int) for item in value):
+            depth[key] = type(value)(min(2, item) for item in value)
+    width: dict[str, Any] = {}
+    if isinstance(options.get("embed_dim", WIDTH), int) and "embed_dim" in known:
+        heads = next((key for key in ("num_heads", "num_heads_outer") if key in known), None)
+        width = {"embed_dim": WIDTH} | ({heads: HEADS} if heads else {})
+        width |= {"num_kv_heads": HEADS} if options.get("num_kv_heads") else {}
+        width |= {"attn_head_dim": HEAD_WIDTH} if options.get("attn_head_dim") else {}
+        width |= {"head_dim": HEAD_WIDTH} if options.get("head_dim") else {}
+        width |= {"intermediate_size": 2 * WIDTH} if options.get("intermediate_size") else {}
+    wide = {"img_size": (4 * patch, 7 * patch)}
+    square = {"img_size": 6 * patch}
+    large = {"img_size": 16 * patch}
+    yield from (
+        ("depth, width, image", {**depth, **width, **wide}),
+        ("depth, width, square image", {**depth, **width, **square}),
+        ("depth, width, larger image", {**depth, **width, **large}),
+        ("depth, width", {**depth, **width}),
+        ("depth, image", {**depth, **wide}),
+        ("depth, square image", {**depth, **square}),
+        ("depth, larger image", {**depth, **large}),
+        ("depth", depth),
+        ("image", square),
+        ("as the factory has it", {}),
+    )
+
+
+def _image_of(module: nn.Module) -> Tensor:
+    from prunec import sources
+
+    given = sources.from_module(module)
+    return given.args[0]  # type: ignore[no-any-return]
+
+
+# --- Hugging Face ------------------------------------------------------------------------------
+
+#: Fields of a configuration that are made small, wherever they occur in it.
+SMALL: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "embed_dim": WIDTH,
+    "num_hidden_layers": BLOCKS,
+    "depth": BLOCKS,
+    "num_attention_heads": HEADS,
+    "num_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "head_dim": HEAD_WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "mlp_dim": 2 * WIDTH,
+    "projection_dim": WIDTH,
+    "decoder_hidden_size": WIDTH,
+    "decoder_intermediate_size": 2 * WIDTH,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": HEADS,
+    "num_global_layers": 2,
+    "num_frames": 4,
+    "fusion_hidden_size": 32,
+    "neck_hidden_sizes": [16, 16, 32, 32],
+    "out_indices": [1, 2, 3, 4],
+    "backbone_out_indices": [0, 1, 2, 3],
+    "global_attn_indexes": [1, 3],
+    "num_labels": CLASSES,
+    "vocab_size": 64,
+    "use_pretrained_backbone": False,
+}
+GRID = 6  # patches along each side
+#: What the rule above gets wrong, by model type: dependent fields that must agree with each other.
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "beit": {"out_indices": [1, 2, 3, 4], "image_size": 96},
+    "dpt": {"is_hybrid": False, "neck_ignore_stages": []},
+    "vivit": {"tubelet_size": [2, 16, 16]},
+    "eomt": {"num_blocks": 1, "num_upscale_blocks": 1},
+    "eomt_dinov3": {"num_blocks": 1, "num_upscale_blocks": 1},
+}
+
+
+def hugging_face_cases() -> list[Case]:
+    """Every class of transformers that takes an image alone and has a configuration with blocks."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    transformers.logging.set_verbosity_error()
+    found: dict[str, Case] = {}
+    for kind in CONFIG_MAPPING:
+        try:
+            config = CONFIG_MAPPING[kind]()
+        except Exception:  # noqa: BLE001  a configuration without defaults cannot be made small by rule
+            continue
+        if not any(map(_sees_images, (config, getattr(config, "backbone_config", None), _part(config)))):
+            continue
+        for cls in _classes(type(config)):
+            family = cls.__module__.rpartition(".")[2].removeprefix("modeling_")
+            found[cls.__name__] = Case("hf", family, cls.__name__)
+    return sorted(found.values(), key=lambda case: case.name)
+
+
+def _part(config: Any) -> Any:
+    return getattr(config, "vision_config", None)
+
+
+def _sees_images(config: Any) -> bool:
+    fields = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
+    return all(getattr(config, field, None) is not None for field in fields)
+
+
+def _classes(config: type) -> list[type]:
+    """The model classes of a configuration whose forward takes pixel values and needs nothing else."""
+    import transformers
+
+    try:
+        module = importlib.import_module(config.__module__.replace("configuration_", "modeling_"))
+    except ModuleNotFoundError:
+        return []
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, transformers.PreTrainedModel)
+        and value.__module__ == module.__name__
+        and getattr(value, "config_class", None) is config
+        and not value.__name__.endswith("PreTrainedModel")
+        and _takes_an_image_alone(value)
+    ]
+
+
+def _takes_an_image_alone(cls: type) -> bool:
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    required = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    names = {parameter.name for parameter in named}
+    return bool(named) and named[0].name == "pixel_values" and set(required) <= {"pixel_values"} and not (
+        names & {"input_ids", "decoder_input_ids"}
+    )  # fmt: skip
+
+
+def _build_hugging_face(case: Case) -> Built:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    module = importlib.import_module(f"transformers.models.{_folder(case)}.modeling_{case.family}")
+    cls = getattr(module, case.model)
+    config = smaller(cls.config_class)
+    errors = []
+    for attention in ("sdpa", "eager"):
+        try:
+            model = cls._from_config(config, attn_implementation=attention).eval()
+        except Exception as error:  # noqa: BLE001  a class may not know an implementation of attention
+            errors.append(f"{attention}: {_line(error)}")
+            continue
+        if sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMETERS:
+            raise ValueError("too large: the configuration was not made small by rule")
+        for example in _examples(model, config):
+            try:
+                with torch.no_grad():
+                    model(**example)
+            except Exception as error:  # noqa: BLE001  the next layout may be right
+                errors.append(f"{attention}: {_line(error)}")
+                continue
+            seen = next(part for part in _parts(config) if _sees_images(part))
+            return Built(model, example, seen.num_hidden_layers, f"configuration shrunk, {attention}")
+    raise ValueError("; ".join(errors)[-600:])
+
+
+def _folder(case: Case) -> str:
+    import transformers.models as models
+
+    return case.family if hasattr(models, case.family) else case.family.removesuffix("_vision")
+
+
+def _parts(config: Any) -> list[Any]:
+    return [config, getattr(config, "backbone_config", None), _part(config)]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:160]}"
+
+
+def smaller(cls: Callable[..., Any]) -> Any:
+    """A configuration with every size field made small, in its parts too."""
+    return cls(**_changes(cls()))
+
+
+def _changes(config: Any) -> dict[str, Any]:
+    held = {key: getattr(config, key, None) for key in {*config.to_dict(), *config.attribute_map.values()}}
+    # depth first: other fields are lists with one entry for each layer or stage
+    changes = {key: value for key, value in SMALL.items() if key in held and held[key] is not None}
+    if isinstance(held.get("depths"), list | tuple) or isinstance(held.get("embed_dim"), list | tuple):
+        changes = {"depths": [2] * len(held["depths"])} if held.get("depths") else {}
+    patch = held.get("patch_size")
+    if isinstance(held.get("image_size"), int) and isinstance(patch, int) and not held.get("window_size"):
+        changes["image_size"] = GRID * patch
+    elif isinstance(held.get("image_size"), list | tuple) and isinstance(patch, int | list | tuple):
+        sides = patch if isinstance(patch, list | tuple) else [patch, patch]
+        changes["image_size"] = type(held["image_size"])([GRID * sides[-2], (GRID + 2) * sides[-1]])
+    for key in ("vision_config", "backbone_config"):
+        if held.get(key) is not None and hasattr(held[key], "to_dict"):
+            changes[key] = type(held[key])(**_changes(held[key]))
+    if held.get("out_features") is None:
+        changes.pop("out_indices", None)
+    return {**changes, **{k: v for k, v in EXCEPTIONS.get(config.model_type, {}).items() if k in held}}
+
+
+def _examples(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
+    """Pixel values as an image and as a video, at the sizes that the configuration names."""
+    seen = next((part for part in _parts(config) if getattr(part, "image_size", None) is not None), config)
+    size, channels = seen.image_size, getattr(seen, "num_channels", None) or 3
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    generator = torch.Generator().manual_seed(0)
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None)
+    shapes = [(2, channels, *sides)]
+    if frames:
+        shapes = [(2, frames, channels, *sides), (2 * frames, channels, *sides)]
+    for shape in shapes:
+        yield {"pixel_values": torch.randn(shape, generator=generator)}

@@ -429,14 +429,15 @@ def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
 def _hint(tokens: int, taken: Sequence[int]) -> int:
     """A stand-in length that no size is likely to equal: the primes from 5/8 of the stream upwards.
 
-    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size.
+    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size. And it must be
+    shorter than the stream while there are such primes, or a literal of the full length would seem to fit.
     """
-    candidate = max(3, math.ceil(tokens * 0.62))
-    while candidate in (*taken, tokens) or any(
-        candidate % part == 0 for part in range(2, math.isqrt(candidate) + 1)
-    ):
-        candidate += 1
-    return candidate
+    start = max(3, math.ceil(tokens * 0.62))
+    candidates = itertools.chain(range(start, tokens), range(start - 1, 2, -1), itertools.count(tokens + 1))
+    primes = (
+        number for number in candidates if all(number % part for part in range(2, math.isqrt(number) + 1))
+    )
+    return next(prime for prime in primes if prime not in taken)
 
 
 def _brief(rows: Sequence[int]) -> str:

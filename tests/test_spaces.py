@@ -261,7 +261,7 @@ def check_table(
     shorten: Callable[[Tensor, Tensor], Tensor],
     **protected: int,
 ) -> Repaired:
-    """The repaired chain with a table is the chain on kept rows with the table's rows `shorten`ed, per image."""
+    """The repaired chain with a table is, image by image, the chain on kept rows with `shorten`ed table."""
     tokens = 12
     repaired = repair(lambda x: chain(x, table), tokens, 8, **protected)
     assert repaired.repairs.region_ends == []

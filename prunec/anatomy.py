@@ -109,6 +109,9 @@ class Anatomy:
         """Number of blocks."""
         return len(self.blocks)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """One line: blocks, tokens, head."""
         protected = _counted(self.prefix, "in front") + _counted(self.suffix, "at the end")

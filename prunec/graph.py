@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import fx
@@ -119,13 +119,14 @@ def tidy(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def reachable(start: Iterable[fx.Node]) -> set[fx.Node]:
-    """Every node that the values of `start` flow into, `start` included."""
+def reachable(start: Iterable[fx.Node], within: Collection[fx.Node] | None = None) -> set[fx.Node]:
+    """Every node that the values of `start` flow into, `start` included; only inside `within` if given."""
     found = set(start)
     queue = list(found)
     while queue:
         for user in queue.pop().users:
-            if user not in found and any(source in found for source in data_inputs(user)):
+            inside = within is None or user in within
+            if inside and user not in found and any(source in found for source in data_inputs(user)):
                 found.add(user)
                 queue.append(user)
     return found

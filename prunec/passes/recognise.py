@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from prunec import graph
@@ -87,12 +88,18 @@ def recognise(module: fx.GraphModule) -> Anatomy:
             where=_nearest_miss(flow, adds, cores),
             remedy="prunec works on Vision Transformers; `prunec explain SOURCE` lists what it looked at",
         )
-    chain = max(attending, key=lambda links: sum(len(_cores_in(link.region, cores)) for link in links))
+    chain = max(attending, key=lambda links: _positions(links, cores, flow))
     branches = [_branch(link, cores, flow) for link in chain]
     matched = {core.node for branch in branches for core in branch.cores}
     last = flow.order[chain[-1].add]
+    elsewhere = {
+        core.node: graph.shape(links[0].state)
+        for links in attending
+        for link in links
+        for core in _cores_in(link.region, cores)
+    }
     misses = [
-        _miss("this attention is in no residual branch of the token stream", flow.nodes[core.node])
+        _miss(_elsewhere(elsewhere.get(core.node)), flow.nodes[core.node])
         for core in cores.values()
         if core.node not in matched and flow.order[flow.nodes[core.node]] < last
     ]
@@ -114,6 +121,24 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         pixels=flow.pixels.name,
         unmatched=tuple(misses) + tuple(wrong),
     )
+
+
+def _positions(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> int:
+    """How much attention a chain holds: the positions that its cores look at, so that patches outweigh pixels."""
+    inside = [core for link in links for core in _cores_in(link.region, cores)]
+    return sum(int(graph.shape(_scores(core, flow)[0])[_scores(core, flow)[1]]) for core in inside)
+
+
+def _scores(core: Core, flow: DataFlow) -> tuple[fx.Node, int]:
+    """A value of the core and its axis that counts the positions that are looked at."""
+    node = flow.nodes[core.key if core.form == "fused" else core.node]
+    return node, len(graph.shape(node)) - (2 if core.form == "fused" else 1)
+
+
+def _elsewhere(shape: tuple[int | torch.SymInt, ...] | None) -> str:
+    if shape is None:
+        return "this attention is in no residual branch of the token stream"
+    return f"this attention is in another stream, {list(shape)}, which is left alone"
 
 
 def _without_long_skips(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> list[Link]:
@@ -228,10 +253,9 @@ def _branch(link: Link, cores: dict[str, Core], flow: DataFlow) -> Branch:
 def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | None:
     """`gelu`, `silu gated`, ... where the region goes linear, activation, linear beside any attention."""
     attending = {node for node in region if node.name in cores}
-    past_core = {node for node in graph.reachable(attending) if node in region} if attending else set()
-    inside = {
-        node for node in region if not (node in past_core and graph.op(node) == "mul")
-    }  # a gate is no MLP
+    past_core = graph.reachable(attending, within=region)
+    # A product with what attention made is a gate on it, not a step of an MLP.
+    inside = {node for node in region if not (node in past_core and graph.op(node) == "mul")}
     for node in sorted(region, key=lambda node: node.name):
         if graph.op(node) not in ACTIVATIONS or node in past_core:
             continue
@@ -248,9 +272,7 @@ def _activation(region: frozenset[fx.Node], cores: dict[str, Core]) -> str | Non
 
 
 def _feeds_core(node: fx.Node, region: frozenset[fx.Node], attending: set[fx.Node]) -> bool:
-    return bool(attending) and bool(
-        {inner for inner in graph.reachable([node]) if inner in region} & attending
-    )
+    return bool(graph.reachable([node], within=region) & attending)
 
 
 def _first(node: fx.Node, step: object, wanted: set[str]) -> fx.Node | None:
@@ -279,11 +301,8 @@ def _norm_place(link: Link, flow: DataFlow) -> NormPlace:
         if len(inputs) != 1:
             break
         node = inputs[0]
-    return (
-        "post"
-        if any(graph.op(user) in NORMS for user in link.add.users) and len(link.add.users) == 1
-        else "none"
-    )
+    normed = len(link.add.users) == 1 and any(graph.op(user) in NORMS for user in link.add.users)
+    return "post" if normed else "none"
 
 
 def _has_layer_scale(link: Link) -> bool:
@@ -327,8 +346,7 @@ def _not_over_tokens(block: Block, axes: Mapping[str, tuple[int, ...]], flow: Da
     """Cores whose softmax does not run over the token axis."""
     found = []
     for core in (core for branch in block.branches for core in branch.cores):
-        node = flow.nodes[core.key if core.form == "fused" else core.node]
-        axis = len(graph.shape(node)) - (2 if core.form == "fused" else 1)
+        node, axis = _scores(core, flow)
         if axis not in axes.get(node.name, ()):
             found.append(_miss("the softmax does not run over the token axis", flow.nodes[core.node]))
     return found

@@ -152,7 +152,7 @@ class Result:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)
         data = report.as_dict()
-        manifest = {key: data[key] for key in artefact.KEYS}
+        manifest = {key: data[key] for key in (*artefact.KEYS, "arch")}
         versions = {"prunec": __version__, "torch": torch.__version__}
         files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
         return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)

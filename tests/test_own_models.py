@@ -45,6 +45,19 @@ class Spelled(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
+class Masked(Spelled):
+    """The same bias as the mask of one fused call: added, or hiding the pairs where it is low."""
+
+    def __init__(self, boolean: bool) -> None:
+        super().__init__()
+        self.boolean = boolean
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mask = self.bias > -0.5 if self.boolean else self.bias
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
 class Fused(nn.Module):
     """Attention in one call."""
 
@@ -214,7 +227,10 @@ def agree(model: Model, layers: list[Layer], policy: str, pruning: Pruning) -> N
 def spelled_layer(block: Block) -> Layer:
     def attention(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = (heads(part, HEADS) for part in block.attention.qkv(block.norm1(x)).chunk(3, dim=-1))
-        y, weights = attend(q, k, v, block.attention.bias[:, rows][:, :, rows])
+        bias = block.attention.bias[:, rows][:, :, rows]
+        if getattr(block.attention, "boolean", False):
+            bias = torch.zeros_like(bias).masked_fill(bias <= -0.5, float("-inf"))
+        y, weights = attend(q, k, v, bias)
         return block.attention.proj(y), weights
 
     return Layer(attention, lambda x: block.mlp(block.norm2(x)))
@@ -228,6 +244,13 @@ def test_attention_spelled_out_with_an_additive_mask(policy: str, pruning: Pruni
     assert counts(result)["gathered"] == {"evit": 2, "norm": 3}[policy]
     right(model, result)
     agree(model, [spelled_layer(block) for block in model.blocks], policy, pruning)
+
+
+@pytest.mark.parametrize("boolean", [False, True], ids=["additive", "boolean"])
+def test_a_mask_of_the_fused_call_moves_with_the_tokens_and_enters_the_score(boolean: bool) -> None:
+    model = ready(Model(lambda: Block(Masked(boolean), mlp())))
+    right(model, compiled(model, "evit"))
+    agree(model, [spelled_layer(block) for block in model.blocks], "evit", EVIT)
 
 
 def test_a_gated_mlp() -> None:
@@ -257,7 +280,7 @@ def test_grouped_queries_and_a_scale_of_its_own() -> None:
 
 
 def test_a_key_mask_that_each_image_makes_of_its_pixels_moves_with_its_tokens() -> None:
-    class Masked(Model):
+    class KeyMask(Model):
         def forward(self, x: Tensor) -> Tensor:
             x = self.embed(x)
             seen = torch.cat([torch.ones_like(x[:, :1, 0]) > 0, x[:, 1:, 0] > -0.5], dim=1)[:, None, None]
@@ -270,7 +293,7 @@ def test_a_key_mask_that_each_image_makes_of_its_pixels_moves_with_its_tokens() 
                 x = x + block.mlp(block.norm2(x))
             return self.classifier(self.norm(x)[:, 0])
 
-    model = ready(Masked())
+    model = ready(KeyMask())
     right(model, compiled(model))
     right(model, compiled(model, "evit"))
 

@@ -44,7 +44,16 @@ def test_the_plan_carries_the_policy() -> None:
 
 @pytest.mark.parametrize(
     ("patches", "keep", "kept"),
-    [(25, 0.5, 13), (196, 0.7, 138), (10, 0.7, 7), (100, 0.29, 29), (3, 0.01, 1), (7, 0.999, 7)],
+    [
+        (25, 0.5, 13),
+        (196, 0.7, 138),
+        (10, 0.7, 7),
+        (100, 0.29, 29),
+        (100, 0.07, 7),
+        (100, 0.55, 55),
+        (3, 0.01, 1),
+        (7, 0.999, 7),
+    ],
 )
 def test_the_share_is_rounded_up_but_not_by_floating_point(patches: int, keep: float, kept: int) -> None:
     found = sites(anatomy(patches), keep=keep)

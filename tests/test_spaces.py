@@ -236,7 +236,7 @@ def applied(steps: list[Step], x: Tensor) -> Tensor:
     return x
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(chains())
 def test_any_chain_of_reshapes_is_repaired(drawn: tuple[list[Step], int, int]) -> None:
     steps, tokens, channels = drawn

@@ -282,6 +282,19 @@ def test_an_activation_that_serves_the_attention_is_no_mlp(attention: Callable[[
     assert all(block.sequential for block in found.blocks)
 
 
+class Chained(Block):
+    """An MLP behind the attention, in one branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.attn(self.norm1(x)))
+
+
+def test_an_mlp_behind_the_attention_stands_not_beside_it() -> None:
+    found = anatomy(Chained)
+    assert kinds(found) == [["attention"]] * 2
+    assert not any(block.sequential for block in found.blocks)
+
+
 # --- how blocks are wired ---------------------------------------------------------------------
 
 

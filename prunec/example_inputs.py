@@ -20,12 +20,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 def inputs(example: Example) -> Inputs:
     """An example as positional and keyword inputs, a batch of one repeated to two."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    else:
-        args = tuple(example) if isinstance(example, tuple | list) else (example,)
+    args, kwargs = call_inputs(example)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise UsageError(
@@ -35,10 +30,18 @@ def inputs(example: Example) -> Inputs:
         )
     if tensors[0].shape[:1] != (1,):
         return args, kwargs
-    return tuple(map(_two, args)), {key: _two(value) for key, value in kwargs.items()}
+    return tuple(map(two, args)), {key: two(value) for key, value in kwargs.items()}
 
 
-def _two(value: Any) -> Any:
+def call_inputs(example: Example) -> Inputs:
+    """An example as positional and keyword inputs, as it is."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return tuple(example) if isinstance(example, tuple | list) else (example,), {}
+
+
+def two(value: Any) -> Any:
+    """A tensor with a batch of one repeated to two, anything else as it is."""
     is_single = isinstance(value, Tensor) and value.shape[:1] == (1,)
     return torch.cat([value, value]) if is_single else value
 

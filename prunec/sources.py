@@ -16,10 +16,8 @@ When pretrained weights cannot be had, the model is built with random ones, and 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import importlib
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from prunec.data import shapes, tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
 from prunec.policy import did_you_mean
+from prunec.within import shared_copy
 
 Weights = Literal["pretrained", "random", "given", "shipped", "file"]
 
@@ -139,7 +138,10 @@ def from_module(module: nn.Module, example: Example | None = None) -> Source:
     """
     notes: tuple[str, ...] = ()
     if any(part.training for part in module.modules()):
-        module, notes = _eval_copy(module), ("the model was given in training mode and is read in eval mode",)
+        module, notes = (
+            shared_copy(module).eval(),
+            ("the model was given in training mode and is read in eval mode",),
+        )
     return _source(_name(module), module, "given", notes, example)
 
 
@@ -403,11 +405,6 @@ def _working_folder_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
-
-
-def _eval_copy(module: nn.Module) -> nn.Module:
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors}).eval()
 
 
 def _name(module: nn.Module) -> str:

@@ -25,6 +25,7 @@ from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
 from prunec.version import __version__
+from prunec.within import with_part
 
 MAX_PICTURES = 512
 
@@ -38,6 +39,7 @@ def transform(
     keep: float | None = None,
     blocks: tuple[int, ...] | None = None,
     example: Any = None,
+    within: str | None = None,
 ) -> nn.Module:
     """An unmodified Vision Transformer in, the same model with fewer tokens out.
 
@@ -47,16 +49,24 @@ def transform(
         keep: the share of the patch tokens entering a site that survives it; the policy's own when left out.
         blocks: the blocks that have a site, counted from 0; the policy's own when left out.
         example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
+        within: the path of a part, as in model.named_modules(): only this part is captured and pruned, on the
+            inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
 
     Returns:
-        A module with the same signature, outputs and parameter names.
+        A module with the same signature, outputs and parameter names. With `within`, a copy of the model with
+        that part replaced: the parameters are shared.
 
     Raises:
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
     chosen = load_policy(policy, keep=keep, blocks=blocks)
-    compiled = compile_source(sources.from_module(model, example), chosen)
-    return ProgramModule(compiled.pruned)
+
+    def pruned(source: Source) -> nn.Module:
+        return ProgramModule(compile_source(source, chosen).pruned)
+
+    if within is None:
+        return pruned(sources.from_module(model, example))
+    return with_part(model, within, example, lambda part, call: pruned(Source(within, part, *call, "given")))
 
 
 def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:

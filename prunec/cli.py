@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prunec import artefact, cost, sources, targets, verbs
+from prunec import artefact, cost, doctor, sources, targets, verbs
 from prunec.anatomy import Anatomy, Block
 from prunec.compiler import compile_source, recognise
 from prunec.diff import compare, lines, without_changes
@@ -198,6 +198,22 @@ def list_targets(as_json: JsonOption = False) -> None:
     for name, (summary, missing) in rows.items():
         table.add_row(name, summary, missing or "yes")
     out.print(table)
+
+
+@app.command("doctor")
+def examine(as_json: JsonOption = False) -> None:
+    """Find what is wrong with this installation, and say how to mend it (exit code 1)."""
+    findings = doctor.examine()
+    well = all(finding.health != "ill" for finding in findings)
+    if as_json:
+        _json({"well": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            out.print(f"{finding.health:<5} {finding.subject:<13} {finding.what}", markup=False)
+            if finding.remedy:
+                out.print(f"{'':<19} to do: {finding.remedy}", markup=False)
+    if not well:
+        raise typer.Exit(1)
 
 
 @app.callback(invoke_without_command=True)

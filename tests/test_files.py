@@ -316,7 +316,7 @@ def test_an_exported_program_without_inputs_asks_for_them(folder: Path) -> None:
 # Artefacts and the command line -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "shapes.pt", "free.pt2"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "free.pt2"])
 def test_an_artefact_of_a_file_can_be_loaded_again(folder: Path, tmp_path: Path, name: str) -> None:
     source = sources.load(str(folder / name), arch="shapes" if "weights" in name else None)
     compiled = compile_source(source, Policy.load("norm"))

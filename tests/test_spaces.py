@@ -389,6 +389,13 @@ def test_protected_rows_may_be_read_by_position(name: str) -> None:
     assert (read.front, read.back, read.rows) == expected
 
 
+def test_a_read_behind_a_slice_counts_the_rows_that_were_sliced_off() -> None:
+    repaired = check(lambda x: x[:, 1:][:, 2:], 13, 8, prefix=3)
+    assert [(read.front, read.back) for read in repaired.repairs.reads] == [(1, 0), (3, 0)]
+    short = repair(lambda x: x[:, 1:][:, 2:] + 0, 13, 8, prefix=2)
+    assert len(short.repairs.region_ends) == 1  # row 2 is a patch
+
+
 def test_a_mean_reads_no_rows_by_position() -> None:
     assert check(lambda x: x.amax(dim=1), 13, 8).repairs.reads == []
 

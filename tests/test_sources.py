@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import transformers
 from huggingface_hub import constants
 from torch import Tensor, nn
 
-from prunec import example_inputs, sources
+from prunec import sources
 from prunec.data import tiny_vit
-from prunec.errors import SourceError, UsageError
+from prunec.errors import SourceError
 from prunec.sources import Source
 
 VIT = "test_vit"  # the smallest that timm has
@@ -128,6 +127,35 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone
     assert torch.equal(sources.load(VIT, pretrained=False).module.head.weight, first)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after)
+
+
+def test_a_folder_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model(VIT, img_size=96, num_classes=7).eval()
+    timm.models.save_for_hf(model, tmp_path / "mine", model_args={"img_size": 96}, safe_serialization=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: pytest.fail("asked the hub"))
+    source = sources.load("local-dir:mine")
+    assert (source.spec, source.weights, source.notes) == ("local-dir:mine", "pretrained", ())
+    assert source.args[0].shape == (2, 3, 96, 96)
+    assert torch.equal(source.module.head.weight, model.head.weight)
+    check_runs(source)
+    assert sources.load("local-dir:mine", pretrained=False).weights == "random"
+
+
+def test_a_model_of_timm_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        asked.append((name, pretrained))
+        return tiny_vit.TinyViT()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    source = sources.load("hf-hub:me/mine")
+    assert (source.spec, source.weights, asked) == (
+        "hf-hub:me/mine",
+        "pretrained",
+        [("hf-hub:me/mine", True)],
+    )
 
 
 def test_a_saved_folder(folder: Path) -> None:
@@ -314,109 +342,3 @@ def test_one_part_in_training_mode_is_enough() -> None:
     module.drop.train()
     assert not sources.from_module(module, torch.zeros(3, 4)).module.drop.training
     assert module.drop.training
-
-
-def test_examples_in_all_three_forms() -> None:
-    x, y = torch.rand(2, 4), torch.rand(2, 4)
-    module = Plain().eval()
-    assert sources.from_module(module, x).args == (x,)
-    assert sources.from_module(module, (x, y)).args == (x, y)
-    assert sources.from_module(module, [x, y]).args == (x, y)
-    by_name = sources.from_module(module, {"x": x, "y": None})
-    assert (by_name.args, by_name.kwargs) == ((), {"x": x, "y": None})
-    feature = sources.from_module(module, transformers.BatchFeature({"x": x}))
-    assert feature.kwargs["x"] is x
-
-
-def test_a_batch_of_one_is_repeated() -> None:
-    x, table = torch.rand(1, 4), torch.rand(5, 4)
-    (doubled, other), _ = example_inputs.inputs((x, table))
-    assert torch.equal(doubled, x.expand(2, 4))
-    assert other is table
-    assert sources.from_module(Plain().eval(), {"x": x}).kwargs["x"].shape == (2, 4)
-
-
-@pytest.mark.parametrize("batch", [2, 5])
-def test_a_larger_batch_is_left_alone(batch: int) -> None:
-    x, mask = torch.rand(batch, 4), torch.rand(1, 4)
-    args, _ = example_inputs.inputs((x, mask))
-    assert args[0] is x
-    assert args[1] is mask
-
-
-@pytest.mark.parametrize("example", ["cat.png", (), {}, (1, 2), 3])
-def test_an_example_without_a_tensor_is_refused(example: Any) -> None:
-    with pytest.raises(UsageError, match="an example must hold a tensor") as caught:
-        sources.from_module(Plain().eval(), example)
-    assert (caught.value.where, bool(caught.value.remedy)) == ("example=", True)
-
-
-def test_nothing_to_infer_from_asks_for_an_example() -> None:
-    with pytest.raises(UsageError, match="no example input can be inferred") as caught:
-        sources.from_module(Plain().eval())
-    assert caught.value.where == f"{__name__}.Plain"
-    assert "example=" in (caught.value.remedy or "")
-
-
-def test_a_text_model_has_no_image_to_infer() -> None:
-    config = transformers.CLIPConfig(
-        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 10},
-        vision_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
-    )
-    with pytest.raises(UsageError, match="no example input can be inferred"):
-        sources.from_module(transformers.CLIPModel(config).eval())
-
-
-@pytest.mark.parametrize(
-    ("options", "shape"),
-    [
-        ({}, (3, 160, 160)),
-        ({"img_size": 96}, (3, 96, 96)),
-        ({"in_chans": 1, "img_size": (64, 96)}, (1, 64, 96)),
-    ],
-)
-def test_timm_models_know_their_input(options: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    source = sources.from_module(timm.create_model(VIT, **options).eval())
-    assert source.args[0].shape == (2, *shape)
-    check_runs(source)
-
-
-@pytest.mark.parametrize(
-    ("changes", "shape"),
-    [
-        ({}, (3, 32, 32)),
-        ({"image_size": [32, 48]}, (3, 32, 48)),
-        ({"image_size": (48, 32)}, (3, 48, 32)),
-        ({"num_channels": 1}, (1, 32, 32)),
-    ],
-)
-def test_hugging_face_models_know_their_input(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    source = sources.from_module(transformers.ViTModel(vit_config(**changes)).eval())
-    assert source.kwargs["pixel_values"].shape == (2, *shape)
-    check_runs(source)
-
-
-def test_an_image_size_may_be_a_mapping() -> None:
-    assert example_inputs._image_size({"height": 32, "width": 48}) == (3, 32, 48)
-    assert example_inputs._image_size({"shortest_edge": 32}) is None
-
-
-def test_the_vision_part_of_a_configuration_counts() -> None:
-    tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.SiglipConfig(
-        text_config={**tiny, "vocab_size": 10}, vision_config={**tiny, "image_size": 32, "patch_size": 8}
-    )
-    source = sources.from_module(transformers.SiglipForImageClassification(config).eval())
-    assert source.kwargs["pixel_values"].shape == (2, 3, 32, 32)
-    check_runs(source)
-
-
-def test_an_image_size_of_the_model_itself_counts() -> None:
-    assert sources.from_module(tiny_vit.TinyViT().eval()).args[0].shape == (2, 3, 72, 72)
-
-
-def test_examples_follow_the_dtype_of_the_model_and_repeat() -> None:
-    module = copy.deepcopy(tiny_vit.TinyViT()).to(torch.bfloat16).eval()
-    first, second = (sources.from_module(module).args[0] for _ in range(2))
-    assert first.dtype == torch.bfloat16
-    assert torch.equal(first, second)

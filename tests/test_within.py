@@ -148,6 +148,30 @@ def test_a_hugging_face_detector(yolos: nn.Module) -> None:
     assert not torch.allclose(fewer.logits, expected.logits, atol=1e-5)
 
 
+def test_the_encoder_of_a_detr_like_detector() -> None:
+    """It sees tokens and positions, not pixels; the backbone and the decoder are left alone."""
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"]
+    )
+    sizes = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in
+             {"layers": 2, "attention_heads": 2, "ffn_dim": 32}.items()}  # fmt: skip
+    config = transformers.DetrConfig(
+        backbone_config=backbone, use_timm_backbone=False, d_model=16, num_queries=5, **sizes
+    )
+    model = transformers.DetrForObjectDetection(config).eval()
+    example = {"pixel_values": torch.randn(2, 3, 160, 160)}
+    same, fewer = (
+        prunec.transform(model, tiny.policy(keep=keep), within="model.encoder", example=example)
+        for keep in (1.0, 0.6)
+    )
+    pixels = torch.randn(3, 3, 160, 160)
+    expected = run(model, pixels)
+    torch.testing.assert_close(run(same, pixels).logits, expected.logits, rtol=1e-4, atol=1e-5)
+    assert run(fewer, pixels).pred_boxes.shape == expected.pred_boxes.shape
+    assert "25 -> 15 tokens" in repr(fewer.model.encoder)
+    check_shares(model, same)
+
+
 # What cannot be ---------------------------------------------------------------------------------------------
 
 

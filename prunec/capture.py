@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 
 from prunec import compat
 from prunec.errors import CaptureError, UsageError
+from prunec.graph import keep_parameters
 from prunec.program import Interface, Program, Stage
 
 
@@ -35,7 +36,9 @@ def capture(
     batch = _batch_size(args, kwargs)
     exported = _export(module, args, kwargs, batch)
     signature = inspect.signature(module.forward)
-    return _program(exported, signature, args, kwargs, batch, start)
+    program = _program(exported, signature, args, kwargs, batch, start)
+    keep_parameters(program.module, module)  # also those that the graph does not read, such as a mask token
+    return program
 
 
 def adopt(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from prunec import compat
 
@@ -108,7 +108,43 @@ def copy(module: fx.GraphModule) -> fx.GraphModule:
     mapping: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         mapping[node] = graph.node_copy(node, lambda source: mapping[source])
-    return fx.GraphModule(module, graph)
+    return with_graph(module, graph)
+
+
+def with_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A graph module on the parameters of `root`, also on those that the graph does not read."""
+    made = fx.GraphModule(root, graph)
+    keep_parameters(made, root)
+    return made
+
+
+def keep_parameters(module: nn.Module, root: nn.Module) -> None:
+    """Give `module` every parameter and buffer of `root` that it lacks, under the same name."""
+    known = {name for name, _ in _tensors(module)}
+    for name, tensor in _tensors(root):
+        if name in known:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        owner = _submodule(module, parent)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            kept = leaf not in root.get_submodule(parent)._non_persistent_buffers_set
+            owner.register_buffer(leaf, tensor, persistent=kept)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule at a path, with empty containers where there are none."""
+    for name in path.split(".") if path else ():
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    return module
 
 
 def tidy(module: fx.GraphModule) -> None:

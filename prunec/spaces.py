@@ -30,7 +30,7 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
-from prunec.graph import is_size, place
+from prunec.graph import is_size, place, with_graph
 from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
 
@@ -114,7 +114,7 @@ class TokenAxis:
         """Rebuild the graph; every tensor node of the result carries its symbolic type."""
         for node in self.module.graph.nodes:
             self.new[node] = self._output(node) if node.op == "output" else self._visit(node)
-        return fx.GraphModule(self.module, self.graph), self.repairs
+        return with_graph(self.module, self.graph), self.repairs
 
     def _visit(self, node: fx.Node) -> fx.Node:
         inputs = [self.new[source] for source in node.all_input_nodes]
@@ -187,7 +187,13 @@ class TokenAxis:
     def _candidates(self, node: fx.Node, recorded: Mapping[Position, sympy.Expr]) -> Iterator[Substitution]:
         inputs = [self.new[source].meta.get("val") for source in node.all_input_nodes]
         shapes = [sizes_of(value) for value in inputs if isinstance(value, torch.Tensor)]
-        return substitutions(recorded, shapes, frozenset(self.spaces), self.calls.at_full_length)
+        found = substitutions(recorded, shapes, frozenset(self.spaces), self.calls.at_full_length)
+        return (substitution for substitution in found if all(map(self._is_length, substitution.values())))
+
+    def _is_length(self, size: sympy.Expr) -> bool:
+        """Whether an expression is positive at the stand-in lengths; n - 24 may be -1 there, a wildcard."""
+        at_hints = size.subs({symbol: self.hints[space.number] for symbol, space in self.spaces.items()})
+        return not at_hints.is_number or bool(at_hints > 0)
 
     def _without_wildcards(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
@@ -203,7 +209,7 @@ class TokenAxis:
         args, kwargs = self._mapped(node)
         foreign = [source for source in node.all_input_nodes if self._is_foreign(source, space)]
         for operand in foreign:
-            for dims in self._token_dims(node, operand):
+            for dims in self._token_dims(node, operand) if self._of_these_images(node, operand, space) else []:
                 swap = {self.new[operand]: self._take(node, operand, dims, space)}
                 new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)
@@ -322,6 +328,13 @@ class TokenAxis:
             table = self._call(ops.take, args, f"{operand.name}_taken")
         self.taken[key] = table
         return table
+
+    def _of_these_images(self, node: fx.Node, operand: fx.Node, space: Space) -> bool:
+        """Whether an operand is the same for all images, or has one entry for each of the selection's."""
+        rank, sizes = self._padded(node, operand)
+        entries = sizes[self._batch_dim(node, rank)] if sizes else 1
+        batch = space.selection.meta["val"].shape[0]
+        return isinstance(entries, int) or compat.expression(entries) == compat.expression(batch)
 
     def _batch_dim(self, node: fx.Node, rank: int) -> int:
         """Where the batch stands in a result of this rank; in front unless a symbol says otherwise."""

@@ -232,8 +232,13 @@ def _pictures(source: Source, folder: str | Path | None) -> Pictures | None:
     """Images to measure on: a folder's, or those that the source knows."""
     if folder is None:
         return source.test_images(MAX_PICTURES)
-    example = next(leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, torch.Tensor))
-    height, width = int(example.shape[-2]), int(example.shape[-1])
+    inputs = [*source.args, *source.kwargs.values()]
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        raise UsageError(
+            f"the model takes {len(inputs)} inputs, and a folder holds images only",
+            remedy="leave --images out, or wrap the model so that it takes an image",
+        )
+    height, width = int(inputs[0].shape[-2]), int(inputs[0].shape[-1])
     mean, std, crop = source.normalisation()
     found = load_images(folder, (height, width), mean, std, MAX_PICTURES, crop=crop)
     numbered = all(name.isdecimal() for name in found.classes)

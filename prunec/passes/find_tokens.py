@@ -194,8 +194,11 @@ def _head(
                 found.append(f"tokens {picked[0]}..{picked[-1]}")
         elif graph.op(node) in ("mean", "sum", "amax", "adaptive_avg_pool1d"):
             found.append("mean" if graph.op(node) != "amax" else "max")
-        elif graph.op(node) == "scaled_dot_product_attention":
-            found.append("attention pooling")
+        elif (
+            graph.op(node) in ("scaled_dot_product_attention", "matmul", "bmm")
+            and not repairs.axes[node.name]
+        ):
+            found.append("attention pooling")  # the last product of an attention with queries of its own
     return tuple(dict.fromkeys(found))
 
 

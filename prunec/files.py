@@ -41,7 +41,7 @@ FAMILIES = (
     "transformers.models.",
     "prunec.data.",
 )
-#: Functions that modules of those packages keep as attributes.
+#: Functions and helpers that modules of those packages keep as attributes, harmless to call.
 PLAIN = frozenset(
     {
         "functools.partial",
@@ -49,6 +49,11 @@ PLAIN = frozenset(
         "torch.relu",
         "torch.sigmoid",
         "torch.tanh",
+        "torchvision.ops.boxes.box_iou",
+        *(
+            f"torchvision.models.detection._utils.{name}"
+            for name in ("BalancedPositiveNegativeSampler", "BoxCoder", "Matcher")
+        ),
         *(f"torch.nn.functional.{name}" for name in ("gelu", "relu", "relu6", "silu", "softmax", "tanh")),
     }
 )

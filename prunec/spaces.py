@@ -207,9 +207,13 @@ class TokenAxis:
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
         args, kwargs = self._mapped(node)
-        foreign = [source for source in node.all_input_nodes if self._is_foreign(source, space)]
+        foreign = [
+            source
+            for source in node.all_input_nodes
+            if self._is_foreign(source, space) and self._of_these_images(node, source, space)
+        ]
         for operand in foreign:
-            for dims in self._token_dims(node, operand) if self._of_these_images(node, operand, space) else []:
+            for dims in self._token_dims(node, operand):
                 swap = {self.new[operand]: self._take(node, operand, dims, space)}
                 new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)

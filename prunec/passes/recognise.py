@@ -88,7 +88,7 @@ def recognise(module: fx.GraphModule) -> Anatomy:
             where=_nearest_miss(flow, adds, cores),
             remedy="prunec works on Vision Transformers; `prunec explain SOURCE` lists what it looked at",
         )
-    chain = max(attending, key=lambda links: _positions(links, cores, flow))
+    chain = max(attending, key=lambda links: _scored(links, cores, flow))
     branches = [_branch(link, cores, flow) for link in chain]
     matched = {core.node for branch in branches for core in branch.cores}
     last = flow.order[chain[-1].add]
@@ -123,10 +123,19 @@ def recognise(module: fx.GraphModule) -> Anatomy:
     )
 
 
-def _positions(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> int:
-    """How much attention a chain holds: the positions that its cores look at, so that patches outweigh pixels."""
+def _scored(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> int:
+    """How much attention a chain holds: the pairs that its cores score, so that patches outweigh pixels."""
     inside = [core for link in links for core in _cores_in(link.region, cores)]
-    return sum(int(graph.shape(_scores(core, flow)[0])[_scores(core, flow)[1]]) for core in inside)
+    return sum(_queries(core, flow) * _sized(*_scores(core, flow)) for core in inside)
+
+
+def _queries(core: Core, flow: DataFlow) -> int:
+    return _sized(flow.nodes[core.query if core.form == "fused" else core.node], -2)
+
+
+def _sized(node: fx.Node, axis: int) -> int:
+    size = graph.shape(node)[axis]
+    return size if isinstance(size, int) else 1  # to ask a symbol for its value would fix it
 
 
 def _scores(core: Core, flow: DataFlow) -> tuple[fx.Node, int]:

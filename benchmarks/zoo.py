@@ -38,7 +38,7 @@ from zoo_models import Built, Case, build, cases, randomise
 from prunec import capture, cost, graph, ops, sources
 from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan
-from prunec.errors import PruneError, VerificationError
+from prunec.errors import PolicyError, PruneError, VerificationError
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
@@ -110,6 +110,8 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "rewrite"):
         pruned = _pruned(dense, KEEP)
     assert pruned.plan is not None
+    if not pruned.plan.sites:
+        raise PolicyError(f"no block has tokens to prune: {'; '.join(pruned.plan.notes)}")
     row["sites"] = [[site.tokens, site.leaves] for site in pruned.plan.sites]
     counts = pruned.stages[-1].counts
     row |= {key: counts[key] for key in ("literals", "gathered", "scatters", "region_ends")}
@@ -416,10 +418,14 @@ def main() -> int:
             write(rows)
             progress.advance(task)
             if row["verdict"] != "transformed":
-                progress.console.print(f"{row['verdict']:<10} {case.name}: {row['reason']}", highlight=False)
+                progress.console.print(_said(row), markup=False, highlight=False)
     counts = Counter(rows[case.name]["verdict"] for case in chosen if case.name in rows)
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
     return 1 if counts["failed"] else 0
+
+
+def _said(row: Row) -> str:
+    return f"{row['verdict']:<10} {row['name']}: {row['reason']}"
 
 
 def _known() -> dict[str, Row]:

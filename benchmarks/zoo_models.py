@@ -14,7 +14,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +54,15 @@ class Built:
 
 
 def cases(pattern: str = "*") -> list[Case]:
-    """All of them, but those of a library that no name of the pattern is from."""
+    """All but those of a library that no name of the pattern is from; the first of each family come first."""
     found = [] if pattern.startswith("hf:") else timm_cases()
-    return found if pattern.startswith("timm:") else [*found, *hugging_face_cases()]
+    found += [] if pattern.startswith("timm:") else hugging_face_cases()
+    met: Counter[tuple[str, str]] = Counter()
+    ranked = []
+    for case in found:
+        ranked.append((met[case.library, case.family], case.name, case))
+        met[case.library, case.family] += 1
+    return [case for *_, case in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 def build(case: Case) -> Built:
@@ -324,6 +330,7 @@ SMALL: dict[str, Any] = {
     "num_global_layers": 2,
     "num_frames": 4,
     "fusion_hidden_size": 32,
+    "reassemble_hidden_size": WIDTH,
     "neck_hidden_sizes": [16, 16, 32, 32],
     "out_indices": [1, 2, 3, 4],
     "backbone_out_indices": [0, 1, 2, 3],
@@ -332,11 +339,14 @@ SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "use_pretrained_backbone": False,
 }
-GRID = 6  # patches along each side
+#: Fields that follow from others.
+DERIVED = {"model_type", "architectures", "transformers_version", "out_features", "stage_names", "dtype"}
+GRID = 8  # patches along each side
 #: What the rule above gets wrong, by model type: dependent fields that must agree with each other.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "beit": {"out_indices": [1, 2, 3, 4], "image_size": 96},
     "dpt": {"is_hybrid": False, "neck_ignore_stages": []},
+    "llama4_vision_model": {"intermediate_size": 4 * WIDTH},
     "vivit": {"tubelet_size": [2, 16, 16]},
     "eomt": {"num_blocks": 1, "num_upscale_blocks": 1},
     "eomt_dinov3": {"num_blocks": 1, "num_upscale_blocks": 1},
@@ -406,8 +416,10 @@ def _build_hugging_face(case: Case) -> Built:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    module = importlib.import_module(f"transformers.models.{_folder(case)}.modeling_{case.family}")
-    cls = getattr(module, case.model)
+    cls = getattr(transformers, case.model, None)
+    if cls is None:
+        module = importlib.import_module(f"transformers.models.{case.family}.modeling_{case.family}")
+        cls = getattr(module, case.model)
     config = smaller(cls.config_class)
     errors = []
     for attention in ("sdpa", "eager"):
@@ -430,12 +442,6 @@ def _build_hugging_face(case: Case) -> Built:
     raise ValueError("; ".join(errors)[-600:])
 
 
-def _folder(case: Case) -> str:
-    import transformers.models as models
-
-    return case.family if hasattr(models, case.family) else case.family.removesuffix("_vision")
-
-
 def _parts(config: Any) -> list[Any]:
     return [config, getattr(config, "backbone_config", None), _part(config)]
 
@@ -453,19 +459,20 @@ def _changes(config: Any) -> dict[str, Any]:
     held = {key: getattr(config, key, None) for key in {*config.to_dict(), *config.attribute_map.values()}}
     # depth first: other fields are lists with one entry for each layer or stage
     changes = {key: value for key, value in SMALL.items() if key in held and held[key] is not None}
+    if held.get("hidden_size") is None:
+        changes = {key: value for key, value in changes.items() if "heads" not in key}
     if isinstance(held.get("depths"), list | tuple) or isinstance(held.get("embed_dim"), list | tuple):
         changes = {"depths": [2] * len(held["depths"])} if held.get("depths") else {}
     patch = held.get("patch_size")
-    if isinstance(held.get("image_size"), int) and isinstance(patch, int) and not held.get("window_size"):
-        changes["image_size"] = GRID * patch
+    if isinstance(held.get("image_size"), int) and isinstance(patch, int):
+        changes["image_size"] = (4 * GRID if held.get("depths") else GRID) * patch
     elif isinstance(held.get("image_size"), list | tuple) and isinstance(patch, int | list | tuple):
         sides = patch if isinstance(patch, list | tuple) else [patch, patch]
-        changes["image_size"] = type(held["image_size"])([GRID * sides[-2], (GRID + 2) * sides[-1]])
+        changes["image_size"] = type(held["image_size"])([GRID * sides[-2], GRID * sides[-1]])
     for key in ("vision_config", "backbone_config"):
         if held.get(key) is not None and hasattr(held[key], "to_dict"):
-            changes[key] = type(held[key])(**_changes(held[key]))
-    if held.get("out_features") is None:
-        changes.pop("out_indices", None)
+            kept = {name: value for name, value in held[key].to_diff_dict().items() if name not in DERIVED}
+            changes[key] = type(held[key])(**{**kept, **_changes(held[key])})
     return {**changes, **{k: v for k, v in EXCEPTIONS.get(config.model_type, {}).items() if k in held}}
 
 

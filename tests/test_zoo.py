@@ -1,0 +1,116 @@
+"""Structures that the table of families lacks: found as written down, exact, and right with fewer tokens."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from prunec import sources
+from prunec.certificate import certify, relative_difference
+from prunec.compiler import plan, recognise
+from prunec.passes import BACK, run_passes
+from prunec.policy import Policy
+from prunec.program import Program, ProgramModule
+
+from .families import randomise
+
+KEEP, CLASSES, WIDTH, HEADS = 0.6, 10, 48, 3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A model of timm, made small, and what is true of it."""
+
+    model: str
+    blocks: int  # with attention, in the stream that is pruned
+    tokens: int
+    prefix: int
+    options: dict[str, Any] = field(default_factory=dict)
+    image: tuple[int, int] = (64, 112)
+
+    def build(self) -> nn.Module:
+        """The model in eval mode, every parameter filled with numbers that matter."""
+        widths = {"embed_dim": WIDTH, "num_heads": HEADS, "depth": self.blocks}
+        options = {"num_classes": CLASSES, "img_size": self.image, **widths, **self.options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old spellings inside timm
+            return randomise(timm.create_model(self.model, **options).eval(), seed=1)
+
+
+STRUCTURES = (
+    Structure("cait_xxs24_224", blocks=3, tokens=28, prefix=0),  # the class token enters after the blocks
+    # The class token enters after the first block: the longer stream behind it is pruned.
+    Structure(
+        "convit_tiny",
+        blocks=2,
+        tokens=17,
+        prefix=1,
+        image=(64, 64),
+        options={"depth": 3, "local_up_to_layer": 1},
+    ),
+    Structure("vit_base_patch16_xp_224", blocks=3, tokens=29, prefix=1),  # attention and MLP side by side
+    Structure("vit_small_patch16_18x2_224", blocks=3, tokens=29, prefix=1),  # two of each, summed
+    Structure("vit_relpos_small_patch16_224", blocks=3, tokens=28, prefix=0),
+    Structure("vit_pe_core_tiny_patch16_384", blocks=3, tokens=29, prefix=1),
+    Structure("aimv2_large_patch14_224", blocks=3, tokens=28, prefix=0, image=(56, 98)),
+    Structure("vit_small_patch16_rope_mixed_224", blocks=3, tokens=29, prefix=1),
+    Structure("vit_tiny_r_s16_p8_224", blocks=3, tokens=17, prefix=1, image=(128, 128)),
+    Structure("xcit_nano_12_p16_224", blocks=3, tokens=28, prefix=0),  # attention over channels
+)
+
+
+@pytest.fixture(scope="module", params=STRUCTURES, ids=lambda structure: structure.model)
+def found(request: pytest.FixtureRequest) -> tuple[Structure, nn.Module, Program]:
+    structure: Structure = request.param
+    model = structure.build()
+    return structure, model, recognise(sources.from_module(model))
+
+
+def test_recognised(found: tuple[Structure, nn.Module, Program]) -> None:
+    structure, _, dense = found
+    anatomy = dense.anatomy
+    assert anatomy is not None
+    assert (anatomy.tokens, anatomy.prefix, anatomy.suffix) == (structure.tokens, structure.prefix, 0)
+    assert sum(block.attention is not None for block in anatomy.blocks) >= structure.blocks
+
+
+def test_certified_and_differentiable(found: tuple[Structure, nn.Module, Program]) -> None:
+    structure, model, dense = found
+    policy = Policy.load("norm").override(keep=KEEP)
+    pruned = run_passes(BACK, plan(dense, policy))
+    assert pruned.plan is not None
+    assert pruned.plan.sites
+    certify(dense, pruned)
+    fast, same = ProgramModule(pruned), ProgramModule(dense)
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, *structure.image, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            expected = model(images)
+            assert relative_difference(same(images), expected) < 1e-5
+            output = fast(images)
+        assert output.shape == expected.shape
+        assert relative_difference(output, expected) > 1e-4  # something was dropped
+    fast(images).square().sum().backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+def test_patches_outweigh_pixels_where_a_model_has_a_stream_of_each() -> None:
+    model = timm.create_model("tnt_s_patch16_224", num_classes=CLASSES, depth=2).eval()
+    anatomy = recognise(sources.from_module(randomise(model, seed=1))).anatomy
+    assert anatomy is not None
+    assert (anatomy.tokens, anatomy.prefix, anatomy.depth) == (197, 1, 2)
+    assert ["another stream" in miss.reason for miss in anatomy.unmatched] == [True, True]
+
+
+def test_two_streams_of_patches_are_not_taken_for_one() -> None:
+    model = timm.create_model("crossvit_tiny_240", num_classes=CLASSES, depth=((1, 1, 0), (1, 1, 0))).eval()
+    anatomy = recognise(sources.from_module(randomise(model, seed=1))).anatomy
+    assert anatomy is not None
+    assert any("another stream" in miss.reason for miss in anatomy.unmatched)

@@ -18,6 +18,8 @@ from prunec.errors import RecognitionError
 NORMS = {"layer_norm", "rms_norm", "rsqrt", "batch_norm", "group_norm"}
 #: What may stand between two links of one chain of residual adds.
 LIGHT = {"dropout", "to", "clone", "contiguous", "type_as", "mul", "add", "permute", "transpose"} | NORMS
+#: What takes rows apart and puts them together again: s[:, :1] | s[:, 1:] + f(other).
+JOINS = {"cat", "slice"}
 
 
 class DataFlow:
@@ -122,13 +124,16 @@ def chains(links: Sequence[Link], flow: DataFlow) -> list[list[Link]]:
 
 
 def _leads(before: fx.Node, state: fx.Node, flow: DataFlow) -> bool:
-    """Whether `state` is `before`, or a norm (or the like) of it."""
-    node = state
-    for _ in range(8):
+    """Whether `state` is `before`, a norm (or the like) of it, or it with something added to its rows."""
+    same_rows = graph.shape(state) == graph.shape(before)
+    light = LIGHT | JOINS if same_rows else LIGHT
+    queue, seen = [state], {state}
+    while queue and len(seen) < 16:
+        node = queue.pop(0)
         if node is before:
             return True
-        inputs = flow.inputs(node)
-        if len(inputs) != 1 or graph.op(node) not in LIGHT or not graph.is_tensor(inputs[0]):
-            return False
-        node = inputs[0]
+        inputs = [source for source in flow.inputs(node) if graph.is_tensor(source)]
+        if graph.op(node) in light and (len(inputs) == 1 or same_rows):
+            queue.extend(source for source in inputs if source not in seen)
+            seen.update(inputs)
     return False

@@ -125,7 +125,7 @@ def _through(built: Built, row: Row) -> None:
             _check_shapes(model, pruned, _resized(built.example, size))
     with _clock(row, "gradients"):
         row["gradients"] = _check_gradients(model, pruned, built.example)
-    row["notes"] = [*notes, *row["notes"], *pruned.plan.notes]
+    row["notes"] = [*(_portable(note.splitlines()[0]) for note in notes), *row["notes"], *pruned.plan.notes]
 
 
 def _describe(dense: Program, row: Row) -> None:
@@ -308,10 +308,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def write(rows: Mapping[str, Row]) -> None:
+def write(rows: Mapping[str, Row], left: int) -> None:
     ordered = [rows[name] for name in sorted(rows)]
     facts = {**cost.device_facts(torch.device("cpu")), "date": date.today().isoformat()}
-    record = {**facts, "versions": versions(), "policy": POLICY, "keep": KEEP, "rows": ordered}
+    record = {**facts, "versions": versions(), "policy": POLICY, "keep": KEEP, "left": left, "rows": ordered}
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     TABLE.write_text(markdown(record), encoding="utf-8")
@@ -336,6 +336,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     for library in ("timm", "hf"):
         counts = Counter(row["verdict"] for row in rows if row["library"] == library)
         lines.append(f"| {library} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
+    lines += (
+        ["", f"{record['left']} more were still waiting when this was written."] if record["left"] else []
+    )
     lines += [
         "",
         "*Transformed*: returned with its proof. *Refused*: an error that names the reason and the place,",
@@ -415,7 +418,7 @@ def main() -> int:
         for case in waiting:
             progress.update(task, description=case.name)
             row = rows[case.name] = run_apart(case, given.timeout)
-            write(rows)
+            write(rows, sum(case.name not in rows for case in waiting))
             progress.advance(task)
             if row["verdict"] != "transformed":
                 progress.console.print(_said(row), markup=False, highlight=False)

@@ -76,7 +76,9 @@ def substitutions(
         rest = _left_over(where, recorded, shapes, at_full_length)
         if rest is not None:
             elsewhere = 0.0 if any(where[-1] == axis for axis, _ in axes) else 0.25
-            ranked.append((0.5 + elsewhere, where, rest))
+            # Of [b * 6, 12] from [b, n, 12] the 12 is that axis again, and not 2 * n.
+            kept = 0.5 if any(size in shape for shape in shapes) else 0.0
+            ranked.append((0.5 + elsewhere + kept, where, rest))
     ranked.sort(key=lambda entry: (entry[0], entry[1], str(entry[2])))
     for _, where, found in ranked:
         yield {where: found}

@@ -1,6 +1,7 @@
 """Proof on the user's own input that the rewriting changed nothing but which tokens go on.
 
-The rewritten graph has its counts in its selections only, so the same graph can keep everything:
+First, the captured graph must compute what the module itself computes. Then: the rewritten graph has its
+counts in its selections only, so the same graph can keep everything.
 
     identity       every selection yields 0 .. T-1 in order
     permutation    every selection yields all rows, patches in a random order, protected rows in place
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from prunec import graph, ops
+from prunec import compat, graph, ops
 from prunec.errors import VerificationError
 from prunec.program import Program
 
@@ -46,14 +48,29 @@ class Certificate:
         )
 
 
-def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = None) -> Certificate:
-    """Compare both programs on the example (or `inputs`, flat); VerificationError when they differ."""
+def certify(
+    dense: Program,
+    pruned: Program,
+    inputs: tuple[Any, ...] | None = None,
+    *,
+    original: nn.Module | None = None,
+) -> Certificate:
+    """Compare the pruned program with the original; VerificationError when they differ.
+
+    Args:
+        dense: the captured program, nothing inserted.
+        pruned: the same with its selections.
+        inputs: flat inputs; one image of the example when left out.
+        original: the module itself. Without it the captured program stands for it.
+    """
     start = time.perf_counter()
     flat = _one_image(pruned) if inputs is None else inputs
-    with torch.no_grad():
-        expected = _Recorder(dense.module).run(*flat)
-        identity = _worst(_Keeping(pruned, permute=False).run(*flat), expected)
-        permutation = _worst(_Keeping(pruned, permute=True).run(*flat), expected)
+    with torch.no_grad(), torch.random.fork_rng():  # randomness of the model's own repeats itself
+        expected = _seeded(dense.module if original is None else _flat_call(original, dense), flat)
+        if original is not None:
+            _check_capture(_seeded(dense.module, flat), expected)
+        identity = _worst(_seeded(_Keeping(pruned, permute=False).run, flat), expected)
+        permutation = _worst(_seeded(_Keeping(pruned, permute=True).run, flat), expected)
     tolerance = _tolerance(expected)
     batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
     certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch)
@@ -68,6 +85,32 @@ def certify(dense: Program, pruned: Program, inputs: tuple[Any, ...] | None = No
     with torch.no_grad():
         _check_outputs(pruned.module(*flat), expected)
     return certificate
+
+
+def _seeded(call: Callable[..., Any], flat: tuple[Any, ...]) -> Any:
+    torch.manual_seed(0)
+    return call(*flat)
+
+
+def _flat_call(original: nn.Module, program: Program) -> Callable[..., list[Any]]:
+    """The user's module, called with flat inputs and giving flat outputs."""
+
+    def call(*flat: Any) -> list[Any]:
+        args, kwargs = compat.tree_unflatten(list(flat), program.interface.in_spec)
+        return compat.tree_flatten(original(*args, **kwargs))[0]
+
+    return call
+
+
+def _check_capture(captured: Any, expected: Any) -> None:
+    """The captured program must compute what the module computes."""
+    difference, tolerance = _worst(captured, expected), _tolerance(expected)
+    if difference > tolerance:
+        raise VerificationError(
+            f"the graph that torch.export captured differs from the model itself: {difference:.1e}, "
+            f"at most {tolerance:.0e} is allowed",
+            remedy="the fault is before any rewriting: the model does something else while it is exported",
+        )
 
 
 def _check_outputs(found: Any, expected: Any) -> None:
@@ -121,13 +164,6 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     scale = expected.abs().max().clamp_min(1e-12)
     difference = float((found - expected).abs().max() / scale)
     return float("inf") if math.isnan(difference) else difference  # no comparison with NaN holds
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph as it is."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=True)
 
 
 class _Keeping(fx.Interpreter):

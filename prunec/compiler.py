@@ -40,8 +40,8 @@ def compile_source(source: Source, policy: Policy) -> Compiled:
     dense = recognise(source)
     planned = plan(dense, policy)
     pruned = run_passes(BACK, planned)
-    certificate = certify(dense, pruned)
-    stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
+    certificate = certify(dense, pruned, original=source.module)
+    stage = Stage("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
     return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate)
 
 

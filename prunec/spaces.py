@@ -446,8 +446,8 @@ def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
 def _hint(tokens: int, taken: Sequence[int]) -> int:
     """A stand-in length that no size is likely to equal: the primes from 5/8 of the stream upwards.
 
-    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size. And it must be
-    shorter than the stream while there are such primes, or a literal of the full length would seem to fit.
+    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size. And it must
+    be shorter than the stream while there are such primes, or a literal of the full length would seem to fit.
     """
     start = max(3, math.ceil(tokens * 0.62))
     candidates = itertools.chain(range(start, tokens), range(start - 1, 2, -1), itertools.count(tokens + 1))

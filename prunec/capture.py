@@ -174,7 +174,7 @@ def _user_frame(error: Exception) -> str | None:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in filename and "/prunec/" not in filename and not filename.startswith("<"):
+        if compat.is_users(filename):
             frame = f"{filename}:{trace.tb_lineno}  {compat.source_text(filename, trace.tb_lineno)}".rstrip()
         trace = trace.tb_next
     return frame

@@ -1,15 +1,14 @@
 """Proof on the user's own input that the rewriting changed nothing but which tokens go on.
 
-First, the captured graph must compute what the module itself computes. Then: the rewritten graph has its
-counts in its selections only, so the same graph can keep everything.
+The rewritten graph has its counts in its selections only, so the same graph can keep everything:
 
     identity       every selection yields 0 .. T-1 in order
     permutation    every selection yields all rows, patches in a random order, protected rows in place
 
-Both must give the original's outputs. A table that was not gathered, an index that is off by the prefix, an
-order that is not restored before a dense head: each shows under the permutation, where keeping everything in
-the old order would hide it. At its own counts the program is run as well: its outputs must have the
-original's shapes and be finite.
+Both must give the outputs of the module itself, not only of what was captured from it. A table that was not
+gathered, an index that is off by the prefix, an order that is not restored before a dense head: each shows
+under the permutation, where keeping everything in the old order would hide it. At its own counts the program
+is run as well: its outputs must have the original's shapes and be finite.
 """
 
 from __future__ import annotations
@@ -60,15 +59,13 @@ def certify(
     Args:
         dense: the captured program, nothing inserted.
         pruned: the same with its selections.
-        inputs: flat inputs; one image of the example when left out.
+        inputs: flat inputs; the example when left out. More than one image, or a mix-up between them hides.
         original: the module itself. Without it the captured program stands for it.
     """
     start = time.perf_counter()
-    flat = _one_image(pruned) if inputs is None else inputs
+    flat = pruned.interface.example if inputs is None else inputs
     with torch.no_grad(), torch.random.fork_rng():  # randomness of the model's own repeats itself
         expected = _seeded(dense.module if original is None else _flat_call(original, dense), flat)
-        if original is not None:
-            _check_capture(_seeded(dense.module, flat), expected)
         identity = _worst(_seeded(_Keeping(pruned, permute=False).run, flat), expected)
         permutation = _worst(_seeded(_Keeping(pruned, permute=True).run, flat), expected)
     tolerance = _tolerance(expected)
@@ -76,6 +73,7 @@ def certify(
     certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch)
     for name, difference in (("keep=1.0", identity), ("the permutation certificate", permutation)):
         if difference > tolerance:
+            _check_capture(dense, flat, expected)
             raise VerificationError(
                 f"the rewritten model differs from the original under {name}: {difference:.1e}, "
                 f"at most {tolerance:.0e} is allowed",
@@ -102,9 +100,10 @@ def _flat_call(original: nn.Module, program: Program) -> Callable[..., list[Any]
     return call
 
 
-def _check_capture(captured: Any, expected: Any) -> None:
-    """The captured program must compute what the module computes."""
-    difference, tolerance = _worst(captured, expected), _tolerance(expected)
+def _check_capture(dense: Program, flat: tuple[Any, ...], expected: Any) -> None:
+    """Whether it was the capture, and not the rewriting, that changed what the module computes."""
+    with torch.no_grad(), torch.random.fork_rng():
+        difference, tolerance = _worst(_seeded(dense.module, flat), expected), _tolerance(expected)
     if difference > tolerance:
         raise VerificationError(
             f"the graph that torch.export captured differs from the model itself: {difference:.1e}, "
@@ -127,17 +126,6 @@ def _check_outputs(found: Any, expected: Any) -> None:
                 f"output {place} of the pruned model holds values that are not finite",
                 remedy="the model was not changed and nothing was returned; please report the model's name",
             )
-
-
-def _one_image(program: Program) -> tuple[Any, ...]:
-    """The example with one image where the batch is free: the proof does not need more."""
-    batch = program.interface.batch
-
-    def first(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and batch is not None and leaf.dim() > 0 and leaf.shape[0] == batch
-        return leaf[:1] if batched else leaf
-
-    return tuple(map(first, program.interface.example))
 
 
 def _tolerance(outputs: Any) -> float:

@@ -10,8 +10,10 @@ import inspect
 import io
 import linecache
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import sympy
@@ -29,6 +31,9 @@ FakeMode = FakeTensorMode
 tree_leaves = pytree.tree_leaves
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
+
+#: Where code lives that no message should point at.
+_NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__) if file)
 
 #: Names of the higher-order operators whose body may be inlined without changing a value.
 INLINABLE_REGIONS = ("wrap_with_set_grad_enabled",)
@@ -164,9 +169,14 @@ def specialised_by(exported: ExportedProgram) -> str | None:
     for place in getattr(env, "replacements_slocs", {}).values():
         for frame in (getattr(place, "maybe_user_loc", None), getattr(place, "framework_loc", None)):
             file, line = getattr(frame, "filename", None), getattr(frame, "lineno", None)
-            if file is not None and line is not None and "/torch/" not in file:
+            if file is not None and line is not None and is_users(file):
                 return f"{file}:{line}  {source_text(file, line)}".rstrip()
     return None
+
+
+def is_users(filename: str) -> bool:
+    """Whether a source file is the user's (or a model library's), not PyTorch's and not prunec's."""
+    return not filename.startswith(("<", *_NOT_THE_USERS))
 
 
 def source_text(filename: str, line: int) -> str:

@@ -41,7 +41,7 @@ def compile_source(source: Source, policy: Policy) -> Compiled:
     planned = plan(dense, policy)
     pruned = run_passes(BACK, planned)
     certificate = certify(dense, pruned, original=source.module)
-    stage = Stage("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
+    stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
     return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate)
 
 

@@ -69,7 +69,7 @@ def source_line(node: fx.Node) -> str | None:
     frames = list(_FRAME.finditer(node.stack_trace or ""))
     if not frames:
         return None
-    own = [frame for frame in frames if "/torch/" not in frame["file"]] or frames
+    own = [frame for frame in frames if compat.is_users(frame["file"])] or frames
     file, line = own[-1]["file"], int(own[-1]["line"])
     return f"{file}:{line}  {compat.source_text(file, line)}".rstrip()
 

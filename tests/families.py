@@ -280,8 +280,9 @@ FAMILIES = (
     ),
     Family(
         "hf_siglip", _hf("SiglipVisionModel", "SiglipVisionConfig"), pruning=NORM, tokens=25, prefix=0,
-        class_token=None, head=("tokens",), layer_scale=False, activation="gelu", core="fused", masks=0,
-        literals=17, gathered=0, takes=0, scatters=2, lengths=(25, 13, 7), head_flops=_pool(96, 0), **_SQUARE,
+        class_token=None, head=("attention pooling", "tokens"), layer_scale=False, activation="gelu",
+        core="fused", masks=0, literals=17, gathered=0, takes=0, scatters=2, lengths=(25, 13, 7),
+        head_flops=_pool(96, 0), **_SQUARE,
     ),
     Family(
         "hf_clip", _hf("CLIPVisionModel", "CLIPVisionConfig"), pruning=EVIT, tokens=26, prefix=1,

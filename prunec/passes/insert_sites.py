@@ -111,8 +111,9 @@ def _score_call(
 def _nearest_attention(anatomy: Anatomy, site: Site) -> Branch:
     """The last attention before the site: the block's own after it, an earlier block's before it."""
     last = site.block if site.where == "after_attention" else site.block - 1
+    elsewhere = {miss.node for miss in anatomy.unmatched}  # softmaxes over channels and the like
     for block in reversed(anatomy.blocks[: last + 1]):
-        if block.attention is not None:
+        if block.attention is not None and block.attention.cores[0].node not in elsewhere:
             return block.attention
     raise RecognitionError(
         f"no attention stands before block {site.block}, so there is no class-token row to score by",

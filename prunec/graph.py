@@ -119,7 +119,7 @@ def with_graph(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
 
 
 def keep_parameters(module: nn.Module, root: nn.Module) -> None:
-    """Give `module` every parameter and buffer of `root` that it lacks, under the same name."""
+    """Give `module` the parameters and buffers of `root` that it lacks, and all of them in its order."""
     known = {name for name, _ in _tensors(module)}
     for name, tensor in _tensors(root):
         if name in known:
@@ -131,6 +131,21 @@ def keep_parameters(module: nn.Module, root: nn.Module) -> None:
         else:
             kept = leaf not in root.get_submodule(parent)._non_persistent_buffers_set
             owner.register_buffer(leaf, tensor, persistent=kept)
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for path, like in root.named_modules(remove_duplicate=False):
+        if path in parts:
+            _reorder(parts[path], like)
+
+
+def _reorder(module: nn.Module, like: nn.Module) -> None:
+    """Sort a module's tables as another's; what only it has comes last."""
+    for table in ("_parameters", "_buffers", "_modules"):
+        mine, order = getattr(module, table), getattr(like, table)
+        for name in [
+            *(name for name in order if name in mine),
+            *(name for name in mine if name not in order),
+        ]:
+            mine[name] = mine.pop(name)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

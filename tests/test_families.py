@@ -307,9 +307,6 @@ def test_dropped_tokens_keep_what_they_were_at_their_site() -> None:
 # --- the face of the result -----------------------------------------------------------------
 
 
-UNREAD = {"hf_dinov2", "hf_dinov3"}  # a mask token, which only training reads
-
-
 def test_outputs_have_the_type_and_shapes_of_the_original(case: Case) -> None:
     images = case.family.images(3)
     found, expected = case.run(case.pruned, images), case.run(case.model, images)
@@ -321,11 +318,7 @@ def test_outputs_have_the_type_and_shapes_of_the_original(case: Case) -> None:
         assert torch.equal(tensors(by_position)[0], tensors(found)[0])
 
 
-def test_parameters_are_those_of_the_original(case: Case, request: pytest.FixtureRequest) -> None:
-    if case.family.name in UNREAD:
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="parameters that no input reaches are left behind")
-        )
+def test_parameters_are_those_of_the_original(case: Case) -> None:
     found, expected = case.pruned.state_dict(), case.model.state_dict()
     assert list(found) == list(expected)
     assert all(found[name].data_ptr() == expected[name].data_ptr() for name in expected)

@@ -450,7 +450,6 @@ def test_past_a_grid_convolution_that_is_added_the_stream_is_short_again() -> No
     right(model, result)
 
 
-@pytest.mark.xfail(strict=True, reason="what stands after the recognised stream is passed over in silence")
 def test_attention_after_the_end_of_the_stream_is_reported() -> None:
     found = prunec.anatomy(ready(Model(between=Grid())), example=images(2))
     assert found.depth + len(found.unmatched) == 4

@@ -44,6 +44,7 @@ def save(
         text = json.dumps({"format": FORMAT, **manifest}, indent=2)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
         save_file(_distinct(state), partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(0o644)  # it would be for its owner only, unlike the rest
         for name, content in files.items():
             (partial / name).write_text(content, encoding="utf-8")
     return target

@@ -86,7 +86,7 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         raise RecognitionError(
             "no residual stream with attention was found in this model",
             where=_nearest_miss(flow, adds, cores),
-            remedy="prunec works on Vision Transformers; `prunec explain SOURCE` lists what it looked at",
+            remedy="prunec works on Vision Transformers: residual blocks with softmax attention over tokens",
         )
     chain = max(attending, key=lambda links: _scored(links, cores, flow))
     branches = [_branch(link, cores, flow) for link in chain]

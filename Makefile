@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[timm,hf,dev]'
 	@touch $@
 
-demo: setup  ## make the built-in tiny ViT faster: works offline, in seconds
+demo: setup  ## make the built-in tiny ViT faster: works offline, in a minute or two
 	$(BIN)/prunec optimize shapes --policy evit --keep 0.5
 
 test: check  ## run every check, then every test (JOBS=2 for two workers)

@@ -11,6 +11,7 @@ import time
 from typing import Protocol
 
 from prunec import graph
+from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
 from prunec.passes.recognise import Recognise
@@ -36,7 +37,7 @@ class Pass(Protocol):
 
 
 #: Before the plan: what the model is.
-FRONT: tuple[Pass, ...] = (Normalise(), Recognise())
+FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
 BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens())
 

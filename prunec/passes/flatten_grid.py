@@ -1,0 +1,211 @@
+"""Keep grids flat: a residual stream of [B, H, W, C] becomes one of [B, N, C], so that its tokens have one axis.
+
+    s [B, H, W, C] --norm--partition--attention--merge--(+)-- s' --norm--fc--gelu--fc--(+)-- s'' [B, H, W, C]
+
+    s --flatten-- [B, N, C] --norm--unflatten--partition--attention--merge--flatten--(+)-- s' --norm-- .. --(+)--
+
+Token-wise operators do not care in what shape the tokens stand: which ones these are is found by calling each
+on flat random numbers and comparing with what it makes of the grid. Between others (a roll, a window
+partition, a convolution) the grid is given back. Streams of [B, C, H, W] stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from prunec import compat, graph
+from prunec.calls import CallTypes, signature
+from prunec.flow import DataFlow, Link, residual_adds
+from prunec.program import Program
+from prunec.sizes import sizes_of
+
+#: What reads the last axis as channels; where it reads a state of four axes, the two in the middle are the grid.
+_READS_CHANNELS = {"linear", "layer_norm", "rms_norm"}
+_RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
+_FLATTEN, _UNFLATTEN = torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int
+
+
+@dataclass(frozen=True)
+class FlattenGrid:
+    """Give residual streams of [B, H, W, C] one token axis."""
+
+    name: ClassVar[str] = "flatten grid"
+
+    def requires(self, program: Program) -> None:
+        """A normalised graph."""
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program with flat streams, and how many values are flat now."""
+        links = [link for link in residual_adds(DataFlow(program.graph)) if _is_grid(link)]
+        if not links:
+            return program, {"flat": 0}
+        flattener = _Flattener(program.module, links)
+        module = flattener.run()
+        return program.replace(module=module), {"flat": flattener.count}
+
+    def ensures(self, program: Program) -> None:
+        """Nothing more: each call was compared when it was made flat."""
+
+
+def _is_grid(link: Link) -> bool:
+    """Whether a residual add works on [B, H, W, C]: something in its branch reads the last axis as channels."""
+    sizes = graph.shape(link.add)
+    if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes[1:]):
+        return False
+    sources = [source for node in link.region if graph.op(node) in _READS_CHANNELS for source in node.args[:1]]
+    return any(isinstance(source, fx.Node) and graph.shape(source) == sizes for source in sources)
+
+
+@dataclass
+class _Flattener:
+    """Rebuilds a graph; every value is held as it was, flat, or (once both were asked for) in both forms."""
+
+    module: fx.GraphModule
+    links: list[Link]
+    target: fx.Graph = field(default_factory=fx.Graph)
+    plain: dict[fx.Node, fx.Node] = field(default_factory=dict)  # old node -> as it was
+    flat: dict[fx.Node, fx.Node] = field(default_factory=dict)  # old node -> [B, N, ...] for its [B, H, W, ...]
+    alike: dict[Any, bool] = field(default_factory=dict)  # calls that were watched
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.mode = compat.fake_mode_of(self.module.graph)
+        self.calls = CallTypes(self.mode, 0)
+        self.grids = {graph.shape(link.add)[1:3] for link in self.links}
+        self.states = {node for link in self.links for node in (link.state, link.add)}
+
+    def run(self) -> fx.GraphModule:
+        """The whole graph anew."""
+        for node in self.module.graph.nodes:
+            if not self._made_flat(node):
+                self.plain[node] = self.target.node_copy(node, self._as_it_was)
+                if node in self.states and self._is_grid(node):
+                    self._as_flat(node)
+        return graph.with_graph(self.module, self.target)
+
+    # --- the two forms of a value -----------------------------------------------------------
+
+    def _as_it_was(self, node: fx.Node) -> fx.Node:
+        if node not in self.plain:
+            rows, columns = graph.shape(node)[1:3]
+            flat = self.flat[node]
+            self.plain[node] = self._call(node, _UNFLATTEN, (flat, 1, [rows, columns]), f"{node.name}_grid")
+        return self.plain[node]
+
+    def _as_flat(self, node: fx.Node) -> fx.Node:
+        if node not in self.flat:
+            self.count += 1
+            self.flat[node] = self._call(node, _FLATTEN, (self.plain[node], 1, 2), f"{node.name}_flat")
+        return self.flat[node]
+
+    def _is_grid(self, node: fx.Node) -> bool:
+        return _is_grid_value(node.meta.get("val"), self.grids)
+
+    # --- one call ---------------------------------------------------------------------------
+
+    def _made_flat(self, node: fx.Node) -> bool:
+        """Whether the node could be called on flat operands (and was), or is nothing but a change of form."""
+        if node.op != "call_function":
+            return False
+        source = node.args[0] if node.args else None
+        if graph.op(node) in _RESHAPES and isinstance(source, fx.Node):
+            if self._is_grid(node) and not self._is_grid(source) and _flat_shape(node) == graph.shape(source):
+                self.flat[node] = self._as_it_was(source)  # [B, N, C] -> [B, H, W, C]: stays as it is
+                return True
+            if source in self.flat and graph.shape(node) == _flat_shape(source):
+                self.plain[node] = self.flat[source]  # and back
+                return True
+        if not any(operand in self.flat for operand in node.all_input_nodes):
+            return False
+        return self._call_flat(node)
+
+    def _call_flat(self, node: fx.Node) -> bool:
+        wanted = [operand for operand in node.all_input_nodes if self._is_grid(operand)]
+        forms = {operand: self.flat.get(operand) for operand in wanted}
+        types = {
+            operand: form.meta["val"] if form is not None else self._flat_type(operand)
+            for operand, form in forms.items()
+        }
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: types.get(given, given.meta["val"]))
+        keeps_order = graph.op(node) in _RESHAPES
+        recorded = node.meta.get("val")
+        wanted_type = recorded if keeps_order else self._flat_type(node)
+        if wanted_type is None or self.calls.type_of(node.target, args, kwargs, wanted_type) is None:
+            return False
+        if not keeps_order and not self._same_numbers(node, set(wanted)):
+            return False
+        made = self.target.node_copy(
+            node, lambda given: self._as_flat(given) if given in types else self._as_it_was(given)
+        )
+        made.meta["val"] = wanted_type
+        (self.plain if keeps_order else self.flat)[node] = made
+        self.count += 1
+        return True
+
+    def _same_numbers(self, node: fx.Node, grids: set[fx.Node]) -> bool:
+        """Whether the call makes the same numbers of flat operands as of grids."""
+        key = (node.target, signature(node.args), signature(node.kwargs))
+        if key not in self.alike:
+            numbers = {operand: _random(operand.meta["val"], seed) for seed, operand in enumerate(node.all_input_nodes)}
+            flattened = {
+                operand: value.flatten(1, 2) if operand in grids else value for operand, value in numbers.items()
+            }
+            try:
+                once, again = _run(node, numbers), _run(node, flattened)
+            except Exception:  # noqa: BLE001  what does not run on flat operands is no token-wise call
+                self.alike[key] = False
+            else:
+                self.alike[key] = torch.allclose(once.flatten(1, 2), again, rtol=1e-4, atol=1e-5)
+        return self.alike[key]
+
+    def _flat_type(self, node: fx.Node) -> Any:
+        """The type of a value's flat form; None if it is no grid."""
+        if not self._is_grid(node):
+            return None
+        value = node.meta["val"]
+        return compat.fake_like(self.mode, _flat_shape(node), value.dtype, value.device)
+
+    def _call(self, node: fx.Node, function: Any, args: tuple[Any, ...], name: str) -> fx.Node:
+        """A change of form, with the place in the model of the value that it changes."""
+        made = self.target.create_node("call_function", function, args, {}, name=name)
+        values = fx.map_arg(args, lambda source: source.meta["val"])
+        value, _ = compat.evaluate(self.mode, function, values, {})
+        made.meta = {**node.meta, "val": value}
+        return made
+
+
+def _is_grid_value(value: Any, grids: set[tuple[Any, ...]]) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dim() != 4:
+        return False
+    sizes = tuple(value.shape[1:3])
+    return all(isinstance(size, int) for size in sizes) and sizes in grids
+
+
+def _flat_shape(node: fx.Node) -> tuple[Any, ...]:
+    batch, rows, columns, channels = graph.shape(node)
+    return (batch, rows * columns, channels)
+
+
+def _random(value: Any, seed: int) -> Any:
+    """Numbers of a value's type; a batch of two."""
+    if not isinstance(value, torch.Tensor):
+        return 2 if isinstance(value, torch.SymInt) else value
+    sizes = [int(size.subs(dict.fromkeys(size.free_symbols, 2))) for size in sizes_of(value)]
+    generator = torch.Generator().manual_seed(seed)
+    if value.is_floating_point():
+        return torch.rand(sizes, generator=generator).to(value.dtype)
+    return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)
+
+
+def _run(node: fx.Node, numbers: dict[fx.Node, Any]) -> torch.Tensor:
+    assert callable(node.target)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: numbers[given])
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        result = node.target(*args, **kwargs)
+    assert isinstance(result, torch.Tensor)
+    return result

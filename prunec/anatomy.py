@@ -109,6 +109,15 @@ class Anatomy:
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def dense(self) -> int:
+        """Number of blocks whose attention is not over the tokens (but in windows, over channels)."""
+        elsewhere = {miss.node for miss in self.unmatched}
+        return sum(
+            block.attention is not None and block.attention.cores[0].node in elsewhere
+            for block in self.blocks
+        )
+
     def __str__(self) -> str:
         return self.summary()
 
@@ -116,7 +125,8 @@ class Anatomy:
         """One line: blocks, tokens, head."""
         protected = _counted(self.prefix, "in front") + _counted(self.suffix, "at the end")
         tokens = f"{self.grid} patch tokens + {' and '.join(protected) or 'no'} protected"
-        found = f"{self.depth}/{self.depth + len(self.unmatched)} blocks"
+        found = f"{self.depth}/{self.depth + len(self.unmatched) - self.dense} blocks"
+        found += f" (attention not over tokens in {self.dense})" if self.dense else ""
         return f"{found}, {tokens}, head reads {' and '.join(self.head) or 'nothing'}"
 
 

@@ -91,9 +91,10 @@ def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link
     if len(operands) != 2 or operands[0] is operands[1]:
         return None
     dominator = flow.dominators.get(node)
-    for skip, branch in (operands, operands[::-1]):
-        if graph.shape(skip) != graph.shape(node):
+    for operand, branch in (operands, operands[::-1]):
+        if graph.shape(operand) != graph.shape(node):
             continue
+        skip = _unscaled(operand, flow)
         if skip is dominator:
             return Link(node, skip, branch, frozenset(flow.region(skip, branch)))
         if skip in found and found[skip].state is dominator:  # x + attention(x) + mlp(x)
@@ -109,13 +110,22 @@ def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link
     return None
 
 
+def _unscaled(skip: fx.Node, flow: DataFlow) -> fx.Node:
+    """The state behind a skip that is scaled by a learned vector: x * scale + f(x)."""
+    if graph.op(skip) != "mul":
+        return skip
+    inputs = flow.inputs(skip)
+    others = [source for source in skip.args if isinstance(source, fx.Node) and source not in inputs]
+    return inputs[0] if len(inputs) == 1 and others else skip
+
+
 def chains(links: Sequence[Link], flow: DataFlow) -> list[list[Link]]:
     """Residual adds in sequence: each starts from what the one before it made."""
     found: list[list[Link]] = []
     for link in links:
         for chain in found:
             last = chain[-1]
-            if link.state is last.state or _leads(last.add, link.state, flow):
+            if link.state is last.state or leads(last.add, link.state, flow):
                 chain.append(link)
                 break
         else:
@@ -123,7 +133,7 @@ def chains(links: Sequence[Link], flow: DataFlow) -> list[list[Link]]:
     return found
 
 
-def _leads(before: fx.Node, state: fx.Node, flow: DataFlow) -> bool:
+def leads(before: fx.Node, state: fx.Node, flow: DataFlow) -> bool:
     """Whether `state` is `before`, a norm (or the like) of it, or it with something added to its rows."""
     same_rows = graph.shape(state) == graph.shape(before)
     light = LIGHT | JOINS if same_rows else LIGHT

@@ -71,10 +71,11 @@ def _token_dim(state: fx.Node) -> int:
     sizes = graph.shape(state)
     symbolic = [dim for dim, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
     if len(sizes) != 3 or len(symbolic) > 1:
+        kind = "feature maps whose blocks are convolutions, " if len(sizes) == 4 else ""
         raise RecognitionError(
-            f"the residual stream is not [batch, tokens, channels] but {list(sizes)}",
+            f"the residual stream is not [batch, tokens, channels] but {kind}{list(sizes)}",
             where=graph.place(state),
-            remedy="windowed and pyramid models are not supported yet",
+            remedy="prunec prunes streams of tokens ([B, N, C], [N, B, C], or [B, H, W, C])",
         )
     return 0 if symbolic == [1] else 1
 

@@ -1,12 +1,12 @@
-"""Keep grids flat: a residual stream of [B, H, W, C] becomes one of [B, N, C], so that its tokens have one axis.
+"""Keep grids flat: a residual stream of [B, H, W, C] becomes one of [B, N, C], with one token axis.
 
-    s [B, H, W, C] --norm--partition--attention--merge--(+)-- s' --norm--fc--gelu--fc--(+)-- s'' [B, H, W, C]
-
-    s --flatten-- [B, N, C] --norm--unflatten--partition--attention--merge--flatten--(+)-- s' --norm-- .. --(+)--
+    s [B, H, W, C] --norm--windows--attention--merge--(+)-- s' --norm--fc--gelu--fc--(+)-- s'' [B, H, W, C]
+==>
+    s --flatten-- [B, N, C] --norm--windows--attention--merge--flatten--(+)-- s' --norm--fc--gelu--fc--(+)--
 
 Token-wise operators do not care in what shape the tokens stand: which ones these are is found by calling each
-on flat random numbers and comparing with what it makes of the grid. Between others (a roll, a window
-partition, a convolution) the grid is given back. Streams of [B, C, H, W] stay as they are.
+on flat random numbers and comparing with what it makes of the grid. Between others (a roll, a convolution)
+the grid is given back by an unflatten. Streams of [B, C, H, W] stay as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prunec.flow import DataFlow, Link, residual_adds
 from prunec.program import Program
 from prunec.sizes import sizes_of
 
-#: What reads the last axis as channels; where it reads a state of four axes, the two in the middle are the grid.
+#: What reads the last axis as channels; of a state of four axes the two in the middle are the grid then.
 _READS_CHANNELS = {"linear", "layer_norm", "rms_norm"}
 _RESHAPES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten"}
 _FLATTEN, _UNFLATTEN = torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatten.int
@@ -52,11 +52,13 @@ class FlattenGrid:
 
 
 def _is_grid(link: Link) -> bool:
-    """Whether a residual add works on [B, H, W, C]: something in its branch reads the last axis as channels."""
+    """Whether a residual add works on [B, H, W, C]: its branch reads the last axis as channels."""
     sizes = graph.shape(link.add)
     if len(sizes) != 4 or not all(isinstance(size, int) for size in sizes[1:]):
         return False
-    sources = [source for node in link.region if graph.op(node) in _READS_CHANNELS for source in node.args[:1]]
+    sources = [
+        source for node in link.region if graph.op(node) in _READS_CHANNELS for source in node.args[:1]
+    ]
     return any(isinstance(source, fx.Node) and graph.shape(source) == sizes for source in sources)
 
 
@@ -68,7 +70,9 @@ class _Flattener:
     links: list[Link]
     target: fx.Graph = field(default_factory=fx.Graph)
     plain: dict[fx.Node, fx.Node] = field(default_factory=dict)  # old node -> as it was
-    flat: dict[fx.Node, fx.Node] = field(default_factory=dict)  # old node -> [B, N, ...] for its [B, H, W, ...]
+    flat: dict[fx.Node, fx.Node] = field(
+        default_factory=dict
+    )  # old node -> [B, N, ...] for its [B, H, W, ...]
     alike: dict[Any, bool] = field(default_factory=dict)  # calls that were watched
     count: int = 0
 
@@ -111,17 +115,23 @@ class _Flattener:
         """Whether the node could be called on flat operands (and was), or is nothing but a change of form."""
         if node.op != "call_function":
             return False
-        source = node.args[0] if node.args else None
-        if graph.op(node) in _RESHAPES and isinstance(source, fx.Node):
-            if self._is_grid(node) and not self._is_grid(source) and _flat_shape(node) == graph.shape(source):
-                self.flat[node] = self._as_it_was(source)  # [B, N, C] -> [B, H, W, C]: stays as it is
-                return True
-            if source in self.flat and graph.shape(node) == _flat_shape(source):
-                self.plain[node] = self.flat[source]  # and back
-                return True
+        if graph.op(node) in _RESHAPES and self._is_the_same_rows(node, node.args[0]):
+            return True
         if not any(operand in self.flat for operand in node.all_input_nodes):
             return False
         return self._call_flat(node)
+
+    def _is_the_same_rows(self, node: fx.Node, source: Any) -> bool:
+        """Whether a reshape only puts rows into a grid or takes them out; then its source will do."""
+        if self._is_grid(node):
+            from_rows = not self._is_grid(source) and graph.shape(source) == _flat_shape(node)
+            if from_rows or (source in self.flat and graph.shape(source) == graph.shape(node)):
+                self.flat[node] = self._as_it_was(source) if from_rows else self.flat[source]
+                return True
+        elif source in self.flat and graph.shape(node) == _flat_shape(source):
+            self.plain[node] = self.flat[source]
+            return True
+        return False
 
     def _call_flat(self, node: fx.Node) -> bool:
         wanted = [operand for operand in node.all_input_nodes if self._is_grid(operand)]
@@ -150,9 +160,13 @@ class _Flattener:
         """Whether the call makes the same numbers of flat operands as of grids."""
         key = (node.target, signature(node.args), signature(node.kwargs))
         if key not in self.alike:
-            numbers = {operand: _random(operand.meta["val"], seed) for seed, operand in enumerate(node.all_input_nodes)}
+            numbers = {
+                operand: _random(operand.meta["val"], seed)
+                for seed, operand in enumerate(node.all_input_nodes)
+            }
             flattened = {
-                operand: value.flatten(1, 2) if operand in grids else value for operand, value in numbers.items()
+                operand: value.flatten(1, 2) if operand in grids else value
+                for operand, value in numbers.items()
             }
             try:
                 once, again = _run(node, numbers), _run(node, flattened)

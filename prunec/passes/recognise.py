@@ -13,6 +13,7 @@ followed through the whole graph, which tells the heads, the taps and the rows t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,7 +24,7 @@ from torch import fx
 from prunec import graph
 from prunec.anatomy import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 from prunec.errors import RecognitionError
-from prunec.flow import NORMS, DataFlow, Link, chains, residual_adds
+from prunec.flow import NORMS, DataFlow, Link, chains, leads, residual_adds
 from prunec.passes.find_tokens import find_tokens
 from prunec.program import Program
 
@@ -45,6 +46,7 @@ LINEARS = {"linear", "addmm", "mm", "conv2d", "conv1d"}
 _BETWEEN_PRODUCTS = {
     "mul", "div", "add", "sub", "masked_fill", "where", "to", "dropout", "softmax", "clamp", "view",
     "reshape", "expand", "type_as", "contiguous", "clone", "linear", "permute", "transpose",
+    "slice", "slice_scatter", "copy",
 }  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def recognise(module: fx.GraphModule) -> Anatomy:
             where=_nearest_miss(flow, adds, cores),
             remedy="prunec works on Vision Transformers: residual blocks with softmax attention over tokens",
         )
-    chain = max(attending, key=lambda links: _scored(links, cores, flow))
+    chain = max(attending, key=lambda links: _work(links, cores, flow))
     branches = [_branch(link, cores, flow) for link in chain]
     matched = {core.node for branch in branches for core in branch.cores}
     last = flow.order[chain[-1].add]
@@ -97,17 +99,19 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         for links in attending
         for link in links
         for core in _cores_in(link.region, cores)
+        if _sized(links[0].state, 1) > 1  # no class token that attends by itself (CaiT's last blocks)
     }
     misses = [
         _miss(_elsewhere(elsewhere.get(core.node)), flow.nodes[core.node])
         for core in cores.values()
-        if core.node not in matched and flow.order[flow.nodes[core.node]] < last
+        if core.node not in matched and (core.node in elsewhere or flow.order[flow.nodes[core.node]] < last)
     ]
     states = tuple(dict.fromkeys(name for branch in branches for name in (branch.state, branch.add)))
     blocks = _blocks(branches, flow)
     trunk = {node.name for link in chain for node in (*link.region, link.add)}
     tokens = find_tokens(module, states, trunk, flow.pixels)
     wrong = [miss for block in blocks for miss in _not_over_tokens(block, tokens.axes, flow)]
+    _check_gain(blocks, {miss.node for miss in wrong})
     return Anatomy(
         blocks=blocks,
         tokens=tokens.tokens,
@@ -123,18 +127,28 @@ def recognise(module: fx.GraphModule) -> Anatomy:
     )
 
 
-def _scored(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> int:
-    """How much attention a chain holds: the pairs that its cores score, so that patches outweigh pixels."""
-    inside = [core for link in links for core in _cores_in(link.region, cores)]
-    return sum(_queries(core, flow) * _sized(*_scores(core, flow)) for core in inside)
+def _work(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> int:
+    """Multiplications of a chain for one image, roughly: what its linears and its attention cost."""
+    regions = {node for link in links for node in link.region}
+    linears = [node for node in regions if graph.op(node) == "linear"]
+    products = sum(_numel(node) * _sized(flow.inputs(node)[0], -1) for node in linears)
+    return products + sum(_attended(core, flow) for core in _cores_in(frozenset(regions), cores))
 
 
-def _queries(core: Core, flow: DataFlow) -> int:
-    return _sized(flow.nodes[core.query if core.form == "fused" else core.node], -2)
+def _attended(core: Core, flow: DataFlow) -> int:
+    """Twice the heads' widths for each pair of a query and a key; windows of one image count once."""
+    value = flow.nodes[core.value]
+    queries = _sized(flow.nodes[core.query if core.form == "fused" else core.node], -2)
+    return 2 * queries * _sized(*_scores(core, flow)) * _sized(value, -1) * _sized(value, -3)
+
+
+def _numel(node: fx.Node) -> int:
+    return math.prod(_sized(node, axis) for axis in range(len(graph.shape(node))))
 
 
 def _sized(node: fx.Node, axis: int) -> int:
-    size = graph.shape(node)[axis]
+    sizes = graph.shape(node)
+    size = sizes[axis] if -len(sizes) <= axis < len(sizes) else 1
     return size if isinstance(size, int) else 1  # to ask a symbol for its value would fix it
 
 
@@ -151,27 +165,22 @@ def _elsewhere(shape: tuple[int | torch.SymInt, ...] | None) -> str:
 
 
 def _without_long_skips(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> list[Link]:
-    """Drop skips over whole blocks, and adds inside a branch (q = x + f(x))."""
-    kept: list[Link] = []
-    working = {link.add: _holds_work(link, cores, flow) for link in links}
-    inner: set[fx.Node] = set()
-    for link in links:
-        inside = [
-            other for other in links if other.add in link.region and other is not link and working[other.add]
-        ]
-        if inside:
-            inner.add(link.add)  # a skip over other residual branches
-    for link in links:
-        enclosed = any(
-            link.add in other.region and other.add not in inner and working[other.add] for other in links
-        )
-        if link.add not in inner and not (enclosed and not working[link.add]):
-            kept.append(link)
-    return kept
+    """Drop skips over whole blocks, and adds inside a branch (q = x + f(x), or attention that adds its q)."""
+    working = [link for link in links if _cores_in(link.region, cores) or _activation(link.region, cores)]
+    over_blocks = {link.add for link in links if _spans_blocks(link, working, flow)}
+    branches = [link for link in working if link.add not in over_blocks]
+    return [
+        link
+        for link in links
+        if link.add not in over_blocks and not any(link.add in other.region for other in branches)
+    ]
 
 
-def _holds_work(link: Link, cores: dict[str, Core], flow: DataFlow) -> bool:
-    return bool(_cores_in(link.region, cores)) or _activation(link.region, cores) is not None
+def _spans_blocks(link: Link, working: list[Link], flow: DataFlow) -> bool:
+    """Whether a stream runs inside the branch: its own goes on there, or another of more than one add."""
+    inside = [other for other in working if other.add in link.region and other is not link]
+    own = any(other.state is link.state or leads(link.state, other.state, flow) for other in inside)
+    return own or any(len(chain) > 1 for chain in chains(inside, flow))
 
 
 # --- attention cores --------------------------------------------------------------------------
@@ -352,13 +361,31 @@ def _path(group: list[Branch], flow: DataFlow) -> str:
 
 
 def _not_over_tokens(block: Block, axes: Mapping[str, tuple[int, ...]], flow: DataFlow) -> list[NoMatch]:
-    """Cores whose softmax does not run over the token axis."""
+    """Cores whose softmax does not run over the token axis, with what it runs over instead."""
     found = []
     for core in (core for branch in block.branches for core in branch.cores):
         node, axis = _scores(core, flow)
-        if axis not in axes.get(node.name, ()):
-            found.append(_miss("the softmax does not run over the token axis", flow.nodes[core.node]))
+        if axis in axes.get(node.name, ()):
+            continue
+        reason = "its softmax does not run over the token axis"
+        if not any(axes.get(operand) for operand in (core.query, core.key, core.node)):
+            reason = "attention within windows or on a map of the whole grid, which stays dense"
+        found.append(_miss(reason, flow.nodes[core.node]))
     return found
+
+
+def _check_gain(blocks: tuple[Block, ...], elsewhere: set[str]) -> None:
+    """Refuse a stream where fewer tokens would save nothing: no attention over them, and no MLP."""
+    over_tokens = any(
+        core.node not in elsewhere for block in blocks for branch in block.branches for core in branch.cores
+    )
+    if not over_tokens and all(block.mlp is None for block in blocks):
+        raise RecognitionError(
+            "no block of this model gains from fewer tokens: no softmax runs over the token axis, and no MLP "
+            "stands in the residual stream",
+            where=f"{len(blocks)} blocks, the first is {blocks[0].path or 'at the top'}",
+            remedy="prunec prunes attention over tokens and token-wise MLPs",
+        )
 
 
 def _miss(reason: str, node: fx.Node) -> NoMatch:

@@ -184,21 +184,22 @@ def test_tokens_may_come_first() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_a_stream_of_maps_is_refused() -> None:
-    class Grid(ViT):
+def test_a_stream_of_feature_maps_is_refused() -> None:
+    class Maps(ViT):
         def forward(self, pixels: Tensor) -> Tensor:
-            x = self.embed(pixels).unflatten(1, (5, 5))
+            x = self.embed(pixels).mT.unflatten(2, (5, 5))  # [B, C, H, W]
             x = x + self.attention(x)
             x = x + self.attention(x)
-            return self.head(x.mean(dim=(1, 2)))
+            return self.head(x.mean(dim=(2, 3)))
 
         def attention(self, x: Tensor) -> Tensor:
-            return self.blocks[0].attn(self.norm(x).flatten(1, 2)).unflatten(1, (5, 5))
+            return self.blocks[0].attn(x.flatten(2).mT).mT.unflatten(2, (5, 5))
 
     with pytest.raises(
-        RecognitionError, match=r"the residual stream is not \[batch, tokens, channels\]"
+        RecognitionError, match=r"the residual stream is not \[batch, tokens, channels\] but feature maps"
     ) as caught:
-        anatomy(Grid(prefix=0))
-    assert caught.value.remedy == "windowed and pyramid models are not supported yet"
+        anatomy(Maps(prefix=0))
+    assert caught.value.remedy is not None
+    assert "[B, H, W, C]" in caught.value.remedy
     assert caught.value.where is not None
     assert caught.value.where.startswith("node unflatten")

@@ -99,8 +99,8 @@ class OverChannels(Attention):
 
 def test_a_softmax_over_channels_is_not_taken_for_attention_over_tokens() -> None:
     found = anatomy(lambda: Block(OverChannels))
-    assert [miss.reason for miss in found.unmatched] == ["the softmax does not run over the token axis"] * 2
-    assert found.summary().startswith("2/4 blocks")
+    assert [miss.reason for miss in found.unmatched] == ["its softmax does not run over the token axis"] * 2
+    assert found.summary().startswith("2/2 blocks (attention not over tokens in 2)")
 
 
 def test_a_miss_carries_the_node_and_the_line_of_the_model() -> None:
@@ -494,3 +494,69 @@ def test_names_of_nodes_do_not_matter() -> None:
     found, expected = recognise(anonymous), program.anatomy
     assert kinds(found) == kinds(expected)
     assert (found.tokens, found.prefix, found.head) == (expected.tokens, expected.prefix, expected.head)
+
+
+class ScaledSkip(Block):
+    """x * scale + f(x), as MetaFormers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(2, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale[0] + self.attn(self.norm1(x))
+        return x * self.scale[1] + self.mlp(self.norm2(x))
+
+
+def test_a_skip_scaled_by_a_learned_vector_is_a_residual_add() -> None:
+    found = anatomy(ScaledSkip)
+    assert kinds(found) == [["attention", "mlp"]] * 2
+    assert found.unmatched == ()
+
+
+class GatedSkip(Block):
+    """x * g(x) + f(x): the skip depends on the image, so this is no residual add."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * x.sigmoid() + self.attn(self.norm1(x))
+        return x * x.sigmoid() + self.mlp(self.norm2(x))
+
+
+def test_a_skip_scaled_by_the_image_is_not() -> None:
+    with pytest.raises(RecognitionError, match="no residual stream with attention"):
+        anatomy(GatedSkip)
+
+
+class QueryPooling(Attention):
+    """Attention that adds its own queries to what it attends to, as MViTv2's does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        query, key, value = self.qkv(x).reshape(b, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(query, key, value) + query
+        return self.proj(out.transpose(1, 2).reshape(b, t, c))
+
+
+def test_an_add_inside_the_attention_is_no_stream_of_its_own() -> None:
+    found = anatomy(lambda: Block(QueryPooling))
+    assert kinds(found) == [["attention", "mlp"]] * 2
+    assert found.unmatched == ()
+
+
+class Bottleneck(ViT):
+    """A long skip around a stream of another width, as a U-Net has it around its middle."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=0)
+        self.into, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.embed(pixels)
+        x = x + self.out(self.blocks(self.into(x)))
+        return self.head(self.norm(x).mean(dim=1))
+
+
+def test_a_stream_within_a_long_skip_is_found() -> None:
+    found = recognised(Bottleneck()).anatomy
+    assert found is not None
+    assert kinds(found) == [["attention", "mlp"]] * 2

@@ -110,6 +110,13 @@ class Anatomy:
         return len(self.blocks)
 
     @property
+    def cores(self) -> tuple[str, ...]:
+        """The attention cores whose softmax runs over the stream's tokens, by node."""
+        elsewhere = {miss.node for miss in self.unmatched}
+        found = [core.node for block in self.blocks for branch in block.branches for core in branch.cores]
+        return tuple(name for name in found if name not in elsewhere)
+
+    @property
     def dense(self) -> int:
         """Number of blocks whose attention is not over the tokens (but in windows, over channels)."""
         elsewhere = {miss.node for miss in self.unmatched}

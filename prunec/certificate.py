@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,12 @@ class Certificate:
     tolerance: float
     seconds: float
     batch: int
+    padding: float | None = None  # only where images keep different numbers of tokens
 
     def __str__(self) -> str:
+        padding = "" if self.padding is None else f", padding: {self.padding:.1e}"
         return (
-            f"identity at keep=1.0: {self.identity:.1e}, permutation: {self.permutation:.1e} "
+            f"identity at keep=1.0: {self.identity:.1e}, permutation: {self.permutation:.1e}{padding} "
             f"(largest relative difference, at most {self.tolerance:.0e})"
         )
 
@@ -70,7 +72,14 @@ def certify(
         permutation = _worst(_seeded(_Keeping(pruned, permute=True).run, flat), expected)
     tolerance = _tolerance(expected)
     batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
-    certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch)
+    padding = _padding(pruned, flat, batch)
+    certificate = Certificate(identity, permutation, tolerance, time.perf_counter() - start, batch, padding)
+    if padding is not None and padding > tolerance:
+        raise VerificationError(
+            f"images that keep different numbers of tokens see each other's padding: {padding:.1e}, "
+            f"at most {tolerance:.0e} is allowed",
+            remedy="the model was not changed and nothing was returned; please report the model's name",
+        )
     for name, difference in (("keep=1.0", identity), ("the permutation certificate", permutation)):
         if difference > tolerance:
             _check_capture(dense, flat, expected)
@@ -165,9 +174,58 @@ class _Keeping(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but selections."""
-        if target is not ops.select:
+        if target is ops.passing:
+            return torch.ones_like(args[0], dtype=torch.bool)
+        if target not in ops.SELECTIONS:
             return super().call_function(target, args, kwargs)
         return keep_all(args[0], self.prefix, self.suffix, self.generator)
+
+
+def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
+    """A batch of images that keep different numbers of tokens beside each image by itself.
+
+    None where every image keeps as many, or where the batch is fixed.
+    """
+    ragged = any(node.target is ops.pack for node in pruned.graph.nodes)
+    if not ragged or pruned.interface.batch != batch or batch < 2:
+        return None
+    with torch.no_grad(), torch.random.fork_rng():
+        together = _seeded(_Scattering(pruned, range(batch)).run, flat)
+        alone = [
+            _seeded(_Scattering(pruned, [image]).run, tuple(_one(leaf, image, batch) for leaf in flat))
+            for image in range(batch)
+        ]
+    worst = 0.0
+    for place, whole in enumerate(together):
+        parts = [outputs[place] for outputs in alone]
+        if isinstance(whole, Tensor) and whole.dim() and whole.shape[0] == batch:
+            worst = max(worst, relative_difference(torch.cat(parts), whole))
+    return worst
+
+
+def _one(leaf: Any, image: int, batch: int) -> Any:
+    is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
+    return leaf[image : image + 1] if is_batch else leaf
+
+
+class _Scattering(fx.Interpreter):
+    """Runs a ragged graph in which every image keeps rows of its own, whatever their scores."""
+
+    def __init__(self, program: Program, images: Iterable[int]) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        self.images, self.site = tuple(images), 0
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Everything as it is, but which rows pass: a share of an image's rows that is its own."""
+        if target is not ops.passing:
+            return super().call_function(target, args, kwargs)
+        scores = torch.stack([self._chance(image, args[0].shape[1]) for image in self.images])
+        self.site += 1
+        return ops.passing(scores.to(args[0]), torch.zeros_like(args[1]), *args[2:])
+
+    def _chance(self, image: int, tokens: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.site + image)
+        return torch.rand(tokens, generator=generator) - torch.rand((), generator=generator)
 
 
 def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator | None) -> Tensor:

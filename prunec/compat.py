@@ -109,6 +109,11 @@ def op_name(target: object) -> str:
     return getattr(target, "__name__", str(target))
 
 
+def argument_names_of(target: object) -> list[str]:
+    """The names of an ATen operator's arguments, in order."""
+    return [argument.name for argument in target._schema.arguments] if is_aten(target) else []  # type: ignore[attr-defined]
+
+
 def mutates(target: object) -> bool:
     """Whether calling the operator changes one of its arguments."""
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -5,6 +5,11 @@ reference semantics), inline under torch.compile and torch.export, and print rea
 
     x ---------------------------- gather/fuse -- x'      index: [B, n], rows of x in ascending order
      '-- score -- select -- index --'  '-- take (tables), compose (origins), scatter (way back)
+
+A selection whose count differs from image to image is padded to the longest; `live` says which rows count:
+
+    score -- passing -- pack -- index     [B, n], each image's kept rows first, then rows that it dropped
+                    '-- live  -- live      [B, n], true for kept ones; attention, scatter look at it
 """
 
 from __future__ import annotations
@@ -45,6 +50,23 @@ def random_score(x: Tensor, dim: int = 1) -> Tensor:
     return torch.rand_like(x.movedim(dim, 1)[..., 0])
 
 
+def mlp_score(
+    x: Tensor,
+    norm: Tensor,
+    shift: Tensor,
+    up: Tensor,
+    up_bias: Tensor,
+    down: Tensor,
+    down_bias: Tensor,
+    dim: int = 1,
+) -> Tensor:
+    """How much more a small MLP wants to keep each token than to drop it, from the token's own value."""
+    x = torch.nn.functional.layer_norm(x.movedim(dim, 1), (x.shape[-1],), norm, shift)
+    hidden = torch.nn.functional.gelu(torch.nn.functional.linear(x, up, up_bias))
+    logits = torch.nn.functional.linear(hidden, down, down_bias)  # [B, T, 2]: keep, drop
+    return logits[..., 0] - logits[..., 1]
+
+
 # --- select: which rows go on -----------------------------------------------------------------
 
 
@@ -61,6 +83,70 @@ def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = Fal
     kept = order[:, :keep].sort(dim=1).values
     middle = [kept, order[:, keep : keep + 1]] if fused else [kept]
     return torch.cat([rows[:, :prefix], *middle, rows[:, tokens - suffix :]], dim=1)
+
+
+# --- select, where every image keeps as many as it needs ----------------------------------------
+
+
+def passing(
+    score: Tensor, threshold: Tensor, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on: patches that score above the threshold, the `least` best ones, protected ones.
+
+    Rows that the selection before has dropped already (not `live`) do not come back.
+    """
+    patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
+    if live is not None:
+        patches = patches.masked_fill(~live[:, prefix : score.shape[1] - suffix], float("-inf"))
+    best = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
+    kept = (patches > threshold).scatter(1, best, True)
+    return torch.nn.functional.pad(kept, (prefix, suffix), value=True)  # [B, T]
+
+
+def shuffled(kept: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
+    """As many rows of each image, chosen at random among those that are there: the honest baseline."""
+    end = kept.shape[1] - suffix
+    chance = torch.rand(kept[:, prefix:end].shape, device=kept.device)
+    if live is not None:
+        chance = chance.masked_fill(~live[:, prefix:end], -1.0)
+    place = chance.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the luckiest row
+    lucky = place < kept[:, prefix:end].sum(dim=1, keepdim=True)
+    return torch.nn.functional.pad(lucky, (prefix, suffix), value=True)
+
+
+def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor:
+    """Rows of every image, as many as the longest needs, rounded up: kept ones first, in order."""
+    tokens = kept.shape[1]
+    patches = kept[:, prefix : tokens - suffix]
+    most = int(patches.sum(dim=1).amax().item())
+    length = min(-(-most // multiple_of) * multiple_of, patches.shape[1])
+    # kept, then dropped, both in ascending order
+    order = (~patches).to(torch.uint8).argsort(dim=1, stable=True) + prefix
+    rows = torch.arange(tokens, device=kept.device).expand(kept.shape[0], -1)
+    return torch.cat([rows[:, :prefix], order[:, :length], rows[:, tokens - suffix :]], dim=1)
+
+
+def live(kept: Tensor, index: Tensor) -> Tensor:
+    """Which rows of a packed selection count; the others pad it."""
+    return kept.gather(1, index)  # [B, T], [B, n] -> [B, n]
+
+
+def key_mask(live: Tensor, mask: Tensor | None = None) -> Tensor:
+    """A mask for fused attention that hides padding rows from every query, on top of one that is there."""
+    keys = live[:, None, None, :]  # [B, 1, 1, n]
+    if mask is None:
+        return keys
+    return mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, float("-inf"))
+
+
+def mask_keys(logits: Tensor, live: Tensor) -> Tensor:
+    """The same for attention that is spelled out, before its softmax: [B, h, n, n]."""
+    return logits.masked_fill(~live[:, None, None, :], float("-inf"))
+
+
+def whole(x: Tensor) -> Tensor:
+    """The stream with every token in it: where a selection chooses among all again."""
+    return x
 
 
 # --- gather, fuse, scatter: the stream itself -------------------------------------------------
@@ -83,9 +169,12 @@ def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1) -> 
     return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
 
 
-def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
-    """The full stream again: `base`, with rows `index` replaced by the pruned stream's."""
-    return base.scatter(dim, _rows(index, x, dim), x)
+def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor | None = None) -> Tensor:
+    """The full stream again: `base`, with rows `index` replaced by the pruned stream's (only `live` ones)."""
+    rows = _rows(index, x, dim)
+    if live is not None:
+        x = torch.where(_rows(live, x, dim), x, base.gather(dim, rows))
+    return base.scatter(dim, rows, x)
 
 
 def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
@@ -131,5 +220,9 @@ def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 #: What each operation is, for the printer and for the checks between passes.
-SCORES = (class_attention, class_row, token_norm, random_score)
-DIALECT = (*SCORES, select, gather, fuse, scatter, put_first, compose, take)
+SCORES = (class_attention, class_row, token_norm, random_score, mlp_score)
+SELECTIONS = (select, pack)
+DIALECT = (
+    *SCORES, *SELECTIONS, passing, shuffled, live, key_mask, mask_keys, whole, gather, fuse, scatter,
+    put_first, compose, take,
+)  # fmt: skip

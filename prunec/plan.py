@@ -12,29 +12,45 @@ from prunec.errors import PolicyError
 from prunec.policy import Policy, presets
 from prunec.program import Plan, Site
 
+#: The share of a stream's channels that a scorer's hidden layer has where the policy does not say.
+HIDDEN = 0.25
+
 
 def make_plan(policy: Policy, anatomy: Anatomy) -> Plan:
     """Sites and counts of `policy` on a model; PolicyError with what fits where the policy does not."""
     _check_fit(policy, anatomy)
-    fused = policy.fate == "fuse"
-    tokens, sites, notes = anatomy.tokens, [], []
-    for index in policy.site_blocks(anatomy.depth):
-        keep, leaves = _counts(policy, tokens, anatomy, fused)
-        site = Site(index, policy.sites.where, tokens, keep, leaves)
+    sites, notes = [], []
+    blocks = policy.site_blocks(anatomy.depth)
+    tokens = anatomy.tokens
+    for place, index in enumerate(blocks):
+        tokens = anatomy.tokens if policy.reactivate else tokens
+        stage = place * policy.selector.stages // len(blocks) + 1
+        keep, leaves = _counts(policy, policy.selector.keep**stage, tokens, anatomy)
+        site = Site(index, policy.sites.where, tokens, keep, leaves, policy.selector.kind == "threshold")
         if leaves >= tokens:
             notes.append(f"no site at block {index}: {tokens} tokens enter and as many would leave")
             continue
         sites.append(site)
         tokens = leaves
-    return Plan(policy.name, policy.scorer.kind, policy.fate, tuple(sites), tuple(notes))
+    return Plan(
+        policy.name,
+        policy.scorer.kind,
+        policy.fate,
+        tuple(sites),
+        tuple(notes),
+        reactivate=policy.reactivate,
+        hidden=policy.scorer.hidden or HIDDEN,
+        multiple_of=policy.selector.multiple_of,
+        least=policy.selector.least,
+    )
 
 
-def _counts(policy: Policy, tokens: int, anatomy: Anatomy, fused: bool) -> tuple[int, int]:
+def _counts(policy: Policy, share: float, tokens: int, anatomy: Anatomy) -> tuple[int, int]:
     """Patches that survive a site, and the stream length after it, rounded up as the policy says."""
     protected = anatomy.prefix + anatomy.suffix
     patches = tokens - protected
-    extra = 1 if fused else 0
-    keep = math.ceil(policy.selector.keep * patches - 1e-9)  # 0.7 * 10 is 7, not 8
+    extra = 1 if policy.fate == "fuse" else 0
+    keep = max(math.ceil(share * patches - 1e-9), min(policy.selector.least, patches))  # 0.7 * 10 is 7, not 8
     leaves = protected + keep + extra
     leaves = min(tokens, math.ceil(leaves / policy.selector.multiple_of) * policy.selector.multiple_of)
     return min(patches, leaves - protected - extra), leaves

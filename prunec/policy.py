@@ -2,10 +2,11 @@
 
 A policy is data. It is one point in a space whose axes are independent, one model per axis:
 
-    sites     where   before_block | after_attention, at given blocks or at fractions of the depth
-    scorer    kind    cls_attention | norm | random
-    selector  kind    top_k, with the share of patch tokens that is kept
-    fate              drop | fuse
+    sites     where     before_block | after_attention, at blocks, at fractions of the depth, or between two
+    scorer    kind      cls_attention | norm | random | mlp (learned)
+    selector  kind      top_k: the same count for every image | threshold: as many as each image needs
+    fate                drop | fuse | preserve: what is not kept keeps its value and is there at the end
+    reactivate          whether every site chooses among all tokens again
 
 Policies are read from YAML, JSON or TOML, or from a plain mapping; the presets are YAML files beside this
 module. Every mistake in one is a `PolicyError` that carries the path inside the file, the value found there,
@@ -43,6 +44,10 @@ PRESETS = Path(__file__).parent / "presets"
 # A field's description completes the sentence "NAME must be ..." in errors, and documents the JSON schema.
 Block = Annotated[int, Field(ge=0)]
 Depth = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+#: Scorers that can rank every token of the stream, also those that no block has seen lately.
+_SCORES_ALL = ("norm", "random", "mlp")
 
 
 class _Model(BaseModel):
@@ -51,7 +56,10 @@ class _Model(BaseModel):
 
 
 class Sites(_Model):
-    """Where tokens are scored and selected: a place inside the block, and which blocks."""
+    """Where tokens are scored and selected: a place inside the block, and which blocks.
+
+    `between: [0.25, 1.0]` means every block from a quarter of the depth to the end.
+    """
 
     where: Literal["before_block", "after_attention"]
     blocks: Annotated[
@@ -63,31 +71,65 @@ class Sites(_Model):
         Field(strict=False, min_length=1, description="a list of fractions of the depth, each in [0, 1)"),
     ] = None
 
+    between: Annotated[
+        tuple[Share, Share] | None,
+        Field(strict=False, description="two fractions of the depth, such as [0.25, 1.0]"),
+    ] = None
+
     @model_validator(mode="after")
-    def _one_of_both(self) -> Sites:
-        if (self.blocks is None) == (self.depths is None):
-            got = "neither" if self.blocks is None else "both"
-            raise ValueError(f"give either blocks or depths, got {got}")
+    def _one_of_them(self) -> Sites:
+        ways = {"blocks": self.blocks, "depths": self.depths, "between": self.between}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of blocks, depths and between, got {' and '.join(given) or 'none'}")
         return self
+
+    @field_validator("between")
+    @classmethod
+    def _in_order(cls, between: tuple[float, float] | None) -> tuple[float, float] | None:
+        if between is not None and not between[0] < between[1]:
+            raise ValueError(f"between must rise from the first fraction to the second, got {list(between)}")
+        return between
 
 
 class Scorer(_Model):
-    """What gives each token its score; the higher, the better its chance to stay."""
+    """What gives each token its score; the higher, the better its chance to stay.
 
-    kind: Literal["cls_attention", "norm", "random"]
+    `mlp` is learned: norm, linear, GELU, linear to two logits, for each token by itself. `hidden` is the
+    share of the stream's channels that its hidden layer has.
+    """
+
+    kind: Literal["cls_attention", "norm", "random", "mlp"]
+    hidden: float | None = Field(default=None, gt=0, le=4, description="in (0, 4]")
+
+    @field_validator("hidden")
+    @classmethod
+    def _only_of_mlp(cls, hidden: float | None, info: ValidationInfo) -> float | None:
+        if hidden is not None and info.data.get("kind") not in (None, "mlp"):
+            raise ValueError(f"hidden belongs to the scorer mlp, {info.data['kind']} has no hidden layer")
+        return hidden
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has parameters of its own."""
+        return self.kind == "mlp"
 
 
 class Selector(_Model):
     """How scores become a kept set.
 
-    `keep` is the share of the patch tokens entering a site that survives it, rounded up. The length of the
-    stream after the site, protected tokens counted in, is then rounded up to a multiple of `multiple_of`,
-    though never above the length before it.
+    `keep` is the share of the patch tokens entering a site that survives it, rounded up: of every image with
+    top_k, of all images on average with threshold (which is calibrated to that). The length of the stream
+    after the site, protected tokens counted in, is then rounded up to a multiple of `multiple_of`, though
+    never above the length before it. Where every site chooses among all tokens again (reactivate), the share
+    of a site in the second third of `stages: 3` is keep * keep, in the last third keep * keep * keep.
     """
 
-    kind: Literal["top_k"]
+    kind: Literal["top_k", "threshold"]
     keep: float = Field(gt=0, le=1, description="in (0, 1]")
     multiple_of: int = Field(default=1, ge=1, description="a whole number, 1 or more")
+    least: int = Field(default=1, ge=1, description="a whole number, 1 or more")
+    stages: int = Field(default=1, ge=1, description="a whole number, 1 or more")
 
 
 class Policy(_Model):
@@ -103,7 +145,8 @@ class Policy(_Model):
     sites: Sites
     scorer: Scorer
     selector: Selector
-    fate: Literal["drop", "fuse"]
+    fate: Literal["drop", "fuse", "preserve"]
+    reactivate: bool = Field(default=False, description="true or false")
 
     @field_validator("fate")
     @classmethod
@@ -117,7 +160,31 @@ class Policy(_Model):
                 "fate fuse needs scorer.kind cls_attention: the fused token sums the dropped tokens weighted "
                 f"by their scores, which must be shares of attention; {scorer.kind} scores are not"
             )
+        selector = info.data.get("selector")
+        if fate == "fuse" and selector is not None and selector.kind != "top_k":
+            raise ValueError(
+                "fate fuse needs selector.kind top_k: one token stands for a fixed number of others"
+            )
         return fate
+
+    @field_validator("reactivate")
+    @classmethod
+    def _reactivate_needs_all(cls, reactivate: bool, info: ValidationInfo) -> bool:
+        fate, scorer = info.data.get("fate"), info.data.get("scorer")
+        if reactivate and fate not in (None, "preserve"):
+            raise ValueError(f"reactivate needs fate preserve: what {fate} takes away cannot come back")
+        if reactivate and scorer is not None and scorer.kind not in _SCORES_ALL:
+            raise ValueError(
+                f"reactivate needs a scorer of all tokens ({', '.join(_SCORES_ALL)}): {scorer.kind} scores "
+                "only those that went through the block before"
+            )
+        return reactivate
+
+    @model_validator(mode="after")
+    def _stages_need_reactivation(self) -> Policy:
+        if self.selector.stages > 1 and not self.reactivate:
+            raise ValueError("selector.stages needs reactivate: without it every site prunes what is left")
+        return self
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Policy) -> Policy:
@@ -144,7 +211,7 @@ class Policy(_Model):
         if keep is not None:
             data["selector"]["keep"] = keep
         if blocks is not None:
-            data["sites"].update(blocks=tuple(blocks), depths=None)
+            data["sites"].update(blocks=tuple(blocks), depths=None, between=None)
         return _validated(data, where=f"an override of policy {self.name}")
 
     def to_yaml(self) -> str:
@@ -155,7 +222,13 @@ class Policy(_Model):
     @property
     def needs(self) -> frozenset[str]:
         """What the model must have for this policy to make sense."""
-        return frozenset({"class token"}) if self.scorer.kind == "cls_attention" else frozenset()
+        needs = {"class token"} if self.scorer.kind == "cls_attention" else set()
+        return frozenset(needs | ({"calibration"} if self.calibrated else set()))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has numbers that images must give it: a learned scorer, a threshold."""
+        return self.scorer.learned or self.selector.kind == "threshold"
 
     def site_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks of the sites in a model of `depth` blocks: sorted, without repetition.
@@ -171,6 +244,10 @@ class Policy(_Model):
             )
         if self.sites.blocks is not None:
             blocks = self.sites.blocks
+        elif self.sites.between is not None:
+            first, last = (math.ceil(round(fraction * depth, 9)) for fraction in self.sites.between)
+            blocks = tuple(range(first, max(last, first + 1)))
+            blocks = tuple(min(block, depth - 1) for block in blocks)
         else:
             # Rounded first, or 0.29 of 100 blocks would be block 28; that may reach 1, hence the last block.
             blocks = tuple(min(math.floor(round(f * depth, 9)), depth - 1) for f in self.sites.depths or ())

@@ -119,10 +119,12 @@ class Site:
     tokens: int  # stream length that enters, protected tokens counted in
     keep: int  # patch tokens that survive
     leaves: int  # stream length that goes on: protected + keep (+ 1 fused token)
+    ragged: bool = False  # each image keeps as many as it needs; the counts are the mean
 
     def __str__(self) -> str:
         name = "before" if self.where == "before_block" else "after attention of"
-        return f"{name} block {self.block}: {self.tokens} -> {self.leaves} tokens"
+        mean = " on average" if self.ragged else ""
+        return f"{name} block {self.block}: {self.tokens} -> {self.leaves} tokens{mean}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class Plan:
     fate: str
     sites: tuple[Site, ...]
     notes: tuple[str, ...] = ()
+    reactivate: bool = False  # every site chooses among all tokens again
+    hidden: float = 0.25  # width of a learned scorer's hidden layer, as a share of the channels
+    multiple_of: int = 1  # padded lengths of ragged selections are rounded up to it
+    least: int = 1  # patches that every image keeps
 
 
 @dataclass(frozen=True)

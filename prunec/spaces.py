@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,9 +30,12 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
-from prunec.graph import is_size, place, with_graph
+from prunec.errors import PolicyError
+from prunec.graph import is_getitem, is_size, place, with_graph
+from prunec.graph import op as graph_op
 from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
+from prunec.watch import is_row_local
 
 _MAX_ATTEMPTS = 48
 
@@ -46,6 +49,7 @@ class Space:
     selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
     parent: Space | None
     source: fx.Node | None = None  # old node: the stream before the gather
+    live: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
     nodes: dict[str, fx.Node] = field(default_factory=dict)  # length and origin, made when first needed
 
     @property
@@ -89,11 +93,15 @@ class TokenAxis:
         suffix: int,
         token_dim: int,
         states: Sequence[str],
+        cores: Collection[str] = (),
+        preserve: bool = False,
         probe: bool = False,
     ) -> None:
         self.module = module
         self.tokens, self.prefix, self.suffix, self.token_dim = tokens, prefix, suffix, token_dim
         self.states = set(states)
+        self.cores = set(cores)  # attention over tokens: fused calls and softmaxes
+        self.preserve = preserve  # tokens that are not kept take part in whatever is not attention
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
         self.calls = CallTypes(self.mode, tokens)
@@ -107,6 +115,7 @@ class TokenAxis:
         self.taken: dict[Any, fx.Node] = {}  # tables already gathered
         self.solved: dict[Any, Substitution] = {}
         self.rows: dict[Any, RowRead | None] = {}
+        self.local: dict[Any, bool] = {}  # calls that were watched
 
     # --- the walk ---------------------------------------------------------------------------
 
@@ -119,11 +128,14 @@ class TokenAxis:
     def _visit(self, node: fx.Node) -> fx.Node:
         inputs = [self.new[source] for source in node.all_input_nodes]
         space = self._deepest(inputs)
-        if node.op != "call_function" or (space is None and node.target is not ops.select):
-            return self._copy(node, lambda source: self.new[source])
-        if node.target is ops.select:
+        if node.target is ops.whole:
+            return self.full(node.args[0])  # type: ignore[arg-type]
+        if node.target is ops.live:
+            return self._space_of_selection(node).live  # type: ignore[return-value]
+        if node.target in ops.SELECTIONS:
             return self._open_space(node, space)
-        assert space is not None
+        if node.op != "call_function" or space is None:
+            return self._copy(node, lambda source: self.new[source])
         made = self._as_is(node) or self._literals(node) or self._operands(node, space)
         if made is None:
             return self._end_region(node, "the operator needs the whole grid")
@@ -135,7 +147,9 @@ class TokenAxis:
             self.repairs.reads.append(read)
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
                 return self._end_region(node, f"patch rows are read by position: {_brief(read.rows)}", made)
-        return made
+        elif (space.live is not None or self.preserve) and self._mixes_rows(node, made):
+            return self._end_region(node, "tokens meet here that are not kept", made)
+        return self._masked(node, made, space) if space.live is not None else made
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""
@@ -154,6 +168,8 @@ class TokenAxis:
         self.sizes.selections[symbol] = (space.number, made)
         self.calls.symbols.add(symbol)
         self.spaces[symbol] = space
+        if node.target is ops.pack:
+            space.live = self._call(ops.live, (made.args[0], made), f"live_{space.number}")
         return made
 
     # --- the three repairs ------------------------------------------------------------------
@@ -254,7 +270,8 @@ class TokenAxis:
     def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         assert space.source is not None
         self.repairs.scatters += 1
-        args = (self.full(space.source), made, self._origin(space), self.token_dim)
+        args: tuple[Any, ...] = (self.full(space.source), made, self._origin(space), self.token_dim)
+        args = args if space.live is None else (*args, space.live)
         result = self.graph.create_node("call_function", ops.scatter, args, {}, name=f"{node.name}_full")
         result.meta = dict(node.meta)
         return result
@@ -392,6 +409,53 @@ class TokenAxis:
             None if picked is None else rows_apart(node.name, picked, int(length), self.tokens, self.prefix)
         )
 
+    # --- rows that do not count -------------------------------------------------------------
+
+    def _mixes_rows(self, node: fx.Node, made: fx.Node) -> bool:
+        """Whether an operator other than attention over tokens lets rows of its space meet."""
+        if node.target in ops.DIALECT or node.name in self.cores or is_getitem(node):
+            return False
+        inputs = {source: self._axes(source.meta.get("val")) for source in made.all_input_nodes}
+        axes = self._axes(made.meta["val"])
+        if len(axes) > 1 or any(len(found) > 1 for found in inputs.values()):
+            return False  # scores of every token for every token, between the products of an attention
+        if not axes:
+            return any(inputs.values())
+        key = (node.target, signature(made.args), signature(made.kwargs))
+        if key not in self.local:
+            sizes = {symbol: self.hints[space.number] for symbol, space in self.spaces.items()}
+            watched = [
+                (source, found[0]) for source, found in inputs.items() if found and not is_size(source)
+            ]
+            self.local[key] = all(
+                is_row_local(made, source, (axis, axes[0]), sizes) for source, axis in watched
+            )
+        return not self.local[key]
+
+    def _masked(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+        """Attention that does not look at padding rows."""
+        if node.name not in self.cores:
+            return made
+        logits = made.args[0]
+        assert isinstance(logits, fx.Node)
+        batch = space.selection.meta["val"].shape[0]
+        if compat.expression(logits.meta["val"].shape[0]) != compat.expression(batch):
+            raise PolicyError(
+                "images that keep different numbers of tokens need attention with images on its first axis",
+                where=place(node),
+                remedy="use a policy whose selector is top_k",
+            )
+        with self.graph.inserting_before(made):
+            if graph_op(node) != "scaled_dot_product_attention":
+                made.replace_input_with(
+                    logits, self._call(ops.mask_keys, (logits, space.live), f"{node.name}_live")
+                )
+                return made
+            mask = made.args[3] if len(made.args) > 3 else made.kwargs.get("attn_mask")
+            keys = self._call(ops.key_mask, (space.live, mask), f"{node.name}_live")
+        made.args, made.kwargs = made.args[:3], {**_after(made, 3), "attn_mask": keys}
+        return made
+
     # --- small helpers ----------------------------------------------------------------------
 
     def _mapped(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -437,6 +501,12 @@ class TokenAxis:
     def _deepest(self, nodes: Sequence[fx.Node]) -> Space | None:
         found = [space for node in nodes if (space := self._space(node.meta.get("val"))) is not None]
         return max(found, key=lambda space: space.depth, default=None)
+
+
+def _after(node: fx.Node, place: int) -> dict[str, Any]:
+    """The arguments of an operator from a place on, by their names."""
+    names = compat.argument_names_of(node.target)
+    return {**dict(zip(names[place:], node.args[place:], strict=False)), **node.kwargs}
 
 
 def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:

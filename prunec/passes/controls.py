@@ -39,18 +39,21 @@ class Slices:
         sites = iter(program.plan.sites)
         replaced = 0
         for node in list(module.graph.nodes):
-            if node.target is ops.select:
+            if node.target in ops.SELECTIONS:
                 lengths[node] = next(sites).leaves
             elif node.target is ops.compose:
                 lengths[node] = lengths[node.args[1]]
-            elif node.op == "call_function" and any(source in lengths for source in node.all_input_nodes):
+            elif node.target in (ops.key_mask, ops.mask_keys):  # nothing pads, so nothing is hidden
+                node.replace_all_uses_with(node.args[1] if node.target is ops.key_mask else node.args[0])
+                module.graph.erase_node(node)
+            elif node.target is not ops.live and any(source in lengths for source in node.all_input_nodes):
                 _replace(module.graph, node, lengths)
                 replaced += 1
         return program.replace(module=module), {"replaced": replaced}
 
     def ensures(self, program: Program) -> None:
         """Nothing is scored or selected any more."""
-        assert not any(node.target in (*ops.SCORES, ops.select) for node in program.graph.nodes)
+        assert not any(node.target in (*ops.SCORES, *ops.SELECTIONS) for node in program.graph.nodes)
 
 
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
@@ -71,7 +74,7 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
         table, index, dim, _, first, last = args
         new = (torch.ops.aten.narrow.default, (table, dim, 0, lengths[index] - first - last))
     elif node.target is ops.scatter:
-        base, x, index, dim = args
+        base, x, _, dim = args[:4]
         new = (ops.put_first, (base, x, dim))
     else:
         raise ValueError(f"{node.name} reads a selection and has no plain counterpart")
@@ -87,6 +90,7 @@ class RandomScores:
     """Score by random numbers: what the counts alone cost in accuracy.
 
     select(class_attention(q, k))  ==>  select(random_score(x))
+    pack(passing(score, ..))       ==>  pack(shuffled(passing(score, ..)))    as many of each image, others
     """
 
     name: ClassVar[str] = "random control"
@@ -105,13 +109,21 @@ class RandomScores:
             assert isinstance(selection, fx.Node)
             score = selection.args[0]
             assert isinstance(score, fx.Node)
-            with module.graph.inserting_before(selection):
-                made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
+            ragged = selection.target is ops.pack
+            with module.graph.inserting_before(score.next):
+                if ragged:
+                    made = module.graph.call_function(
+                        ops.shuffled, (score, *score.args[2:4], *score.args[5:])
+                    )
+                else:
+                    made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
             made.meta = dict(score.meta)
-            selection.replace_input_with(score, made)
+            for user in list(score.users):
+                if user is not made and (ragged or user is selection):
+                    user.replace_input_with(score, made)
         return program.replace(module=module), {"scores": len(pruned)}
 
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
-        selections = [node for node in program.graph.nodes if node.target is ops.select]
-        assert all(node.args[0].target is ops.random_score for node in selections)
+        selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
+        assert all(node.args[0].target in (ops.random_score, ops.shuffled) for node in selections)

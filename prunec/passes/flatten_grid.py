@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import compat, graph
+from prunec import compat, graph, watch
 from prunec.calls import CallTypes, signature
 from prunec.flow import DataFlow, Link, residual_adds
 from prunec.program import Program
-from prunec.sizes import sizes_of
 
 #: What reads the last axis as channels; of a state of four axes the two in the middle are the grid then.
 _READS_CHANNELS = {"linear", "layer_norm", "rms_norm"}
@@ -160,16 +159,16 @@ class _Flattener:
         """Whether the call makes the same numbers of flat operands as of grids."""
         key = (node.target, signature(node.args), signature(node.kwargs))
         if key not in self.alike:
-            numbers = {
-                operand: _random(operand.meta["val"], seed)
+            given = {
+                operand: watch.numbers(operand.meta["val"], seed)
                 for seed, operand in enumerate(node.all_input_nodes)
             }
             flattened = {
                 operand: value.flatten(1, 2) if operand in grids else value
-                for operand, value in numbers.items()
+                for operand, value in given.items()
             }
             try:
-                once, again = _run(node, numbers), _run(node, flattened)
+                once, again = watch.run(node, given), watch.run(node, flattened)
             except Exception:  # noqa: BLE001  what does not run on flat operands is no token-wise call
                 self.alike[key] = False
             else:
@@ -202,24 +201,3 @@ def _is_grid_value(value: Any, grids: set[tuple[Any, ...]]) -> bool:
 def _flat_shape(node: fx.Node) -> tuple[Any, ...]:
     batch, rows, columns, channels = graph.shape(node)
     return (batch, rows * columns, channels)
-
-
-def _random(value: Any, seed: int) -> Any:
-    """Numbers of a value's type; a batch of two."""
-    if not isinstance(value, torch.Tensor):
-        return 2 if isinstance(value, torch.SymInt) else value
-    sizes = [int(size.subs(dict.fromkeys(size.free_symbols, 2))) for size in sizes_of(value)]
-    generator = torch.Generator().manual_seed(seed)
-    if value.is_floating_point():
-        return torch.rand(sizes, generator=generator).to(value.dtype)
-    return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)
-
-
-def _run(node: fx.Node, numbers: dict[fx.Node, Any]) -> torch.Tensor:
-    assert callable(node.target)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda given: numbers[given])
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        result = node.target(*args, **kwargs)
-    assert isinstance(result, torch.Tensor)
-    return result

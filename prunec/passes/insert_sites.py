@@ -1,10 +1,16 @@
 """Put the plan's sites into the graph.
 
-    s3 --------------------------> block            s3 ---------------- gather --> block
-                                            ==>      '-- score -- select --'
+    s3 ----------------------------------> block         s3 ------------------------------ gather --> block
+                                                    ==>   '-- score -- select -----------'
 
-Everything that read the state reads what is left of it. Shapes do not fit yet: repair_tokens mends them. Each
-count stands in one place, the `keep` of its select.
+    and where every image keeps as many as it needs (the threshold is a buffer of the program):
+
+    s3 ----------------------------------> block         s3 ------------------------------ gather --> block
+                                                    ==>   '-- score -- passing -- pack ---'
+
+Everything that read the state reads what is left of it. A site that chooses among all tokens again scores and
+gathers whole(s3). Shapes do not fit yet: repair_tokens mends them. Each fixed count stands in one place, the
+`keep` of its select.
 """
 
 from __future__ import annotations
@@ -15,11 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import graph, ops
+from prunec import gates, graph, ops
 from prunec.anatomy import Anatomy, Branch
-from prunec.compat import fake_mode_of
+from prunec.compat import FakeMode, fake_like, fake_mode_of
 from prunec.errors import RecognitionError
-from prunec.program import Program, Site
+from prunec.program import Plan, Program, Site
 
 
 @dataclass(frozen=True)
@@ -37,51 +43,113 @@ class InsertSites:
         """The program with its sites, shapes still as they were."""
         assert program.anatomy is not None and program.plan is not None
         module = graph.copy(program.module)
+        live = None
         for number, site in enumerate(program.plan.sites):
-            _insert(module.graph, program.anatomy, site, program.plan.scorer, program.plan.fate, number)
+            live = _Insertion(module, program.anatomy, program.plan, site, number).run(live)
         return program.replace(module=module), {"sites": len(program.plan.sites)}
 
     def ensures(self, program: Program) -> None:
-        """One select for each site."""
+        """One selection for each site."""
         assert program.plan is not None
-        selections = [node for node in program.graph.nodes if node.target is ops.select]
+        selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
         assert len(selections) == len(program.plan.sites)
 
 
-def _insert(target: fx.Graph, anatomy: Anatomy, site: Site, scorer: str, fate: str, number: int) -> None:
-    names = graph.by_name(target)
-    state = names[_state_of(anatomy, site)]
-    users = list(state.users)
-    function, operands = _score_call(anatomy, site, scorer, names, state)
-    order = {node: place for place, node in enumerate(target.nodes)}
-    after = max(
-        [state, *(operand for operand in operands if isinstance(operand, fx.Node))], key=order.__getitem__
-    )
-    mode = fake_mode_of(target)
-    with target.inserting_after(after):
-        score = _call(target, function, operands, f"score_{number}")
-    with target.inserting_after(score):
-        rows = (score, site.keep, anatomy.prefix, anatomy.suffix, fate == "fuse")
-        selection = _call(target, ops.select, rows, f"select_{number}")
-    with target.inserting_after(selection):
-        if fate == "fuse":
-            arguments: tuple[Any, ...] = (state, selection, score, anatomy.suffix, anatomy.token_dim)
-            pruned = _call(target, ops.fuse, arguments, f"fuse_{number}")
+class _Insertion:
+    """One site on its way into the graph."""
+
+    def __init__(self, module: fx.GraphModule, anatomy: Anatomy, plan: Plan, site: Site, number: int) -> None:
+        self.module, self.target = module, module.graph
+        self.anatomy, self.plan, self.site, self.number = anatomy, plan, site, number
+        self.names = graph.by_name(module.graph)
+        self.state = self.names[_state_of(anatomy, site)]
+        self.mode: FakeMode = fake_mode_of(module.graph)
+        self.after = self.state  # where the next node goes
+
+    def run(self, live: fx.Node | None) -> fx.Node | None:
+        """Insert score, selection and gather; returns the rows that count if the selection is ragged."""
+        users = list(self.state.users)
+        source, dim = self.state, self.anatomy.token_dim
+        if self.plan.reactivate and self.number > 0:
+            source, live = self._call("whole", ops.whole, (self.state,), self.state.meta["val"]), None
+        score = self._score(source)
+        if self.site.ragged:
+            index, live = self._ragged(score, live)
         else:
-            pruned = _call(target, ops.gather, (state, selection, anatomy.token_dim), f"gather_{number}")
-    for user in users:
-        if user is not score:
-            user.replace_input_with(state, pruned)
-    # Types as they were at capture, that is at the original length.
-    value = state.meta["val"]
-    with mode:
-        score.meta["val"] = value.movedim(anatomy.token_dim, 1)[..., 0]
-        selection.meta["val"] = score.meta["val"].to(torch.int64)
-    pruned.meta["val"] = value
+            counts = (self.site.keep, self.anatomy.prefix, self.anatomy.suffix, self.plan.fate == "fuse")
+            index, live = self._call("select", ops.select, (score, *counts), self._rows(torch.int64)), None
+        if self.plan.fate == "fuse":
+            arguments: tuple[Any, ...] = (source, index, score, self.anatomy.suffix, dim)
+            pruned = self._call("fuse", ops.fuse, arguments, self.state.meta["val"])
+        else:
+            pruned = self._call("gather", ops.gather, (source, index, dim), self.state.meta["val"])
+        for user in users:
+            if user is not score:
+                user.replace_input_with(self.state, pruned)
+        return live
 
+    def _ragged(self, score: fx.Node, live: fx.Node | None) -> tuple[fx.Node, fx.Node]:
+        ends = (self.anatomy.prefix, self.anatomy.suffix)
+        threshold = self._parameter("threshold", self._site_module().threshold)
+        rows = (score, threshold, *ends, self.plan.least, live)
+        kept = self._call("passing", ops.passing, rows, self._rows(torch.bool))
+        index = self._call("pack", ops.pack, (kept, *ends, self.plan.multiple_of), self._rows(torch.int64))
+        return index, self._call("live", ops.live, (kept, index), self._rows(torch.bool))
 
-def _call(target: fx.Graph, function: Any, args: tuple[Any, ...], name: str) -> fx.Node:
-    return target.create_node("call_function", function, args, {}, name=name)
+    def _score(self, source: fx.Node) -> fx.Node:
+        dim, anatomy = self.anatomy.token_dim, self.anatomy
+        numbers = self._rows(self.state.meta["val"].dtype)
+        if self.plan.scorer == "norm":
+            return self._call("score", ops.token_norm, (source, dim), numbers)
+        if self.plan.scorer == "random":
+            return self._call("score", ops.random_score, (source, dim), numbers)
+        if self.plan.scorer == "mlp":
+            gate = self._site_module().gate
+            assert isinstance(gate, gates.MlpGate)
+            operands = [self._parameter(f"gate.{path}", gate.get_parameter(path)) for path in gate.operands]
+            return self._call("score", gate.function, (source, *operands, dim), numbers)
+        core = _nearest_attention(anatomy, self.site).cores[0]
+        if core.form == "spelled":
+            return self._call("score", ops.class_row, (self.names[core.node], anatomy.class_token), numbers)
+        mask = self.names[core.mask] if core.mask else None
+        row = (self.names[core.query], self.names[core.key], anatomy.class_token, core.scale, mask)
+        return self._call("score", ops.class_attention, row, numbers)
+
+    # --- small helpers ------------------------------------------------------------------------
+
+    def _call(self, name: str, function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A node with the type that it has at capture, that is at the original length."""
+        order = {node: place for place, node in enumerate(self.target.nodes)}
+        operands = [operand for operand in args if isinstance(operand, fx.Node)]
+        with self.target.inserting_after(max([self.after, *operands], key=order.__getitem__)):
+            made = self.target.create_node("call_function", function, args, {}, name=f"{name}_{self.number}")
+        made.meta["val"] = value
+        self.after = made
+        return made
+
+    def _rows(self, dtype: torch.dtype) -> torch.Tensor:
+        """The type of one number for each token: [B, T]."""
+        value = self.state.meta["val"].movedim(self.anatomy.token_dim, 1)
+        return fake_like(self.mode, value.shape[:2], dtype, value.device)
+
+    def _site_module(self) -> gates.Site:
+        """The site's own parameters, made when they are first asked for."""
+        path = f"prunec.site_{self.number}"
+        if path not in dict(self.module.named_modules()):
+            state = self.state.meta["val"]
+            learned = self.plan.scorer == "mlp"
+            gate = gates.MlpGate(state.shape[-1], self.plan.hidden) if learned else None
+            self.module.add_submodule(path, gates.Site(gate).to(state.device, state.dtype))
+        module = self.module.get_submodule(path)
+        assert isinstance(module, gates.Site)
+        return module
+
+    def _parameter(self, name: str, value: torch.Tensor) -> fx.Node:
+        first = next(node for node in self.target.nodes if node.op != "placeholder")
+        with self.target.inserting_before(first):
+            node = self.target.get_attr(f"prunec.site_{self.number}.{name}")
+        node.meta["val"] = fake_like(self.mode, value.shape, value.dtype, value.device)
+        return node
 
 
 def _state_of(anatomy: Anatomy, site: Site) -> str:
@@ -90,22 +158,6 @@ def _state_of(anatomy: Anatomy, site: Site) -> str:
         return block.branches[0].state
     assert block.mlp is not None
     return block.mlp.state
-
-
-def _score_call(
-    anatomy: Anatomy, site: Site, scorer: str, names: dict[str, fx.Node], state: fx.Node
-) -> tuple[Any, tuple[Any, ...]]:
-    """The scoring function and its operands."""
-    if scorer == "norm":
-        return ops.token_norm, (state, anatomy.token_dim)
-    if scorer == "random":
-        return ops.random_score, (state, anatomy.token_dim)
-    attention = _nearest_attention(anatomy, site)
-    core = attention.cores[0]
-    if core.form == "spelled":
-        return ops.class_row, (names[core.node], anatomy.class_token)
-    mask = names[core.mask] if core.mask else None
-    return ops.class_attention, (names[core.query], names[core.key], anatomy.class_token, core.scale, mask)
 
 
 def _nearest_attention(anatomy: Anatomy, site: Site) -> Branch:

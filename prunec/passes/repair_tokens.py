@@ -28,8 +28,9 @@ class RepairTokens:
 
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The repaired program and the number of repairs of each kind."""
-        anatomy = program.anatomy
+        anatomy, plan = program.anatomy, program.plan
         assert anatomy is not None
+        assert plan is not None
         axis = TokenAxis(
             program.module,
             tokens=anatomy.tokens,
@@ -37,6 +38,8 @@ class RepairTokens:
             suffix=anatomy.suffix,
             token_dim=anatomy.token_dim,
             states=anatomy.states,
+            cores=anatomy.cores,
+            preserve=plan.fate == "preserve",
         )
         module, repairs = axis.run()
         return program.replace(module=module), repairs.counts()
@@ -45,5 +48,5 @@ class RepairTokens:
         """Every way back starts from a selection; outputs have the shapes of the original."""
         for node in program.graph.nodes:
             if node.target is ops.scatter:
-                assert node.args[2].target in (ops.select, ops.compose)
+                assert node.args[2].target in (*ops.SELECTIONS, ops.compose)
         assert output_node(program.graph) is not None

@@ -88,6 +88,9 @@ def optimize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
     ] = False,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
+    ] = False,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     allow_pickle: AllowPickle = False,
@@ -101,11 +104,18 @@ def optimize(
         artefact.check_place(folder)
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     if dry_run:
-        _show_program(compile_source(given, chosen).pruned, as_json=as_json)
+        _show_program(compile_source(given, chosen, untrained=True).pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), _progress() as say:
         result = verbs.optimize(
-            given, chosen, target=target, images=images, batch=batch, rounds=rounds, say=say
+            given,
+            chosen,
+            target=target,
+            images=images,
+            batch=batch,
+            rounds=rounds,
+            untrained=untrained,
+            say=say,
         )
         result.save(folder)
     report = result.report.at(folder)
@@ -139,7 +149,8 @@ def graph(
     if policy is None:
         shown = compare(recognise(given))
     else:
-        compiled = compile_source(given, verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks)))
+        chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks))
+        compiled = compile_source(given, chosen, untrained=True)
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:
             shown = without_changes(shown)

@@ -217,6 +217,11 @@ def fake_like(
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
+def scalar_outputs() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile trace a length that is read off a tensor (of a padded selection)."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=True)  # type: ignore[no-any-return]
+
+
 def mark_dynamic(tensor: torch.Tensor) -> None:
     """Let torch.compile treat dimension 0 of an input as a symbol from the first call on."""
     torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -1,6 +1,6 @@
 """The compiler, on one screen.
 
-capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> certify
+capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> calibrate -> certify
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
+from prunec.errors import CalibrationError
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program, Stage
-from prunec.sources import Source
+from prunec.sources import Pictures, Source
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Compiled:
     dense: Program  # captured, normalised, recognised; nothing inserted
     pruned: Program
     certificate: Certificate
+    calibration: Calibration | None = None  # of a policy with learned parts or thresholds
 
 
 def recognise(source: Source) -> Program:
@@ -35,14 +38,40 @@ def recognise(source: Source) -> Program:
     return run_passes(FRONT, captured)
 
 
-def compile_source(source: Source, policy: Policy) -> Compiled:
-    """The whole way from a module to a certified program."""
+def compile_source(
+    source: Source, policy: Policy, calibration: Pictures | None = None, *, untrained: bool = False
+) -> Compiled:
+    """The whole way from a module to a certified program.
+
+    Args:
+        source: the module and an example.
+        policy: what to do.
+        calibration: images for the policy's learned parts and thresholds.
+        untrained: leave those as they are at first: good for timing and for weights that are loaded later.
+    """
     dense = recognise(source)
     planned = plan(dense, policy)
     pruned = run_passes(BACK, planned)
+    fitted = None if untrained else fit(dense, pruned, policy, calibration)
+    if fitted is not None:
+        stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
+        pruned = pruned.replace(stages=(*pruned.stages, stage))
     certificate = certify(dense, pruned, original=source.module)
     stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
-    return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate)
+    return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate, fitted)
+
+
+def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None) -> Calibration | None:
+    """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
+    assert pruned.plan is not None
+    if not (policy.calibrated and pruned.plan.sites):
+        return None
+    if images is None:
+        raise CalibrationError(
+            f"policy {policy.name!r} has learned parts or thresholds, and there are no images to fit them to",
+            remedy="give images (--images DIR, calibration=...); --untrained does without, for timing only",
+        )
+    return calibrate(dense, pruned, images.images, images.name)
 
 
 def plan(dense: Program, policy: Policy) -> Program:

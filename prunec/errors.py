@@ -2,6 +2,7 @@
 
 PruneError            1  it could not be done
 |-- SourceError       1  a model, file or image could not be read
+|-- CalibrationError  1  a policy's learned parts could not be fitted
 |-- CaptureError      1  torch.export could not turn the model into one graph
 |-- TargetError       1  the backend asked for cannot run here
 |-- UsageError        2  an option or an argument is wrong
@@ -39,6 +40,10 @@ class PruneError(Exception):
 
 class SourceError(PruneError):
     """A model, weight file or image could not be found, read or trusted."""
+
+
+class CalibrationError(PruneError):
+    """A policy has learned parts or thresholds, and they could not be fitted, or were not."""
 
 
 class CaptureError(PruneError):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunec import cost, evaluate
+from prunec import cost, evaluate, ops
+from prunec.calibrate import call_on
 from prunec.cost import Timing
 from prunec.evaluate import Comparison
 from prunec.passes import run_passes
@@ -47,12 +48,30 @@ class Latency:
         return {"batch": self.batch, **self.facts, "ideal_over_pruned": self.of_ideal(), "rows": rows}
 
 
-def flops(program: Program) -> int:
-    """Floating-point operations of one image, as PyTorch counts them."""
+def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
+    """Floating-point operations of one image, as PyTorch counts them.
+
+    Where images keep different numbers of tokens it is the mean over the images of `flat`, each by itself.
+    """
+    ragged = any(node.target is ops.pack for node in program.graph.nodes)
+    if flat is None or not ragged or program.interface.batch is None:
+        runs = [with_batch(program, 1)]
+    else:
+        images = next(len(leaf) for leaf in flat if isinstance(leaf, Tensor))
+        runs = [_one_image(flat, image, images) for image in range(images)]
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        program.module(*with_batch(program, 1))
-    return int(counter.get_total_flops()) // (1 if program.interface.batch else _fixed_batch(program))
+        for run in runs:
+            program.module(*run)
+    images = len(runs) * (1 if program.interface.batch else _fixed_batch(program))
+    return int(counter.get_total_flops()) // images
+
+
+def inputs(program: Program, batch: int, images: Tensor | None) -> tuple[Any, ...]:
+    """Inputs to time: a batch of real images where there are enough, else of the example's first."""
+    if images is None or len(images) < batch or program.interface.batch is None:
+        return with_batch(program, batch)
+    return call_on(program, images[:batch].to(device_of(program)))
 
 
 def latency(
@@ -60,7 +79,7 @@ def latency(
     pruned: Program,
     lowered: dict[str, Flat],
     target: Target,
-    batch: int,
+    flat: tuple[Any, ...],
     rounds: int,
     say: Progress,
 ) -> Latency:
@@ -70,17 +89,16 @@ def latency(
     """
     ideal = run_passes((Slices(),), pruned)
     calls = {**lowered, "ideal": target.lower(ideal)}
-    inputs = with_batch(dense, batch)
     with torch.no_grad():
         for name, call in calls.items():
             say(f"compile {name}")
-            call(*inputs)
+            call(*flat)
     say("measure")
-    runs = {name: _bound(call, inputs) for name, call in calls.items()}
+    runs = {name: _bound(call, flat) for name, call in calls.items()}
     device = device_of(dense)
     timings = cost.measure(runs, device=device, rounds=rounds)
-    actual = batch if dense.interface.batch else _fixed_batch(dense)
-    return Latency(timings, actual, cost.device_facts(device))
+    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    return Latency(timings, batch, cost.device_facts(device))
 
 
 def accuracy(dense: Program, pruned: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
@@ -113,6 +131,13 @@ def with_batch(program: Program, batch: int) -> tuple[Any, ...]:
         return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
 
     return tuple(map(resized, interface.example))
+
+
+def _one_image(flat: tuple[Any, ...], image: int, images: int) -> tuple[Any, ...]:
+    return tuple(
+        leaf[image : image + 1] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == images else leaf
+        for leaf in flat
+    )
 
 
 def _fixed_batch(program: Program) -> int:

@@ -39,3 +39,7 @@ class MlpGate(nn.Module):
         """The score of each token: [B, T, C] to [B, T]."""
         norm, up, down = self.norm, self.up, self.down
         return ops.mlp_score(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias)
+
+
+#: Learned scorers by the kind that a policy names.
+LEARNED = {"mlp": MlpGate}

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prunec.anatomy import Anatomy
+from prunec.calibrate import Calibration
 from prunec.certificate import Certificate
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
@@ -36,6 +37,7 @@ class Report:
     latency: Latency | None = None
     notes: tuple[str, ...] = ()
     artefact: str | None = None
+    calibration: Calibration | None = None
     arch: str = ""  # the SOURCE that weights from a file were put into
 
     def at(self, folder: object) -> Report:
@@ -54,6 +56,7 @@ class Report:
             "plan": asdict(self.plan),
             "stages": [asdict(stage) for stage in self.stages],
             "certificate": asdict(self.certificate),
+            "calibration": asdict(self.calibration) if self.calibration else None,
             "flops": dict(self.flops),
             "images": self.images,
             "accuracy": self.accuracy.as_dict() if self.accuracy else None,
@@ -83,6 +86,10 @@ class Report:
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
         yield "", f"(largest relative difference from the original, allowed {self.certificate.tolerance:.0e})"
+        if self.certificate.padding is not None:
+            yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
+        if self.calibration:
+            yield "calibrated", str(self.calibration)
         if self.flops:
             dense, pruned = self.flops["dense"], self.flops["pruned"]
             yield "FLOPs", f"{dense / 1e9:.2f} G -> {pruned / 1e9:.2f} G an image ({pruned / dense:.0%})"

@@ -78,6 +78,13 @@ class Source:
         images, labels = shapes.images(shapes.CLASSIFICATION, seed, 0, count)
         return Pictures(shapes.normalize(images), labels, "held-out Shapes images")
 
+    def calibration_images(self, count: int) -> Pictures | None:
+        """Images that a policy may be fitted to, other than the test images, if the source knows any."""
+        if self.spec != "shapes":
+            return None
+        images, labels = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, count)
+        return Pictures(shapes.normalize(images), labels, "other held-out Shapes images")
+
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], float]:
         """Mean, standard deviation and centre crop that the model was trained with, as far as it says so."""
         config = getattr(self.module, "pretrained_cfg", None) or {}

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunec import artefact, figures, sources, targets
 from prunec.anatomy import Anatomy
+from prunec.calibrate import Calibration
 from prunec.compiler import compile_source, recognise
+from prunec.data import shapes
 from prunec.data.images import load_images
 from prunec.diff import compare, text
-from prunec.errors import SourceError, UsageError
+from prunec.errors import CalibrationError, SourceError, UsageError
 from prunec.figures import Progress
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
@@ -28,6 +30,8 @@ from prunec.version import __version__
 from prunec.within import with_part
 
 MAX_PICTURES = 512
+CALIBRATION_PICTURES = 64
+SCENES = "synthetic Shapes scenes"
 
 PolicyLike = Policy | str | Path | Mapping[str, Any]
 
@@ -40,6 +44,8 @@ def transform(
     blocks: tuple[int, ...] | None = None,
     example: Any = None,
     within: str | None = None,
+    calibration: Tensor | None = None,
+    untrained: bool = False,
 ) -> nn.Module:
     """An unmodified Vision Transformer in, the same model with fewer tokens out.
 
@@ -51,6 +57,8 @@ def transform(
         example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
         within: the path of a part, as in model.named_modules(): only this part is captured and pruned, on the
             inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
+        calibration: images [n, ...], normalised, for a policy with learned parts or thresholds.
+        untrained: leave those parts as they are at first, for timing only, or because weights follow.
 
     Returns:
         A module with the same signature, outputs and parameter names. With `within`, a copy of the model with
@@ -61,8 +69,16 @@ def transform(
     """
     chosen = load_policy(policy, keep=keep, blocks=blocks)
 
+    pictures = None if calibration is None else Pictures(calibration, None, "images")
+    if within is not None and pictures is not None:
+        raise UsageError(
+            "a part of a model cannot be calibrated on images: it sees what the rest makes of them",
+            where=f"within={within!r}",
+            remedy="transform the whole model, or use a policy without learned parts",
+        )
+
     def pruned(source: Source) -> nn.Module:
-        return ProgramModule(compile_source(source, chosen).pruned)
+        return ProgramModule(compile_source(source, chosen, pictures, untrained=untrained).pruned)
 
     if within is None:
         return pruned(sources.from_module(model, example))
@@ -104,9 +120,13 @@ def optimize(
     images: str | Path | None = None,
     batch: int = 8,
     rounds: int = 20,
+    untrained: bool = False,
     say: Progress = lambda step: None,
 ) -> Result:
     """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
+
+    A policy with learned parts or thresholds is calibrated first: on some of the images of the folder (which
+    are then left out of the measurement), else on images that the source knows, else on scenes of Shapes.
 
     Args:
         source: a SOURCE string, a `Source`, or a module.
@@ -117,16 +137,22 @@ def optimize(
         images: a folder of images to measure on; subfolders that name the model's classes give labels.
         batch: images at a time when latency is measured.
         rounds: interleaved rounds of the latency measurement.
+        untrained: do not calibrate, for timing only.
         say: called with each step's name.
     """
     backend, chosen = targets.load(target), load_policy(policy, keep=keep, blocks=blocks)
     given = _as_source(source)
     pictures = _pictures(given, images)
+    fitted_on = None
+    if chosen.calibrated and not untrained:
+        pictures, fitted_on = _split(given, pictures)
     say("capture, recognise, rewrite, certify")
-    compiled = compile_source(given, chosen)
+    compiled = compile_source(given, chosen, fitted_on, untrained=untrained)
     dense, pruned = compiled.dense, compiled.pruned
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
-    latency = figures.latency(dense, pruned, lowered, backend, batch, rounds, say)
+    scenes = pictures or fitted_on
+    inputs = figures.inputs(dense, batch, scenes.images if scenes else None)
+    latency = figures.latency(dense, pruned, lowered, backend, inputs, rounds, say)
     if pictures:
         say("compare on images")
     accuracy = figures.accuracy(dense, pruned, lowered, pictures) if pictures else None
@@ -141,12 +167,13 @@ def optimize(
         plan=pruned.plan,
         stages=pruned.stages,
         certificate=compiled.certificate,
-        flops={"dense": figures.flops(dense), "pruned": figures.flops(pruned)},
+        flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
         images=pictures.name if pictures else "",
         accuracy=accuracy,
         latency=latency,
-        notes=given.notes,
+        notes=(*given.notes, *_calibration_notes(chosen, compiled.calibration)),
         arch=given.arch,
+        calibration=compiled.calibration,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
 
@@ -185,8 +212,10 @@ def load(
     module = copy.deepcopy(source.module) if model is not None else source.module
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
-    compiled = compile_source(source, Policy.load(manifest["policy"]))
+    compiled = compile_source(source, Policy.load(manifest["policy"]), untrained=True)
     _check_names(compiled.pruned, state, folder)
+    own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}
+    compiled.pruned.module.load_state_dict(own, strict=False)
     return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
 
 
@@ -226,6 +255,46 @@ def _as_source(source: Source | nn.Module | str) -> Source:
     if isinstance(source, str):
         return sources.load(source)
     return sources.from_module(source) if isinstance(source, nn.Module) else source
+
+
+def _split(source: Source, pictures: Pictures | None) -> tuple[Pictures | None, Pictures]:
+    """Images to measure on, and others to calibrate on."""
+    known = source.calibration_images(CALIBRATION_PICTURES)
+    if known is not None:
+        return pictures, known
+    if pictures is None:
+        return None, _scenes(source)
+    count = min(CALIBRATION_PICTURES, len(pictures.images) // 2)
+    chosen = torch.zeros(len(pictures.images), dtype=torch.bool)
+    if count:
+        chosen[torch.linspace(0, len(chosen) - 1, count).round().long()] = True  # folders come class by class
+    labels = None if pictures.labels is None else pictures.labels[~chosen]
+    rest = dataclasses.replace(pictures, images=pictures.images[~chosen], labels=labels)
+    return rest, Pictures(pictures.images[chosen], None, f"of the {pictures.name}")
+
+
+def _scenes(source: Source) -> Pictures:
+    """Scenes of Shapes at the model's size, for want of anything better."""
+    inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
+    image = max(inputs, key=lambda leaf: leaf.numel())
+    if image.dim() != 4 or image.shape[1] != 3:
+        raise CalibrationError(
+            f"the model takes no pictures but {list(image.shape)}, so it cannot be calibrated on scenes",
+            remedy="calibrate in Python: prunec.transform(model, policy, calibration=inputs)",
+        )
+    images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION_PICTURES)
+    scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
+    mean, std, _ = source.normalisation()
+    normalised = (scaled - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    return Pictures(normalised.to(image.device, image.dtype), None, SCENES)
+
+
+def _calibration_notes(policy: Policy, calibration: Calibration | None) -> tuple[str, ...]:
+    if calibration is not None and calibration.name == SCENES:
+        return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
+    if calibration is None and policy.calibrated:
+        return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
+    return ()
 
 
 def _pictures(source: Source, folder: str | Path | None) -> Pictures | None:

@@ -46,6 +46,7 @@ class Inductor:
                 for leaf, dynamic in zip(flat, batched, strict=True):
                     if dynamic and leaf.shape[0] > 1:
                         compat.mark_dynamic(leaf)
-            return compiled(*flat)
+            with compat.scalar_outputs():
+                return compiled(*flat)
 
         return run

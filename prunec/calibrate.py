@@ -1,0 +1,271 @@
+"""Fit a policy's learned parts to what the dense model itself reveals, on images without labels.
+
+    dense model, images --> state of each site, and how much each token's block matters for the output
+                            '-- fit the site's scorer to it (regression)
+    pruned model, images --> scores at each site, first to last --> threshold that keeps the share asked for
+
+How much it matters: to first order, by how much the output changes if the block reads the mean token in this
+token's place, that is, the gradient through the block's branches times the token's distance from the mean.
+The gradient is of random projections of the output, so that no label and no loss is needed. What else the
+dense model reveals (attention, change, plain gradients) predicts less; docs/design/005 has the measurements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunec import compat, gates, ops
+from prunec.anatomy import Anatomy
+from prunec.errors import CalibrationError
+from prunec.program import Program, Site
+
+PROJECTIONS = 4  # of the output, for one image
+BATCH = 8
+STEPS, ROWS, RATE = 300, 1024, 3e-3  # of the regression: steps, tokens a step, peak learning rate
+HELD_OUT = 4  # each fourth image says how well the fit predicts
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted, on how many images, and how well it predicts."""
+
+    images: int
+    name: str  # which images
+    fits: tuple[float, ...]  # for each site, the rank correlation on images that it was not fitted to
+    shares: tuple[tuple[float, float], ...]  # for each site: share of the patches asked for, and met
+    seconds: float
+
+    def __str__(self) -> str:
+        parts = [f"on {self.images} {self.name}"]
+        if self.fits:
+            mean = sum(self.fits) / len(self.fits)
+            parts.append(f"scorers rank held-out tokens at {mean:.2f} (worst site {min(self.fits):.2f})")
+        if self.shares:
+            worst = max(abs(asked - met) for asked, met in self.shares)
+            parts.append(f"mean keep within {worst:.3f} of what was asked for")
+        return ", ".join(parts)
+
+
+def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Calibration:
+    """Set the learned scorers and the thresholds of `pruned`, in place.
+
+    Args:
+        dense: the captured program, nothing inserted.
+        pruned: the same with its sites; their parameters are `prunec.site_0` and so on.
+        images: [n, ...], normalised, in the precision that the model takes. Eight or more.
+        name: which images these are, for the report.
+    """
+    start = time.perf_counter()
+    assert pruned.plan is not None
+    if len(images) < 2 * HELD_OUT:
+        raise CalibrationError(
+            f"{len(images)} images are too few to calibrate on",
+            remedy=f"give {2 * HELD_OUT} or more; 64 are plenty",
+        )
+    fits: tuple[float, ...] = ()
+    if pruned.plan.scorer in gates.LEARNED:
+        fits = tuple(_fit_all(dense, pruned, images))
+    shares = tuple(
+        _set_threshold(pruned, number, site, images)
+        for number, site in enumerate(pruned.plan.sites)
+        if site.ragged
+    )
+    return Calibration(len(images), name, fits, shares, time.perf_counter() - start)
+
+
+# --- the scorers --------------------------------------------------------------------------------
+
+
+def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]:
+    anatomy, plan = pruned.anatomy, pruned.plan
+    assert anatomy is not None
+    assert plan is not None
+    spans = [_span(anatomy, site) for site in plan.sites]
+    seen = _Importance(dense, spans, anatomy).run(images)
+    for number, (states, importance) in enumerate(seen):
+        torch.manual_seed(number)
+        gate = gates.LEARNED[plan.scorer](states.shape[-1], plan.hidden).to(states.device)
+        yield _fit(gate, states.float(), importance)
+        for name, value in gate.named_parameters():
+            with torch.no_grad():
+                pruned.module.get_parameter(f"prunec.site_{number}.gate.{name}").copy_(value)
+
+
+def _span(anatomy: Anatomy, site: Site) -> tuple[str, str]:
+    """The states between which a token that is not kept stays as it is: at the site, and after its block."""
+    branches = anatomy.blocks[site.block].branches
+    if site.where == "before_block":
+        return branches[0].state, branches[-1].add
+    mlp = anatomy.blocks[site.block].mlp
+    assert mlp is not None
+    return mlp.state, branches[-1].add
+
+
+class _Importance:
+    """Runs the dense model and keeps the states of the sites, with how much each token's change matters."""
+
+    def __init__(self, dense: Program, spans: list[tuple[str, str]], anatomy: Anatomy) -> None:
+        self.dense, self.spans, self.anatomy = dense, spans, anatomy
+        self.wanted = {name for span in spans for name in span}
+
+    def run(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """For each span: states [n, N, C] and importance [n, N] of the patches."""
+        parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.spans]
+        for first in range(0, len(images), BATCH):
+            for place, found in enumerate(self._batch(images[first : first + BATCH])):
+                parts[place].append(found)
+        return [(torch.cat([s for s, _ in part]), torch.cat([i for _, i in part])) for part in parts]
+
+    def _batch(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        recorder = _Recorder(self.dense.module, self.wanted)
+        with torch.enable_grad(), torch.random.fork_rng():
+            outputs = recorder.run(*call_on(self.dense, images.detach().requires_grad_()))
+            starts, ends = ([recorder.values[span[side]] for span in self.spans] for side in (0, 1))
+            states = [self._rows(start).detach() for start in starts]  # [B, N, C]
+            squares = [torch.zeros_like(state[..., 0]) for state in states]
+            for seed in range(PROJECTIONS):
+                torch.manual_seed(seed)
+                gradients = torch.autograd.grad(_projection(outputs), [*starts, *ends], retain_graph=True)
+                at_starts, at_ends = gradients[: len(starts)], gradients[len(starts) :]
+                for place, state in enumerate(states):
+                    through_block = self._rows(at_starts[place] - at_ends[place])
+                    effect = through_block * (state - state.mean(dim=1, keepdim=True))
+                    squares[place] += effect.sum(dim=-1).square()
+        for state, square in zip(states, squares, strict=True):
+            yield state, (square / PROJECTIONS).sqrt()
+
+    def _rows(self, state: Tensor) -> Tensor:
+        """The patches of a state: [B, N, C]."""
+        state = state.movedim(self.anatomy.token_dim, 1)
+        return state[:, self.anatomy.prefix : state.shape[1] - self.anatomy.suffix]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps some values."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.wanted = wanted
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As it is, remembering what is wanted."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.values[n.name] = value
+        return value
+
+
+def _projection(outputs: Any) -> Tensor:
+    """One random sum over everything that the model says, each output on its own scale."""
+    total = torch.zeros(())
+    for output in compat.tree_leaves(outputs):
+        if isinstance(output, Tensor) and output.is_floating_point() and output.requires_grad:
+            signs = torch.randint(0, 2, output.shape).to(output) * 2 - 1
+            scale = output.detach().float().std().clamp_min(1e-6)
+            total = total.to(output.device) + (output * signs).float().sum() / scale
+    return total
+
+
+def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
+    """Regress the log of the importance on the state; the rank correlation on held-out images."""
+    target = importance.float().clamp_min(1e-12).log()
+    target = (target - target.mean()) / target.std().clamp_min(1e-6)
+    held_out = torch.arange(len(states)) % HELD_OUT == 0
+    x, y = states[~held_out].flatten(0, 1), target[~held_out].flatten()
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(gate.parameters(), lr=RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            rows = torch.randint(0, len(x), (min(ROWS, len(x)),), generator=generator)
+            loss = nn.functional.mse_loss(gate(x[rows][None])[0].float(), y[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        return rank_correlation(gate(states[held_out]).flatten(), target[held_out].flatten())
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's: the correlation of the ranks."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+# --- the thresholds -----------------------------------------------------------------------------
+
+
+def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> tuple[float, float]:
+    """Set one site's threshold so that the share asked for passes; that share, and the one met."""
+    anatomy = pruned.anatomy
+    assert anatomy is not None
+    scores = torch.cat([_scores(pruned, number, part).flatten() for part in images.split(BATCH)])
+    ordered = scores[scores > float("-inf")].sort(descending=True).values
+    most = min(site.keep * len(images), len(ordered))
+    below = ordered[most] if most < len(ordered) else ordered[-1] - 1
+    threshold = (ordered[most - 1] + below) / 2
+    pruned.module.get_buffer(f"prunec.site_{number}.threshold").fill_(float(threshold))
+    patches = anatomy.grid * len(images)
+    return site.keep / anatomy.grid, int((scores > threshold).sum()) / patches
+
+
+def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
+    """Scores of all patches at one site, with the thresholds of those before it: [n, N]."""
+    reader = _ScoreReader(pruned, number)
+    with torch.no_grad(), contextlib.suppress(_Enough):
+        reader.run(*call_on(pruned, images))
+    assert reader.scores is not None
+    return reader.scores
+
+
+class _Enough(Exception):  # noqa: N818  not an error: what was asked for is known
+    pass
+
+
+class _ScoreReader(fx.Interpreter):
+    """Runs a ragged program up to one site and keeps the scores that stand there to choose from."""
+
+    def __init__(self, program: Program, number: int) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        assert program.anatomy is not None
+        self.prefix, self.suffix = program.anatomy.prefix, program.anatomy.suffix
+        self.left, self.scores = number, None
+
+    scores: Tensor | None
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Everything as it is, until the site comes."""
+        if target is not ops.passing:
+            return super().call_function(target, args, kwargs)
+        if self.left == 0:
+            score, alive = args[0], args[5] if len(args) > 5 else None
+            score = score if alive is None else score.masked_fill(~alive, float("-inf"))
+            self.scores = score[:, self.prefix : score.shape[1] - self.suffix]
+            raise _Enough
+        self.left -= 1
+        return super().call_function(target, args, kwargs)
+
+
+def call_on(program: Program, images: Tensor) -> tuple[Any, ...]:
+    """Flat inputs with these images in the place of the example's."""
+    assert program.anatomy is not None
+    places = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    batch = program.interface.batch
+
+    def filled(place: str, leaf: Any) -> Any:
+        if place == program.anatomy.pixels:  # type: ignore[union-attr]
+            return images
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch:
+            return leaf[:1].expand(len(images), *leaf.shape[1:])
+        return leaf
+
+    return tuple(map(filled, places, program.interface.example))

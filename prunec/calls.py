@@ -1,7 +1,7 @@
 """Types of calls under symbolic token counts, each distinct call typed once.
 
-A call has a type if PyTorch accepts it on fake tensors, no token symbol is forced to a value, and putting the
-original length back for the symbols gives exactly what was recorded at capture.
+A call has a type if PyTorch accepts it on fake tensors, no symbol (a token count, the batch) is forced to a
+value, and putting the original length back for the token counts gives exactly what was recorded at capture.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CallTypes:
             return None
         found, expected = compat.tree_leaves(result), compat.tree_leaves(recorded)
         fits = len(found) == len(expected) and all(map(self._same, found, expected))
-        return result if fits and not forced & self.symbols else None
+        return result if fits and not forced else None
 
     def _same(self, found: Any, recorded: Any) -> bool:
         if isinstance(found, torch.Tensor) and isinstance(recorded, torch.Tensor):

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph import CodeGen
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TreeSpec = pytree.TreeSpec
 FakeMode = FakeTensorMode
@@ -114,6 +115,11 @@ def argument_names_of(target: object) -> list[str]:
     return [argument.name for argument in target._schema.arguments] if is_aten(target) else []  # type: ignore[attr-defined]
 
 
+def is_literal(node: fx.Node) -> bool:
+    """Whether a node yields a tensor that the traced code wrote down, such as torch.tensor([1, 8, 8])."""
+    return node.op == "get_attr" and str(node.target).startswith("lifted_tensor_")
+
+
 def mutates(target: object) -> bool:
     """Whether calling the operator changes one of its arguments."""
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
@@ -192,21 +198,70 @@ def source_text(filename: str, line: int) -> str:
 def evaluate(
     mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any
 ) -> tuple[Any, set[sympy.Symbol]]:
-    """Run a function on fake tensors; also the symbols that it forced to a value (undone afterwards)."""
+    """Run a function on fake tensors; also the symbols that it forced to a value (undone afterwards).
+
+    A size that was read off a tensor (its symbol has no value) forces what it is compared with, too: PyTorch
+    then notes an assertion for the run instead of deciding.
+    """
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
-    before = dict(env.replacements)
+    before = _Knowledge(env)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level
     log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
+    forced: set[sympy.Symbol] = set()
     try:
         with mode, torch.no_grad():
             result = target(*args, **kwargs)
-        return result, set(env.replacements) - set(before)
+            if op_name(target) == "scaled_dot_product_attention":
+                with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not compare keys with values
+                    target(*args, **kwargs)
     finally:
         log.setLevel(level)
-        for symbol in set(env.replacements) - set(before):
-            del env.replacements[symbol]
+        forced = before.forced()
+        if forced:
+            before.restore()
+    return result, forced
+
+
+class _Knowledge:
+    """What a ShapeEnv knew about its symbols: PyTorch cannot take back what an attempt made it note."""
+
+    tables = ("replacements", "replacements_slocs", "var_to_range", "axioms", "deferred_runtime_asserts")
+
+    def __init__(self, env: ShapeEnv) -> None:
+        self.env = env
+        self.known = {name: dict(getattr(env, name)) for name in self.tables}
+        self.asserted = {symbol: list(said) for symbol, said in env.deferred_runtime_asserts.items()}
+        self.guards = len(env.guards)
+
+    def forced(self) -> set[sympy.Symbol]:
+        """Symbols that were given a value since, or are in an assertion that is new."""
+        found = set(self.env.replacements) - set(self.known["replacements"])
+        for symbol, said in self.env.deferred_runtime_asserts.items():
+            for assertion in said[len(self.asserted.get(symbol, ())) :]:
+                found |= assertion.expr.free_symbols
+        return found
+
+    def restore(self) -> None:
+        """Forget what was learned since."""
+        self.known["deferred_runtime_asserts"] = self.asserted
+        for name, entries in self.known.items():
+            table = getattr(self.env, name)
+            table.clear()
+            table.update(entries)
+        del self.env.guards[self.guards :]
+        self.env.num_deferred_runtime_asserts = sum(map(len, self.asserted.values()))
+        self._clear_caches()
+
+    def _clear_caches(self) -> None:
+        """A guard that was answered once is answered from a cache, and so forces nothing the next time."""
+        self.env.fake_tensor_cache.clear()
+        for method in vars(type(self.env)).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
+        if hasattr(self.env, "_replacements_version_counter"):
+            self.env._replacements_version_counter += 1
 
 
 def fake_like(

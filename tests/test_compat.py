@@ -119,11 +119,38 @@ def test_an_attempt_that_forces_a_symbol_is_told_and_undone(program: Program) ->
     result, forced = compat.evaluate(mode, torch.add, (x, 1), {})
     assert forced == set()
     assert compat.expression(result.shape[1]) == symbol
-    _, forced = compat.evaluate(mode, torch.add, (x, fixed), {})
+    result, forced = compat.evaluate(mode, torch.add, (x, fixed), {})
     assert forced == {symbol}
+    assert compat.expression(result.shape[1]) in (symbol, 23)
     assert symbol not in mode.shape_env.replacements
+    assert compat.expression(x.shape[1]) == symbol  # what PyTorch remembered of the attempt is stale
+    assert not mode.shape_env.var_to_range[symbol].is_singleton()
+    assert compat.evaluate(mode, torch.add, (x, fixed), {})[1] == {symbol}
     with pytest.raises((RuntimeError, ValueError)):
         compat.evaluate(mode, torch.reshape, (x, (2, 5, 7)), {})
+
+
+def test_a_size_without_a_value_forces_what_it_is_compared_with(program: Program) -> None:
+    mode = compat.fake_mode_of(program.graph)
+    size = compat.new_symbol(mode, "compared", 29)
+    x = compat.fake_like(mode, (2, size), torch.float32, torch.device("cpu"))
+    number = compat.fake_like(mode, (), torch.int64, torch.device("cpu"))
+    read, _ = compat.evaluate(mode, aten.item.default, (number,), {})
+    table = compat.fake_like(mode, (read,), torch.float32, torch.device("cpu"))
+    for _ in range(2):  # the assertion of the first attempt is forgotten
+        _, forced = compat.evaluate(mode, torch.mul, (x, table), {})
+        assert compat.expression(size) in forced
+
+
+def test_attention_compares_keys_with_values(program: Program) -> None:
+    mode = compat.fake_mode_of(program.graph)
+    long, short = (
+        compat.fake_like(mode, (2, 1, length, 8), torch.float32, torch.device("cpu")) for length in (31, 17)
+    )
+    attend = aten.scaled_dot_product_attention.default
+    assert compat.evaluate(mode, attend, (short, long, long), {})[0].shape == (2, 1, 17, 8)
+    with pytest.raises(RuntimeError):
+        compat.evaluate(mode, attend, (long, long, short), {})
 
 
 def test_the_spec_of_inputs_and_outputs_survives(program: Program) -> None:

@@ -373,6 +373,41 @@ GRIDS: dict[str, tuple[Chain, str]] = {
 }
 
 
+def test_keys_that_are_longer_than_their_values_do_not_fit() -> None:
+    def attend(grid: Tensor, x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(grid, 2 * grid, x)
+
+    repaired = repair(lambda x: attend(x.unflatten(1, (3, 4)).flatten(1, 2)[:, None], x[:, None]), 12, 8)
+    x, rows = torch.randn(3, 12, 8), rows_of(12, 5)
+    kept = ops.gather(x, rows)[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(x[:, None], 2 * kept, kept)
+    torch.testing.assert_close(repaired.at(x, rows), expected)
+
+
+def test_a_table_whose_length_is_no_number_does_not_fit() -> None:
+    def chain(x: Tensor) -> Tensor:
+        rows, columns = torch.tensor([[3, 4]])[0].tolist()
+        return x * torch.arange(rows * columns).cos()[:, None]
+
+    repaired = repair(chain, 12, 8)
+    assert len(repaired.repairs.region_ends) == 1
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(repaired.at(x, rows_of(12, 5)), chain(x))
+
+
+def test_an_operator_that_fixes_the_batch_leaves_it_free_for_the_rest() -> None:
+    def chain(x: Tensor) -> Tensor:  # one map for each token, resized
+        maps = torch.nn.functional.interpolate(x.unflatten(2, (2, 4)), (3, 5), mode="bilinear")
+        return maps.flatten(2).mT.reshape(x.shape[0] * 15, 12)
+
+    repaired = repair(chain, 12, 8)
+    assert len(repaired.repairs.region_ends) == 1
+    kinds = [node.meta["val"] for node in repaired.module.graph.nodes if node.op == "call_function"]
+    assert all(isinstance(kind.shape[0], torch.SymInt) for kind in kinds if isinstance(kind, Tensor))
+    x = torch.randn(3, 12, 8)
+    torch.testing.assert_close(repaired.at(x, rows_of(12, 5)), chain(x))
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_what_needs_the_grid_gets_the_whole_stream(name: str) -> None:
     chain, reason = GRIDS[name]

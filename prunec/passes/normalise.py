@@ -4,6 +4,7 @@
     sdpa(q, k, v, expand(arange(n) >= 0))           ->  sdpa(q, k, v)          a mask that hides nothing
     dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
     chunk(table) in block 1, chunk(table) again in block 2  ->  one chunk(table)
+    arange(tensor([[1, 8, 8]])[0, 1].item())        ->  arange(8)              a number read off a constant
     _assert_tensor_metadata(x, ...)                 ->  gone
 
 A mask is dropped only where it is proved to hide nothing: it is an expansion of values that depend on no
@@ -40,6 +41,7 @@ class Normalise:
         module = graph.copy(program.module)
         counts = {
             "regions": _inline_regions(module),
+            "numbers": _fold_numbers(module),
             "masks": _drop_masks(module),
             "no-ops": _drop_no_ops(module),
             "repeats": _share_repeats(module),
@@ -115,18 +117,57 @@ def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
     queue = [node]
     while queue:
         current = queue.pop()
-        if current.op != "call_function" or isinstance(current.meta.get("val"), torch.SymInt):
+        if isinstance(current.meta.get("val"), torch.SymInt) or compat.is_random(current.target):
             return None
-        if compat.is_random(current.target):
+        if current.op != "call_function" and not compat.is_literal(current):
             return None
         if current not in needed:
             needed.append(current)
             queue.extend(current.all_input_nodes)
     values: dict[fx.Node, torch.Tensor] = {}
     for current in (candidate for candidate in module.graph.nodes if candidate in needed):
+        if current.op == "get_attr":
+            values[current] = getattr(module, str(current.target))
+            continue
         args, kwargs = fx.map_arg((current.args, current.kwargs), lambda source: values[source])
         values[current] = current.target(*args, **kwargs)
     return values[node]
+
+
+def _fold_numbers(module: fx.GraphModule) -> int:
+    """Put numbers that are read off constants in their place: the sizes that they make are known then."""
+    mode, folded = compat.fake_mode_of(module.graph), 0
+    stale: set[fx.Node] = set()
+    for node in list(module.graph.nodes):
+        number = _number(module, node)
+        if number is not None:
+            stale.update(node.users)
+            _write_down(node, number)
+            folded += 1
+        elif node in stale and node.op == "call_function":
+            values = fx.map_arg((node.args, node.kwargs), lambda given: given.meta["val"])
+            node.meta["val"], _ = compat.evaluate(mode, node.target, *values)
+            stale.update(node.users)
+    return folded
+
+
+def _write_down(node: fx.Node, number: int) -> None:
+    """Put a number where a node is used; there is no node for it."""
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(
+            (user.args, user.kwargs), lambda given: number if given is node else given
+        )
+    node.graph.erase_node(node)
+
+
+def _number(module: fx.GraphModule, node: fx.Node) -> int | None:
+    """The integer that a node reads off a constant, or computes from integers only."""
+    if graph.op(node) in ("item", "_local_scalar_dense") and isinstance(node.args[0], fx.Node):
+        value = _constant(module, node.args[0])
+        return int(value) if value is not None and not value.is_floating_point() else None
+    if node.op == "call_function" and graph.is_size(node) and not node.all_input_nodes:
+        return int(node.target(*node.args))  # type: ignore[operator]
+    return None
 
 
 def _drop_no_ops(module: fx.GraphModule) -> int:

@@ -32,7 +32,7 @@ class Target(Protocol):
         """Why the backend cannot run here; None when it can."""
 
     def lower(self, program: Program) -> Flat:
-        """The program as a callable on flat inputs."""
+        """The program as a callable on flat inputs; a deep copy of it runs the deep copy of the program."""
 
 
 def load(name: str) -> Target:
@@ -66,7 +66,7 @@ class LoweredModule(ProgramModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's forward, on this backend."""
         interface = self.__dict__["program"].interface
-        return interface.unflatten(self.__dict__["lowered"](*interface.flatten(args, kwargs)))
+        return interface.unflatten(self.__dict__["lowered"](*self.flat(args, kwargs)))
 
 
 def device_of(program: Program) -> torch.device:

@@ -7,6 +7,7 @@ constant.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -33,20 +34,29 @@ class Inductor:
 
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
-        dynamic = None if self.dynamic_batch else False
-        compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic)
+        return _Compiled(self, program)
+
+
+class _Compiled:
+    """One program, compiled; a copy of it compiles the copy of the program."""
+
+    def __init__(self, target: Inductor, program: Program) -> None:
+        self.target, self.program = target, program
+        dynamic = None if target.dynamic_batch else False
+        self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic)
         batch = program.interface.batch
-        batched = [
+        self.batched = [
             isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
             for leaf in program.interface.example
         ]
 
-        def run(*flat: Any) -> Any:
-            if self.dynamic_batch:
-                for leaf, dynamic in zip(flat, batched, strict=True):
-                    if dynamic and leaf.shape[0] > 1:
-                        compat.mark_dynamic(leaf)
-            with compat.scalar_outputs():
-                return compiled(*flat)
+    def __call__(self, *flat: Any) -> Any:
+        if self.target.dynamic_batch:
+            for leaf, dynamic in zip(flat, self.batched, strict=True):
+                if dynamic and leaf.shape[0] > 1:
+                    compat.mark_dynamic(leaf)
+        with compat.scalar_outputs():
+            return self.compiled(*flat)
 
-        return run
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
+        return _Compiled(self.target, copy.deepcopy(self.program, memo))

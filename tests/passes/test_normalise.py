@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunec import graph
 from prunec.passes import run_passes
 from prunec.passes.normalise import Normalise
 from prunec.program import Program
@@ -192,6 +193,24 @@ def test_what_is_computed_twice_is_computed_once() -> None:
     assert targets_of(program).count("arange") == 1
     assert targets_of(program).count("sin") == 1
     assert targets_of(program).count("cos") == 1
+
+
+def test_a_number_that_is_read_off_a_constant_is_written_down() -> None:
+    def function(x: Tensor) -> Tensor:
+        rows, columns = torch.tensor([[3, 2]])[0].tolist()
+        return x * torch.arange(rows * columns).view(rows, columns).flatten().cos()[:, None]
+
+    program, done = exactly_normalised(function)
+    assert done["numbers"] == 3  # rows, columns and their product
+    (table,) = (node for node in program.graph.nodes if graph.op(node) == "cos")
+    assert tuple(table.meta["val"].shape) == (6,)
+    assert all(isinstance(size, int) for size in table.meta["val"].shape)
+
+
+def test_a_number_that_is_read_off_an_input_stays() -> None:
+    program = normalised(Call(lambda x: x + x.sum().item()), torch.randn(2, 6, 4))
+    assert counts(program, "normalise")["numbers"] == 0
+    assert "item" in targets_of(program)
 
 
 def test_random_numbers_are_drawn_anew_each_time() -> None:

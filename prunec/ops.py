@@ -88,6 +88,13 @@ def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     return base.scatter(dim, _rows(index, x, dim), x)
 
 
+def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:
+    """Neighbouring rows at a constant place; a view, so it costs nothing. Negative places: from the end."""
+    stop = x.shape[dim] if stop is None else stop
+    start, stop = (place + x.shape[dim] if place < 0 else place for place in (start, stop))
+    return x.narrow(dim, start, stop - start)
+
+
 def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
     """The full stream when the first rows went on: what `scatter` costs at least (for the ideal control)."""
     length = x.shape[dim]
@@ -132,4 +139,4 @@ def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
 
 #: What each operation is, for the printer and for the checks between passes.
 SCORES = (class_attention, class_row, token_norm, random_score)
-DIALECT = (*SCORES, select, gather, fuse, scatter, put_first, compose, take)
+DIALECT = (*SCORES, select, gather, fuse, scatter, rows, put_first, compose, take)

@@ -2,7 +2,7 @@
 
 A policy is data. It is one point in a space whose axes are independent, one model per axis:
 
-    sites     where   before_block | after_attention, at given blocks or at fractions of the depth
+    sites     where   before_block | after_attention, at given blocks (perhaps none) or at fractions of the depth
     scorer    kind    cls_attention | norm | random
     selector  kind    top_k, with the share of patch tokens that is kept
     fate              drop | fuse
@@ -56,7 +56,7 @@ class Sites(_Model):
     where: Literal["before_block", "after_attention"]
     blocks: Annotated[
         tuple[Block, ...] | None,
-        Field(strict=False, min_length=1, description="a list of block numbers, counted from 0"),
+        Field(strict=False, description="a list of block numbers, counted from 0"),
     ] = None
     depths: Annotated[
         tuple[Depth, ...] | None,
@@ -174,7 +174,7 @@ class Policy(_Model):
         else:
             # Rounded first, or 0.29 of 100 blocks would be block 28; that may reach 1, hence the last block.
             blocks = tuple(min(math.floor(round(f * depth, 9)), depth - 1) for f in self.sites.depths or ())
-        if max(blocks) >= depth:
+        if max(blocks, default=0) >= depth:
             raise PolicyError(
                 f"block {max(blocks)} does not exist, the model has blocks 0 to {depth - 1} @ sites.blocks",
                 where=f"policy {self.name}",

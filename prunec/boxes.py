@@ -1,9 +1,9 @@
 """Parts of values: boxes of rows along some axes, and which of them are worth computing apart.
 
-    x[:, 0:1]             {1: Span(0, 1)}                            rows at a constant place
-    x[:, -100:]           {1: Span(-100, None)}                      counted from the end
-    gather(x, index)      {1: Chosen(index)}                         rows of a selection, each image its own
-    qkv[:, 0:1, 0:C]      {1: Span(0, 1), 2: Span(0, C)}             both at once
+x[:, 0:1]             {1: Span(0, 1)}                            rows at a constant place
+x[:, -100:]           {1: Span(-100, None)}                      counted from the end
+gather(x, index)      {1: Chosen(index)}                         rows of a selection, each image its own
+qkv[:, 0:1, 0:C]      {1: Span(0, 1), 2: Span(0, C)}             both at once
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import fx
 from prunec import compat, ops
 
 #: Boxes that hold more than this share of a value together are not worth computing apart.
-MOST_OF_A_VALUE = 0.85
+MOST_OF_A_VALUE = 0.84
 #: Two boxes become one where that adds no more than this share of the value.
 MOST_ADDED = 0.05
 
@@ -187,7 +187,7 @@ def operation(x: Any, axis: int, rows: Rows, index: Any) -> tuple[Callable[..., 
         return ops.rows, (x, axis, rows.start, rows.stop)
     if not rows.pad and rows.batch == (1 if axis == 0 else 0):
         return ops.gather, (x, index, axis)
-    return ops.take, (x, index, axis + rows.pad, rows.batch)
+    return ops.take, (x, index, axis + rows.pad, rows.batch, 0, 0)
 
 
 def cut(x: torch.Tensor, box: Box, chosen: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:

@@ -99,19 +99,26 @@ class RandomScores:
         """The program with every choice random; a fused token keeps its weights, which must be shares."""
         assert program.anatomy is not None
         module = graph.copy(program.module)
-        pruned = [node for node in module.graph.nodes if node.target in (ops.gather, ops.fuse)]
-        for node in pruned:
-            state, selection = node.args[0], node.args[1]
-            assert isinstance(selection, fx.Node)
+        selections = [node for node in module.graph.nodes if node.target is ops.select]
+        for selection in selections:
             score = selection.args[0]
             assert isinstance(score, fx.Node)
+            state = _chosen_from(selection, program.anatomy.states)
             with module.graph.inserting_before(selection):
                 made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
             made.meta = dict(score.meta)
             selection.replace_input_with(score, made)
-        return program.replace(module=module), {"scores": len(pruned)}
+        return program.replace(module=module), {"scores": len(selections)}
 
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target is ops.select]
         assert all(node.args[0].target is ops.random_score for node in selections)
+
+
+def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
+    """The state of the stream that a selection takes its rows from, before it or before its attention."""
+    taken = [user.args[0] for user in selection.users if user.target in (ops.gather, ops.fuse)]
+    state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
+    assert state is not None, f"{selection.name} takes no rows of the token stream"
+    return state

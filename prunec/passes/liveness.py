@@ -273,9 +273,7 @@ class _Rewriting:
     def _name(self, node: fx.Node, box: Box) -> str:
         """The node's own name for its largest part."""
         value = node.meta["val"]
-        largest = max(
-            self.needs.boxes[node], key=lambda each: math.prod(shape_of(each, value, self.lengths))
-        )
+        largest = max(self.needs.boxes[node], key=lambda each: math.prod(shape_of(each, value, self.lengths)))
         return node.name if box == largest else f"{node.name}_rows"
 
     def _call(self, old: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any, name: str) -> fx.Node:

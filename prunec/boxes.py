@@ -45,8 +45,8 @@ class Span:
 class Chosen:
     """The rows of a selection, each image its own.
 
-    `batch` is the axis of the images. A table that all images share gets `pad` axes in front first, so that it
-    has one.
+    `batch` is the axis of the images. A table that all images share gets `pad` axes in front first, so that
+    it has one.
     """
 
     selection: fx.Node  # rows, [B, n]

@@ -2,7 +2,7 @@
 
 A policy is data. It is one point in a space whose axes are independent, one model per axis:
 
-    sites     where   before_block | after_attention, at given blocks (perhaps none) or at fractions of the depth
+    sites     where   before_block | after_attention, at given blocks (or none) or at fractions of the depth
     scorer    kind    cls_attention | norm | random
     selector  kind    top_k, with the share of patch tokens that is kept
     fate              drop | fuse

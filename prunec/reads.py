@@ -5,17 +5,17 @@
     linear(x, w, b)[.., 0:1, 0:C]      reads x[.., 0:1, :], w[0:C], b[0:C]
     mean(x, 1)                         reads all of x
 
-Nothing here knows an operator. The same rows are proposed first, then what has a gradient. A trial decides: the operator
-runs on random operands, once whole, and once on the proposed parts alone. It has never seen the rest, so if
-the results are equal, the rest does not matter. The rest holds numbers a hundred times as large, so that a
-maximum or a sort shows what a gradient hides.
+Nothing here knows an operator. The same rows are proposed first, then what has a gradient. A trial decides:
+the operator runs on random operands, once whole, and once on the proposed parts alone. It has never seen the
+rest, so if the results are equal, the rest does not matter. The rest holds numbers a hundred times as large,
+so that a maximum or a sort shows what a gradient hides.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,15 @@ class Unit:
     element: int | None
     operands: tuple[fx.Node, ...]  # tensors
 
+    @property
+    def target(self) -> Callable[..., Any]:
+        """The operator."""
+        assert callable(self.call.target)
+        return self.call.target
+
     def run(self, args: Any, kwargs: Any) -> Any:
         """The unit's value for other arguments of the call."""
-        assert callable(self.call.target)
-        value = self.call.target(*args, **kwargs)
+        value = self.target(*args, **kwargs)
         return value if self.element is None else value[self.element]
 
 
@@ -285,9 +290,8 @@ def _ways(unit: Unit, box: Box, proposed: Sequence[Box | None], lengths: Lengths
             yield Reads(tuple(proposed), piece=read[0], squeezed=squeezed)
 
 
-def _sizes(unit: Unit, box: Box, boxes: Sequence[Box]) -> Iterator[dict[Position, Rows | int]]:
-    """Changes of the integers in a call: none, sizes of the result that are smaller now, rows counted from
-    where a part begins."""
+def _sizes(unit: Unit, box: Box, boxes: Sequence[Box]) -> Iterator[Mapping[Position, Rows | int]]:
+    """Changes of the integers in a call: none, sizes that are smaller now, places from a part's start."""
     yield {}
     args = unit.call.args
     known = {where: _recorded(at(args, where)) for where in compat.symbolic_positions(unit.call.target, args)}
@@ -303,7 +307,8 @@ def _sizes(unit: Unit, box: Box, boxes: Sequence[Box]) -> Iterator[dict[Position
     starts = {rows.start for box in boxes for _, rows in box if isinstance(rows, Span) and rows.start > 0}
     for place, value in enumerate(args):
         if isinstance(value, int) and not isinstance(value, bool):
-            yield from ({(place,): value - start} for start in starts if value >= start)
+            for start in (start for start in starts if value >= start):
+                yield {(place,): value - start}
 
 
 def _recorded(size: Any) -> sympy.Expr:

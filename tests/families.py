@@ -226,14 +226,14 @@ FAMILIES = (
     Family(
         "timm_deit_distilled", _timm("deit_tiny_distilled_patch16_224"), pruning=EVIT, tokens=30, prefix=2,
         class_token=0, head=("class token", "token 1"), layer_scale=False, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(30, 17, 11), read=2, cuts=10, head_flops=_classify(heads=2), reference=references.plain,
-        **_TIMM,
+        gathered=0, takes=0, lengths=(30, 17, 11), read=2, cuts=10, head_flops=_classify(heads=2),
+        reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_dinov2_registers", _timm("vit_small_patch14_reg4_dinov2", patch=14), pruning=EVIT, tokens=33,
         prefix=5, class_token=0, head=("class token",), layer_scale=True, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(33, 20, 14), read=1, cuts=8, head_flops=_classify(), reference=references.plain,
-        **{**_TIMM, "image": (56, 98), "patch": 14},
+        gathered=0, takes=0, lengths=(33, 20, 14), read=1, cuts=8, head_flops=_classify(),
+        reference=references.plain, **{**_TIMM, "image": (56, 98), "patch": 14},
     ),
     Family(
         "timm_siglip", _timm("vit_base_patch16_siglip_224"), pruning=NORM, tokens=28, prefix=0,
@@ -273,8 +273,8 @@ FAMILIES = (
     Family(
         "hf_vit_eager", _hf("ViTForImageClassification", "ViTConfig", "eager"), pruning=EVIT, tokens=26,
         prefix=1, class_token=0, head=("class token",), layer_scale=False, activation="gelu", core="spelled",
-        masks=0, literals=8, gathered=2, takes=4, scatters=0, lengths=(26, 15, 9), read=1, cuts=3, head_flops=_classify(2),
-        **_SQUARE,
+        masks=0, literals=8, gathered=2, takes=4, scatters=0, lengths=(26, 15, 9), read=1, cuts=3,
+        head_flops=_classify(2), **_SQUARE,
     ),
     Family(
         "hf_deit", _hf("DeiTForImageClassificationWithTeacher", "DeiTConfig"), pruning=EVIT, tokens=27,

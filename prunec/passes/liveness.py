@@ -1,23 +1,24 @@
 """Compute only what somebody reads.
 
-    s -- norm -- qkv[0:3C] -- q, k, v -- attention -- proj -- (+) -- norm -- mlp -- (+) -- norm -- [:, 0] -- head
-    '---------------------------------------------------------'
-becomes (1 row of 197 where nothing else is said)
-    s -- norm -+- rows -- qkv[0:C] -- q -- attention -- proj -- (+) -- norm -- mlp -- (+) -- norm -- [:, 0] -- head
-    |          '- qkv[C:3C] -- k, v (197) --'                   |
-    '- rows ----------------------------------------------------'
+    s -- norm -- qkv[3C] -- q, k, v -- attention -- proj -- (+) -- norm -- mlp -- (+) -- norm -- [:, 0]
+     '-----------------------------------------------------'
+becomes
+    s -- norm -+- rows -- q[C] -- attention -- proj -- (+) -- norm -- mlp -- (+) -- norm -- [:, 0]
+     |         '- kv[2C] -- k, v -'                     |
+     '- rows -------------------------------------------'        rows: 1 of 197; k, v: 197
 
-Walked backwards, each reader says which boxes of rows it needs of its operands (see reads.py), each value adds
-up what its readers need, and what is not needed is not computed. A class token read by the head, detection
-tokens read at the end, and the rows that a selection keeps are the same thing here: the queries of a site that
-is scored by keys and one query are gathered before its attention.
+Walked backwards, each reader says which boxes of rows it needs of its operands (see reads.py), each value
+adds up what its readers need, and what is not needed is not computed. A class token read by the head,
+detection tokens read at the end, and the rows that a selection keeps are the same thing here: where a site is
+scored by keys and one query, the other queries are gathered before its attention.
 
-Exact: the rows that are computed are computed as before. It runs by default, and with the policy `none` alone.
+Exact: the rows that are computed are computed as before. It runs by default; with the policy `none`, alone.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Liveness:
 
 
 def _settings(target: fx.Graph) -> list[Lengths]:
-    """The lengths that the program runs at: its own counts, and every token kept, as the certificate has it."""
+    """The lengths that the program runs at: its own counts, and all tokens, as in the certificate."""
     kept: dict[Any, int] = {}
     full: dict[Any, int] = {}
     for node in target.nodes:
@@ -230,9 +231,9 @@ class _Rewriting:
             lambda source: parts.get(source) or self.new.get((source, WHOLE), source),
         )
         if unit.element is None:
-            return self._call(node, unit.call.target, args, kwargs, name)
-        call = self._call(unit.call, unit.call.target, args, kwargs, f"{unit.call.name}_rows")
-        return self._call(node, node.target, (call, unit.element), {}, name)
+            return self._call(node, unit.target, args, kwargs, name)
+        call = self._call(unit.call, unit.target, args, kwargs, f"{unit.call.name}_rows")
+        return self._call(node, operator.getitem, (call, unit.element), {}, name)
 
     def _copied(self, node: fx.Node) -> fx.Node:
         sources = {source: self.view(source, WHOLE) for source in node.all_input_nodes}

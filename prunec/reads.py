@@ -158,12 +158,14 @@ class _Trial:
         if gradient is None or not bool((read := gradient != 0).any()):
             return None
         value = node.meta["val"]
-        shared = self.chosen and not any(self._is_image_axis(size) for size in value.shape)
-        if shared:
-            return self._in_place(node)
+        # Of what all images share, each reads its own rows: no gradient tells them apart.
+        shared = {
+            axis: rows for axis, rows in self._in_place(node) if isinstance(rows, Chosen) and rows.shared
+        }
         found: list[tuple[int, Rows]] = []
         for axis, size in enumerate(value.shape):
-            rows = self._chosen_along(value, axis, read) or self._span_along(size, axis, read)
+            rows: Rows | None = shared.get(axis) or self._chosen_along(value, axis, read)
+            rows = rows or self._span_along(size, axis, read)
             found.extend([(axis, rows)] if rows else [])
         return tuple(found)
 

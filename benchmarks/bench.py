@@ -7,6 +7,7 @@
     b  what pruning gains: dense, pruned, ideal (plain slices) and random, all compiled
     c  graph breaks, and recompilations over batches
     d  how long a transform takes by stage, beside torch.export, over depths
+    e  what leaving out unread rows gains: dense and policy none, both compiled
 
 Exits with 1 where a limit is missed.
 """
@@ -29,6 +30,7 @@ from common import (
     Row,
     conclude,
     controlled,
+    exact,
     fresh,
     hugging_face_vit,
     images,
@@ -113,6 +115,10 @@ def _rewriting(stages: Sequence[Stage]) -> float:
     return sum(stage.seconds for stage in stages if stage.name not in ("capture", "certify"))
 
 
+def leaving_out(rounds: int) -> list[Row]:
+    return [exact(name, build(), BATCH, rounds) for name, build in MODELS.items()]
+
+
 def policy() -> Policy:
     return Policy.load(POLICY).override(keep=KEEP)
 
@@ -130,6 +136,7 @@ SECTIONS = {
     "b": Section(f"b  compiled: {POLICY}, keep={KEEP:g}, beside dense and both controls", pruning),
     "c": Section("c  graph breaks and recompilations", compiling),
     "d": Section("d  time to transform, by stage", transforming),
+    "e": Section("e  compiled: policy none beside dense", leaving_out),
 }
 
 

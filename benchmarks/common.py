@@ -21,6 +21,7 @@ from prunec.certificate import relative_difference
 from prunec.compiler import compile_source
 from prunec.cost import Timing
 from prunec.evaluate import output
+from prunec.figures import flops
 from prunec.passes import FRONT, run_passes
 from prunec.passes.controls import RandomScores, Slices
 from prunec.policy import Policy
@@ -163,6 +164,23 @@ def speed(name: str, programs: Mapping[str, Program], x: Tensor, rounds: int) ->
     assert plan is not None
     tokens = [plan.sites[0].tokens, *(site.leaves for site in plan.sites)]
     return Row(name, settings(x, policy=plan.policy, keep=KEEP, tokens=tokens), timings, checks)
+
+
+def exact(name: str, model: nn.Module, batch: int, rounds: int) -> Row:
+    """The captured program beside policy none, which leaves out what nobody reads and prunes nothing."""
+    fresh()
+    compiled = compile_source(sources.from_module(model), Policy.load("none"))
+    programs = {"dense": compiled.dense, "none": compiled.pruned}
+    calls = {kind: lowered(program) for kind, program in programs.items()}
+    x, same = images(batch, model), images(batch, model)  # two, for lowering marks its inputs
+    timings = timed(calls, {"dense": x, "none": same}, rounds)
+    difference = relative_difference(output(calls["none"], same), output(calls["dense"], x))
+    checks = (
+        Check("speed-up: dense / none", cost.ratio(timings, "dense", "none"), least=1.0),
+        Check("FLOPs: none / dense", flops(compiled.pruned) / flops(compiled.dense)),
+        Check("largest relative difference", difference, most=MOST_APART[x.dtype]),
+    )
+    return Row(name, settings(x, policy="none"), timings, checks)
 
 
 def stability(name: str, program: Program, batches: Iterable[int], like: nn.Module) -> Row:

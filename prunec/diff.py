@@ -123,7 +123,7 @@ def _sections(dense: Program, after: Program) -> Iterator[Section]:
     anatomy = dense.anatomy
     assert anatomy is not None
     places = _places(dense.graph, anatomy)
-    old = graph.by_name(dense.graph)
+    old, new = graph.by_name(dense.graph), graph.by_name(after.graph)
     grouped: dict[str, list[fx.Node]] = {name: [] for name in _names(anatomy)}
     current = "head"
     for node in reversed(after.graph.nodes):  # what is inserted belongs to what follows it
@@ -137,6 +137,9 @@ def _sections(dense: Program, after: Program) -> Iterator[Section]:
         tokens: tuple[int, ...] = ()
         if name.startswith("block"):
             tokens, length = _lengths(length, sites.get(name))
+            state = new.get(anatomy.blocks[int(name.split()[1])].branches[-1].add)
+            if state is not None and (read := _rows(state, anatomy.token_dim, length)) < length:
+                tokens, length = (*tokens, read), read
         elif name == "head":
             restored = any(node.target is ops.scatter for node in nodes)
             tokens = (length, anatomy.tokens) if restored else (length,)
@@ -169,6 +172,12 @@ def _lengths(length: int, site: Site | None) -> tuple[tuple[int, ...], int]:
     if site.where == "before_block":
         return (site.leaves,), site.leaves
     return (length, site.leaves), site.leaves
+
+
+def _rows(state: fx.Node, dim: int, length: int) -> int:
+    """How many rows of a state are computed, where that is a constant."""
+    size = graph.shape(state)[dim]
+    return size if isinstance(size, int) else length
 
 
 def _holds(name: str, anatomy: Anatomy) -> str:

@@ -177,6 +177,13 @@ def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor |
     return base.scatter(dim, rows, x)
 
 
+def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:
+    """Neighbouring rows at a constant place; a view, so it costs nothing. Negative places: from the end."""
+    stop = x.shape[dim] if stop is None else stop
+    start, stop = (place + x.shape[dim] if place < 0 else place for place in (start, stop))
+    return x.narrow(dim, start, stop - start)
+
+
 def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
     """The full stream when the first rows went on: what `scatter` costs at least (for the ideal control)."""
     length = x.shape[dim]
@@ -224,5 +231,5 @@ SCORES = (class_attention, class_row, token_norm, random_score, mlp_score)
 SELECTIONS = (select, pack)
 DIALECT = (
     *SCORES, *SELECTIONS, passing, shuffled, live, key_mask, mask_keys, whole, gather, fuse, scatter,
-    put_first, compose, take,
+    rows, put_first, compose, take,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 A policy is data. It is one point in a space whose axes are independent, one model per axis:
 
-    sites     where     before_block | after_attention, at blocks, at fractions of the depth, or between two
+    sites     where     before_block | after_attention, at blocks (or none), at fractions of the depth, between
     scorer    kind      cls_attention | norm | random | mlp (learned)
     selector  kind      top_k: the same count for every image | threshold: as many as each image needs
     fate                drop | fuse | preserve: what is not kept keeps its value and is there at the end
@@ -64,7 +64,7 @@ class Sites(_Model):
     where: Literal["before_block", "after_attention"]
     blocks: Annotated[
         tuple[Block, ...] | None,
-        Field(strict=False, min_length=1, description="a list of block numbers, counted from 0"),
+        Field(strict=False, description="a list of block numbers, counted from 0"),
     ] = None
     depths: Annotated[
         tuple[Depth, ...] | None,
@@ -251,7 +251,7 @@ class Policy(_Model):
         else:
             # Rounded first, or 0.29 of 100 blocks would be block 28; that may reach 1, hence the last block.
             blocks = tuple(min(math.floor(round(f * depth, 9)), depth - 1) for f in self.sites.depths or ())
-        if max(blocks) >= depth:
+        if max(blocks, default=0) >= depth:
             raise PolicyError(
                 f"block {max(blocks)} does not exist, the model has blocks 0 to {depth - 1} @ sites.blocks",
                 where=f"policy {self.name}",

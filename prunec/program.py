@@ -200,6 +200,14 @@ class Plan:
     least: int = 1  # patches that every image keeps
 
 
+class Counts(dict[str, int]):
+    """How often a pass did each thing, and what else there is to say about it."""
+
+    def __init__(self, counts: Mapping[str, int], notes: tuple[str, ...] = ()) -> None:
+        super().__init__(counts)
+        self.notes = notes
+
+
 @dataclass(frozen=True)
 class Stage:
     """The readable record of one step."""

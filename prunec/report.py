@@ -83,6 +83,9 @@ class Report:
         yield from (("", note) for note in self.plan.notes)
         repairs = next((stage.counts for stage in self.stages if stage.name == "repair tokens"), {})
         yield "repairs", ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in repairs.items())
+        for stage in self.stages:
+            if stage.name == "liveness" and stage.notes:
+                yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
         yield "", f"(largest relative difference from the original, allowed {self.certificate.tolerance:.0e})"

@@ -54,6 +54,9 @@ class Family:
     hidden: int
     head_flops: Callable[[int], int]  # by the length of the last stream
     matrices: int = 2  # in the MLP: three where it is gated
+    # rows that the head reads of the last block (None: all), and how many cuts leave the others out
+    read: int | None = None
+    cuts: int = 0
     # the independent implementation, and which of the outputs it gives
     reference: Reference | None = None
 
@@ -153,15 +156,28 @@ def block_flops(family: Family, attending: int, passing: int) -> int:
     return projections + scores_and_values + mlp
 
 
-def expected_flops(family: Family, lengths: tuple[int, int, int]) -> int:
-    """One image through a model whose stream has these lengths before, between and after the sites."""
+def last_block_flops(family: Family, tokens: int) -> int:
+    """The last block where the head reads some rows: keys and values for all, the rest for those."""
+    rows = tokens if family.read is None else family.read
+    keys_and_values, queries_and_output = 2 * tokens * WIDTH * 2 * WIDTH, 2 * rows * WIDTH * 2 * WIDTH
+    scores_and_values = 2 * 2 * rows * tokens * WIDTH
+    mlp = 2 * rows * WIDTH * family.hidden * family.matrices
+    return keys_and_values + queries_and_output + scores_and_values + mlp
+
+
+def expected_flops(family: Family, lengths: tuple[int, int, int], *, original: bool = False) -> int:
+    """One image through a model whose stream has these lengths before, between and after the sites.
+
+    The original computes every row of its last block, prunec those that are read.
+    """
     patches = (family.image[0] // family.patch) * (family.image[1] // family.patch)
     total = 2 * patches * 3 * family.patch**2 * WIDTH + family.head_flops(lengths[2])
     attending = [lengths[0], lengths[0], lengths[1], lengths[2]]
     passing = [lengths[0], lengths[1], lengths[2], lengths[2]]
     if family.pruning.where == "before_block":
         attending = passing
-    total += sum(block_flops(family, *pair) for pair in zip(attending, passing, strict=True))
+    blocks = [block_flops(family, *pair) for pair in zip(attending, passing, strict=True)]
+    total += sum(blocks) if original else sum(blocks[:3]) + last_block_flops(family, lengths[2])
     pruned = lengths[2] < lengths[0]
     if pruned and family.pruning.scorer == "cls_attention" and family.core == "fused":
         total += sum(2 * length * WIDTH for length in lengths[:2])  # one row of queries against all keys
@@ -205,19 +221,19 @@ FAMILIES = (
     Family(
         "timm_vit", _timm("vit_small_patch16_224"), pruning=EVIT, tokens=29, prefix=1, class_token=0,
         head=("class token",), layer_scale=False, activation="gelu", literals=4, gathered=0, takes=0,
-        lengths=(29, 16, 10), head_flops=_classify(), reference=references.plain, **_TIMM,
+        lengths=(29, 16, 10), read=1, cuts=8, head_flops=_classify(), reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_deit_distilled", _timm("deit_tiny_distilled_patch16_224"), pruning=EVIT, tokens=30, prefix=2,
         class_token=0, head=("class token", "token 1"), layer_scale=False, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(30, 17, 11), head_flops=_classify(heads=2), reference=references.plain,
-        **_TIMM,
+        gathered=0, takes=0, lengths=(30, 17, 11), read=2, cuts=10, head_flops=_classify(heads=2),
+        reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_dinov2_registers", _timm("vit_small_patch14_reg4_dinov2", patch=14), pruning=EVIT, tokens=33,
         prefix=5, class_token=0, head=("class token",), layer_scale=True, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(33, 20, 14), head_flops=_classify(), reference=references.plain,
-        **{**_TIMM, "image": (56, 98), "patch": 14},
+        gathered=0, takes=0, lengths=(33, 20, 14), read=1, cuts=8, head_flops=_classify(),
+        reference=references.plain, **{**_TIMM, "image": (56, 98), "patch": 14},
     ),
     Family(
         "timm_siglip", _timm("vit_base_patch16_siglip_224"), pruning=NORM, tokens=28, prefix=0,
@@ -228,7 +244,7 @@ FAMILIES = (
     Family(
         "timm_deit3", _timm("deit3_small_patch16_224"), pruning=EVIT, tokens=29, prefix=1, class_token=0,
         head=("class token",), layer_scale=True, activation="gelu", literals=4, gathered=0, takes=0,
-        lengths=(29, 16, 10), head_flops=_classify(), reference=references.plain, **_TIMM,
+        lengths=(29, 16, 10), read=1, cuts=8, head_flops=_classify(), reference=references.plain, **_TIMM,
     ),
     # Sine and cosine for the queries and the keys of three blocks, each gathered once behind either site.
     Family(
@@ -257,14 +273,14 @@ FAMILIES = (
     Family(
         "hf_vit_eager", _hf("ViTForImageClassification", "ViTConfig", "eager"), pruning=EVIT, tokens=26,
         prefix=1, class_token=0, head=("class token",), layer_scale=False, activation="gelu", core="spelled",
-        masks=0, literals=8, gathered=2, takes=4, scatters=0, lengths=(26, 15, 9), head_flops=_classify(2),
-        **_SQUARE,
+        masks=0, literals=8, gathered=2, takes=4, scatters=0, lengths=(26, 15, 9), read=1, cuts=3,
+        head_flops=_classify(2), **_SQUARE,
     ),
     Family(
         "hf_deit", _hf("DeiTForImageClassificationWithTeacher", "DeiTConfig"), pruning=EVIT, tokens=27,
         prefix=2, class_token=0, head=("class token", "token 1"), layer_scale=False, activation="gelu",
         core="fused", masks=4, literals=10, gathered=0, takes=0, scatters=0, lengths=(27, 16, 10),
-        head_flops=_classify(2, heads=2), **_SQUARE,
+        read=2, cuts=4, head_flops=_classify(2, heads=2), **_SQUARE,
     ),
     Family(
         "hf_dinov2", _hf("Dinov2Model", "Dinov2Config", mlp_ratio=2), pruning=EVIT, tokens=26, prefix=1,

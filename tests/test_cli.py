@@ -337,7 +337,7 @@ def test_an_unknown_policy(call: Call) -> None:
     assert message(call("graph", "models_of_a_user:vit", "--policy", "evti"), 2) == (
         "there is no policy 'evti'; nearest: evit\n"
         "  where: the presets\n"
-        "  to do: choose one of evit, norm, random, or give the path of a .yaml, .json or .toml file"
+        "  to do: choose one of evit, none, norm, random, or give the path of a .yaml, .json or .toml file"
     )
 
 

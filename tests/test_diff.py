@@ -75,7 +75,8 @@ def test_equal_blocks_are_one_section(shapes: Compiled) -> None:
         ("block 6", 1),
         ("block 7", 2),
         ("block 9", 1),
-        ("block 10", 2),
+        ("block 10", 1),
+        ("block 11", 1),  # only the class token's row of it is read
         ("head", 1),
     ]
     assert sum(section.repeats for section in sections[1:-1]) == 12
@@ -103,9 +104,9 @@ def test_blocks_that_differ_stand_by_themselves() -> None:
 def test_token_counts(shapes: Compiled) -> None:
     diff = shown(shapes)
     assert [section.tokens for section in diff.sections] == [
-        (), (82,), (82, 59), (59,), (59, 43), (43,), (43, 32), (32,), (32,),
+        (), (82,), (82, 59), (59,), (59, 43), (43,), (43, 32), (32,), (32, 1), (1,),
     ]  # fmt: skip
-    assert [section.before for section in diff.sections] == [0, *[82] * 8]
+    assert [section.before for section in diff.sections] == [0, *[82] * 9]
     assert shapes.pruned.plan is not None
     assert [site.leaves for site in shapes.pruned.plan.sites] == [59, 43, 32]
 
@@ -113,7 +114,7 @@ def test_token_counts(shapes: Compiled) -> None:
 def test_a_site_before_its_block_shortens_the_whole_block() -> None:
     dense = tiny.recognised(tiny.ViT(depth=3))
     sections = compare(dense, tiny.pruned(dense, blocks=[1])).sections
-    assert [section.tokens for section in sections] == [(), (26,), (14,), (14,), (14,)]
+    assert [section.tokens for section in sections] == [(), (26,), (14,), (14, 1), (1,)]
 
 
 def test_the_head_of_a_scattered_model_has_all_tokens(dinov2: Diff) -> None:
@@ -134,8 +135,18 @@ def test_inserted_nodes_stand_in_the_block_of_their_site(shapes: Compiled) -> No
         "block 3": ["score_0", "select_0", "fuse_0"],
         "block 6": ["score_1", "select_1", "fuse_1"],
         "block 9": ["score_2", "select_2", "fuse_2"],
+        "block 11": [  # queries for one row, keys and values for all
+            "blocks_11_attn_qkv_weight_rows",
+            "blocks_11_attn_qkv_bias_rows",
+            "layer_norm_22_rows",
+            "blocks_11_attn_qkv_weight_rows_1",
+            "blocks_11_attn_qkv_bias_rows_1",
+            "permute_11_rows_1",
+            "permute_11_rows_2",
+            "add_22_rows",
+        ],
     }
-    assert diff.inserted == len(tiny.dialect_of(shapes.pruned)) == 9
+    assert diff.inserted == len(tiny.dialect_of(shapes.pruned)) == 9 + 8
 
 
 def test_every_inserted_line_is_marked(dinov2: Diff) -> None:

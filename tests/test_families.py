@@ -33,6 +33,7 @@ class Case:
     output: list[Tensor]  # of the model, before
     compiled: Compiled
     pruned: nn.Module
+    exact: nn.Module  # policy none
 
     def run(self, module: nn.Module, images: Tensor) -> Any:
         args, kwargs = self.family.call(images)
@@ -50,7 +51,8 @@ def case(request: pytest.FixtureRequest) -> Case:
         output = tensors(model(*args, **kwargs))
     policy = Policy.load(family.policy).override(keep=0.5, blocks=(1, 2))
     compiled = compile_source(sources.from_module(model), policy)
-    return Case(family, model, state, output, compiled, ProgramModule(compiled.pruned))
+    exact = prunec.transform(model, "none")
+    return Case(family, model, state, output, compiled, ProgramModule(compiled.pruned), exact)
 
 
 class Selections(fx.Interpreter):
@@ -116,6 +118,10 @@ def test_every_stage_does_as_much_as_written_down(case: Case) -> None:
         "scatters": family.scatters,
         "region_ends": 0,
     }
+    assert counts["liveness"]["cuts"] == family.cuts
+    notes = next(stage.notes for stage in case.compiled.pruned.stages if stage.name == "liveness")
+    read = [f"rows {family.read} of {family.lengths[2]} from block 3"] if family.read else []
+    assert list(notes) == read
 
 
 def test_the_graph_holds_the_operations_of_the_plan_and_no_others(case: Case) -> None:
@@ -128,6 +134,7 @@ def test_the_graph_holds_the_operations_of_the_plan_and_no_others(case: Case) ->
         ops.fuse if family.pruning == EVIT else ops.gather: 2,
         ops.take: family.takes,
         ops.scatter: family.scatters,
+        ops.rows: family.cuts,
         # The way back to original rows past the second site, wherever something needs it.
         ops.compose: 1 if family.takes or family.scatters else 0,
     }
@@ -159,6 +166,11 @@ def test_keeping_everything_equals_the_original(case: Case) -> None:
     assert difference(case.run(same, images), case.run(case.model, images)) <= TOLERANCE
 
 
+def test_without_sites_the_outputs_are_those_of_the_original(case: Case) -> None:
+    images = case.family.images(3)
+    assert difference(case.run(case.exact, images), case.run(case.model, images)) <= 1e-6
+
+
 def test_pruning_changes_the_output(case: Case) -> None:
     # Or the models would be too dull for any comparison here to mean something.
     images = case.family.images(3)
@@ -168,16 +180,16 @@ def test_pruning_changes_the_output(case: Case) -> None:
 # --- numbers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pruned", [False, True], ids=["dense", "pruned"])
-def test_the_work_is_what_the_schedule_implies(case: Case, pruned: bool) -> None:
+@pytest.mark.parametrize("made", ["model", "exact", "pruned"])
+def test_the_work_is_what_the_schedule_implies(case: Case, made: str) -> None:
     family = case.family
-    lengths = family.lengths if pruned else (family.tokens,) * 3
+    lengths = family.lengths if made == "pruned" else (family.tokens,) * 3
     args, kwargs = family.call(family.images(2))
     with FlopCounterMode(
         display=False
     ) as counter:  # with gradients: under no_grad its hooks fail on a parameter
-        (case.pruned if pruned else case.model)(*args, **kwargs)
-    assert counter.get_total_flops() == 2 * expected_flops(family, lengths)
+        getattr(case, made)(*args, **kwargs)
+    assert counter.get_total_flops() == 2 * expected_flops(family, lengths, original=made == "model")
 
 
 def test_an_image_does_not_depend_on_its_batch(case: Case) -> None:

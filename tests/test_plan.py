@@ -119,7 +119,7 @@ def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> No
     ) as caught:
         make_plan(policy(scorer="cls_attention"), mean)
     assert caught.value.where == "scorer.kind"
-    assert caught.value.remedy == "presets that fit this model: norm, random"
+    assert caught.value.remedy == "presets that fit this model: none, norm, random"
     with pytest.raises(PolicyError, match="it reads nothing"):
         make_plan(policy(scorer="cls_attention"), anatomy(class_token=None, head=()))
     assert sites(mean) == [(1, 26, 13, 14)]

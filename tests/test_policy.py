@@ -122,7 +122,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(PolicyError, match=f"there is no policy '{name}'; nearest: {near}") as caught:
         Policy.load(name)
-    assert "choose one of evit, norm, random" in (caught.value.remedy or "")
+    assert "choose one of evit, none, norm, random" in (caught.value.remedy or "")
 
 
 def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
@@ -239,12 +239,12 @@ def test_the_mapping_given_is_not_changed() -> None:
 
 def test_presets_are_in_name_order_and_named_like_their_files() -> None:
     presets = policy.presets()
-    assert list(presets) == ["evit", "norm", "random"]
+    assert list(presets) == ["evit", "none", "norm", "random"]
     assert [preset.name for preset in presets.values()] == list(presets)
     assert all(Policy.load(name) == preset for name, preset in presets.items())
 
 
-@pytest.mark.parametrize("name", ["evit", "norm", "random"])
+@pytest.mark.parametrize("name", ["evit", "none", "norm", "random"])
 def test_a_preset_is_two_lines_of_comment_and_canonical_text(name: str) -> None:
     first, second, rest = (policy.PRESETS / f"{name}.yaml").read_text().split("\n", 2)
     assert first.startswith("# ")
@@ -285,8 +285,13 @@ def test_an_override_is_checked_too() -> None:
     with pytest.raises(PolicyError, match=r"keep must be in \(0, 1\], got 1.5 @ selector.keep") as caught:
         Policy.load("evit").override(keep=1.5)
     assert caught.value.where == "an override of policy evit"
-    with pytest.raises(PolicyError, match=r"counted from 0, got \(\) @ sites.blocks"):
-        Policy.load("evit").override(blocks=[])
+    with pytest.raises(PolicyError, match=r"depths must be .* got \[\] @ sites.depths"):
+        Policy.load({**Policy.load("evit").model_dump(), "sites": {"where": "before_block", "depths": []}})
+
+
+def test_no_block_is_a_policy_without_sites() -> None:
+    assert Policy.load("none").site_blocks(12) == ()
+    assert Policy.load("evit").override(blocks=[]).site_blocks(12) == ()
 
 
 @given(

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from prunec import graph, ops
 from prunec.capture import capture
 from prunec.passes import BACK, FRONT, run_passes
+from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
+from prunec.passes.repair_tokens import RepairTokens
 from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
@@ -163,8 +165,13 @@ def planned(dense: Program, **choices: Any) -> Program:
     return dense.replace(plan=make_plan(policy(**choices), dense.anatomy))
 
 
+def repaired(dense: Program, **choices: Any) -> Program:
+    """A recognised program with its sites put in and repaired, and nothing else."""
+    return run_passes((InsertSites(), RepairTokens()), planned(dense, **choices))
+
+
 def pruned(dense: Program, **choices: Any) -> Program:
-    """A recognised program with its sites put in and repaired."""
+    """A recognised program after all passes."""
     return run_passes(BACK, planned(dense, **choices))
 
 

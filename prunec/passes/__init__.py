@@ -13,10 +13,11 @@ from typing import Protocol
 from prunec import graph
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
+from prunec.passes.liveness import Liveness
 from prunec.passes.normalise import Normalise
 from prunec.passes.recognise import Recognise
 from prunec.passes.repair_tokens import RepairTokens
-from prunec.program import Program, Stage
+from prunec.program import Counts, Program, Stage
 
 
 class Pass(Protocol):
@@ -39,7 +40,7 @@ class Pass(Protocol):
 #: Before the plan: what the model is.
 FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
-BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens())
+BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness())
 
 
 def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:
@@ -50,6 +51,7 @@ def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:
         program, counts = step.run(program)
         graph.tidy(program.module)
         step.ensures(program)
-        stage = Stage(step.name, time.perf_counter() - start, counts)
+        notes = counts.notes if isinstance(counts, Counts) else ()
+        stage = Stage(step.name, time.perf_counter() - start, dict(counts), notes)
         program = program.replace(stages=(*program.stages, stage))
     return program

@@ -103,27 +103,33 @@ class RandomScores:
         """The program with every choice random; a fused token keeps its weights, which must be shares."""
         assert program.anatomy is not None
         module = graph.copy(program.module)
-        pruned = [node for node in module.graph.nodes if node.target in (ops.gather, ops.fuse)]
-        for node in pruned:
-            state, selection = node.args[0], node.args[1]
-            assert isinstance(selection, fx.Node)
+        selections = [node for node in module.graph.nodes if node.target in ops.SELECTIONS]
+        for selection in selections:
             score = selection.args[0]
             assert isinstance(score, fx.Node)
             ragged = selection.target is ops.pack
             with module.graph.inserting_before(score.next):
                 if ragged:
-                    made = module.graph.call_function(
-                        ops.shuffled, (score, *score.args[2:4], *score.args[5:])
-                    )
+                    operands = (score, *score.args[2:4], *score.args[5:])
+                    made = module.graph.call_function(ops.shuffled, operands)
                 else:
+                    state = _chosen_from(selection, program.anatomy.states)
                     made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
             made.meta = dict(score.meta)
             for user in list(score.users):
                 if user is not made and (ragged or user is selection):
                     user.replace_input_with(score, made)
-        return program.replace(module=module), {"scores": len(pruned)}
+        return program.replace(module=module), {"scores": len(selections)}
 
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
         assert all(node.args[0].target in (ops.random_score, ops.shuffled) for node in selections)
+
+
+def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
+    """The state of the stream that a selection takes its rows from, before it or before its attention."""
+    taken = [user.args[0] for user in selection.users if user.target in (ops.gather, ops.fuse)]
+    state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
+    assert state is not None, f"{selection.name} takes no rows of the token stream"
+    return state

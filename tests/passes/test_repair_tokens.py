@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from prunec import graph, ops
 from prunec.certificate import certify
 from prunec.program import Program
-from tests.tiny import Attention, Block, ViT, counts, dialect_of, pixels, pruned, recognised, run
+from tests import tiny
+from tests.tiny import Attention, Block, ViT, counts, dialect_of, pixels, recognised, run
 
 
 def repaired(model: nn.Module, expected: dict[str, int], **choices: Any) -> tuple[Program, Program]:
     """Dense and pruned program; first the counts, then the proof that no value changed."""
     dense = recognised(model)
-    program = pruned(dense, **{"blocks": [1], **choices})
+    program = tiny.repaired(dense, **{"blocks": [1], **choices})
     assert counts(program, "repair tokens") == {
         "literals": 0, "gathered": 0, "scatters": 0, "region_ends": 0, **expected
     }  # fmt: skip

@@ -265,19 +265,21 @@ class _Scattering(fx.Interpreter):
 
     def __init__(self, program: Program, images: Iterable[int]) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        self.images, self.site = tuple(images), 0
+        assert program.anatomy is not None
+        self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but which rows pass: a share of an image's rows that is its own."""
         if target is not ops.passing:
             return super().call_function(target, args, kwargs)
-        scores = torch.stack([self._chance(image, args[0].shape[1]) for image in self.images])
+        scores = torch.stack([self._chance(image)[: args[0].shape[1]] for image in self.images])
         self.site += 1
         return ops.passing(scores.to(args[0]), torch.zeros_like(args[1]), *args[2:])
 
-    def _chance(self, image: int, tokens: int) -> Tensor:
+    def _chance(self, image: int) -> Tensor:
+        """The same for an image whatever its batch pads it to."""
         generator = torch.Generator().manual_seed(1000 * self.site + image)
-        return torch.rand(tokens, generator=generator) - torch.rand((), generator=generator)
+        return torch.rand(self.tokens, generator=generator) - torch.rand((), generator=generator)
 
 
 def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator | None) -> Tensor:

@@ -99,8 +99,13 @@ def passing(
     if live is not None:
         patches = patches.masked_fill(~live[:, prefix : score.shape[1] - suffix], float("-inf"))
     best = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
-    kept = (patches > threshold).scatter(1, best, True)
-    return torch.nn.functional.pad(kept, (prefix, suffix), value=True)  # [B, T]
+    return _with_ends((patches > threshold).scatter(1, best, True), prefix, suffix)  # [B, T]
+
+
+def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
+    """Protected rows pass: [B, N] to [B, T]."""
+    front, back = (patches.new_ones((patches.shape[0], count)) for count in (prefix, suffix))
+    return torch.cat([front, patches, back], dim=1)
 
 
 def shuffled(kept: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
@@ -111,7 +116,7 @@ def shuffled(kept: Tensor, prefix: int, suffix: int, live: Tensor | None = None)
         chance = chance.masked_fill(~live[:, prefix:end], -1.0)
     place = chance.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the luckiest row
     lucky = place < kept[:, prefix:end].sum(dim=1, keepdim=True)
-    return torch.nn.functional.pad(lucky, (prefix, suffix), value=True)
+    return _with_ends(lucky, prefix, suffix)
 
 
 def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor:

@@ -2,7 +2,7 @@
 
 A policy is data. It is one point in a space whose axes are independent, one model per axis:
 
-    sites     where     before_block | after_attention, at blocks (or none), at fractions of the depth, between
+    sites     where     before_block | after_attention, at blocks (or none), depths, or between two depths
     scorer    kind      cls_attention | norm | random | mlp (learned)
     selector  kind      top_k: the same count for every image | threshold: as many as each image needs
     fate                drop | fuse | preserve: what is not kept keeps its value and is there at the end
@@ -161,6 +161,16 @@ class Policy(_Model):
                 f"by their scores, which must be shares of attention; {scorer.kind} scores are not"
             )
         selector = info.data.get("selector")
+        if fate == "drop" and selector is not None and selector.kind == "threshold":
+            raise ValueError(
+                "fate drop needs selector.kind top_k: where images keep different numbers of tokens, what"
+                " reads all of them (a mean) needs those that were not kept too; use preserve"
+            )
+        if fate == "drop" and selector is not None and selector.kind == "threshold":
+            raise ValueError(
+                "fate drop needs selector.kind top_k: where images keep different numbers of tokens, a mean "
+                "over them needs those that were not kept; use preserve"
+            )
         if fate == "fuse" and selector is not None and selector.kind != "top_k":
             raise ValueError(
                 "fate fuse needs selector.kind top_k: one token stands for a fixed number of others"

@@ -150,7 +150,8 @@ def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:
         "blocks": changes.pop("blocks", [1]),
     }
     scorer = {"kind": changes.pop("scorer", "cls_attention" if fate == "fuse" else "norm")}
-    selector = {"kind": "top_k", "keep": keep, "multiple_of": changes.pop("multiple_of", 1)}
+    kind = changes.pop("selector", "top_k")
+    selector = {"kind": kind, "keep": keep, "multiple_of": changes.pop("multiple_of", 1)}
     return Policy.load(
         {
             "version": 1, "name": "mine", "summary": "For a test.", "sites": sites, "scorer": scorer,

@@ -163,11 +163,6 @@ class Policy(_Model):
         selector = info.data.get("selector")
         if fate == "drop" and selector is not None and selector.kind == "threshold":
             raise ValueError(
-                "fate drop needs selector.kind top_k: where images keep different numbers of tokens, what"
-                " reads all of them (a mean) needs those that were not kept too; use preserve"
-            )
-        if fate == "drop" and selector is not None and selector.kind == "threshold":
-            raise ValueError(
                 "fate drop needs selector.kind top_k: where images keep different numbers of tokens, a mean "
                 "over them needs those that were not kept; use preserve"
             )

@@ -33,25 +33,9 @@ from prunec.calls import CallTypes, signature
 from prunec.graph import is_size, place, with_graph
 from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
+from prunec.tables import Space, Tables, of_these_images
 
 _MAX_ATTEMPTS = 48
-
-
-@dataclass
-class Space:
-    """The rows that one selection leaves: a symbol for their number and the way back to the original ones."""
-
-    number: int  # in the order of the selections, for names
-    symbol: sympy.Symbol
-    selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
-    parent: Space | None
-    source: fx.Node | None = None  # old node: the stream before the gather
-    nodes: dict[str, fx.Node] = field(default_factory=dict)  # length and origin, made when first needed
-
-    @property
-    def depth(self) -> int:
-        """How many selections lie behind."""
-        return 1 if self.parent is None else 1 + self.parent.depth
 
 
 @dataclass
@@ -104,7 +88,8 @@ class TokenAxis:
         self.spaces: dict[sympy.Symbol, Space] = {}
         self.hints: list[int] = []  # lengths that stand in for the symbols, each its own
         self.repairs = Repairs()
-        self.taken: dict[Any, fx.Node] = {}  # tables already gathered
+        spare = tokens // 4 if probe else prefix + suffix
+        self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
         self.solved: dict[Any, Substitution] = {}
         self.rows: dict[Any, RowRead | None] = {}
 
@@ -210,11 +195,11 @@ class TokenAxis:
         foreign = [
             source
             for source in node.all_input_nodes
-            if self._is_foreign(source, space) and self._of_these_images(node, source, space)
+            if self._is_foreign(source, space) and of_these_images(node, source, space)
         ]
         for operand in foreign:
-            for dims in self._token_dims(node, operand):
-                swap = {self.new[operand]: self._take(node, operand, dims, space)}
+            for dims in self.tables.axes(node, operand):
+                swap = {self.new[operand]: self.tables.take(node, operand, dims, space)}
                 new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)
                 if value is not None:
@@ -254,7 +239,7 @@ class TokenAxis:
     def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         assert space.source is not None
         self.repairs.scatters += 1
-        args = (self.full(space.source), made, self._origin(space), self.token_dim)
+        args = (self.full(space.source), made, space.origin(self._call), self.token_dim)
         result = self.graph.create_node("call_function", ops.scatter, args, {}, name=f"{node.name}_full")
         result.meta = dict(node.meta)
         return result
@@ -293,71 +278,6 @@ class TokenAxis:
         """A tensor operand that is not in the deepest space of its call."""
         value = self.new[source].meta.get("val")
         return isinstance(value, torch.Tensor) and self._space(value) is not space
-
-    def _token_dims(self, node: fx.Node, operand: fx.Node) -> list[tuple[int, ...]]:
-        """Axes of an operand that may be token axes by their length: all first, then each, then pairs."""
-        rank, sizes = self._padded(node, operand)
-        spare = self.tokens // 4 if self.probe else self.prefix + self.suffix
-        fits = [
-            dim - rank
-            for dim, size in enumerate(sizes)
-            if isinstance(size, int) and self.tokens - spare <= size <= self.tokens and size > 1
-        ]
-        choices = [tuple(fits), *((dim,) for dim in fits), *itertools.combinations(fits, 2)]
-        return list(dict.fromkeys(choices)) if fits else []
-
-    def _padded(self, node: fx.Node, operand: fx.Node) -> tuple[int, list[Any]]:
-        """The operand's shape, broadcast on the left to the rank of the result."""
-        sizes = list(operand.meta["val"].shape)
-        output = node.meta["val"]
-        rank = max(len(sizes), output.dim() if isinstance(output, torch.Tensor) else 0)
-        if node.target in ops.SCORES:
-            rank = max(rank, 4)  # a bias of an attention score broadcasts against [B, h, T, T]
-        return rank, [1] * (rank - len(sizes)) + sizes
-
-    def _take(self, node: fx.Node, operand: fx.Node, dims: tuple[int, ...], space: Space) -> fx.Node:
-        """The operand with every axis in `dims` gathered by the space's original rows."""
-        rank, sizes = self._padded(node, operand)
-        table = self.full(operand)
-        batch_dim = self._batch_dim(node, rank)
-        key = (table, dims, rank, batch_dim, space.symbol)
-        if key in self.taken:
-            return self.taken[key]
-        for _ in range(rank - table.meta["val"].dim()):
-            table = self._call(torch.ops.aten.unsqueeze.default, (table, 0), f"{operand.name}_row")
-        for dim in dims:
-            missing = self.tokens - sizes[dim]
-            first = min(missing, self.prefix)
-            args = (table, self._origin(space), dim + rank, batch_dim, first, missing - first)
-            table = self._call(ops.take, args, f"{operand.name}_taken")
-        self.taken[key] = table
-        return table
-
-    def _of_these_images(self, node: fx.Node, operand: fx.Node, space: Space) -> bool:
-        """Whether an operand is the same for all images, or has one entry for each of the selection's."""
-        rank, sizes = self._padded(node, operand)
-        entries = sizes[self._batch_dim(node, rank)] if sizes else 1
-        batch = space.selection.meta["val"].shape[0]
-        return isinstance(entries, int) or compat.expression(entries) == compat.expression(batch)
-
-    def _batch_dim(self, node: fx.Node, rank: int) -> int:
-        """Where the batch stands in a result of this rank; in front unless a symbol says otherwise."""
-        output = node.meta["val"]
-        if isinstance(output, torch.Tensor) and output.dim() == rank:
-            for dim, size in enumerate(output.shape):
-                if compat.expression(size).is_Symbol:
-                    return dim
-        return 0
-
-    def _origin(self, space: Space) -> fx.Node:
-        """Original rows of a space: its selection, composed with those before it."""
-        if space.parent is None:
-            return space.selection
-        if "origin" not in space.nodes:
-            space.nodes["origin"] = self._call(
-                ops.compose, (self._origin(space.parent), space.selection), f"origin_{space.number}"
-            )
-        return space.nodes["origin"]
 
     # --- rows read by position --------------------------------------------------------------
 

@@ -54,7 +54,7 @@ from prunec.version import __version__
 HERE = Path(__file__).parent
 RECORD, TABLE = HERE / "results" / "zoo.json", HERE.parent / "docs" / "zoo.md"
 POLICY, KEEP = "norm", 0.6
-TIMEOUT = 120.0
+TIMEOUT = 240.0  # no row needs a quarter of it, unless the machine is busy
 TOLERANCE = 1e-4  # captured / original: the operators are the same, their order of summation may not be
 VERDICTS = ("transformed", "refused", "failed", "not built")
 

@@ -1,12 +1,16 @@
 """Every Vision Transformer of timm and transformers through the compiler: transformed, refused, or failed.
 
-    python benchmarks/zoo.py                        # all; rows taken with the same versions are kept
+    python benchmarks/zoo.py                        # all; rows of the very same compiler are kept
     python benchmarks/zoo.py --only 'timm:vit_*'    # some
+    python benchmarks/zoo.py --jobs 4               # four models at a time
     python benchmarks/zoo.py --fresh                # all, anew
 
 A model is built small, its parameters are filled with numbers that matter, and it is recognised, transformed
 at keep=1.0 and at keep=0.6, certified (identity and permutation), run at batches of one and three, and
 differentiated. Each has a process of its own, so that a crash or an endless loop costs one row.
+
+A row belongs to one commit of prunec/ and one version of each library. Rows of another are dropped, so that
+the record is of one compiler; those of a changed working tree are never kept.
 
 Writes results/zoo.json and docs/zoo.md. Exits with 1 where a row is "failed".
 """
@@ -16,13 +20,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import json
 import multiprocessing
+import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +45,7 @@ from zoo_models import Built, Case, build, cases, randomise
 from prunec import capture, cost, graph, ops, sources
 from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan
-from prunec.errors import PolicyError, PruneError, VerificationError
+from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
@@ -47,7 +54,7 @@ from prunec.version import __version__
 HERE = Path(__file__).parent
 RECORD, TABLE = HERE / "results" / "zoo.json", HERE.parent / "docs" / "zoo.md"
 POLICY, KEEP = "norm", 0.6
-TIMEOUT = 120.0
+TIMEOUT = 240.0  # no row needs a quarter of it, unless the machine is busy
 TOLERANCE = 1e-4  # captured / original: the operators are the same, their order of summation may not be
 VERDICTS = ("transformed", "refused", "failed", "not built")
 
@@ -99,6 +106,7 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "capture"):
         captured = capture.capture(source.module, source.args, source.kwargs)
     row["operators"] = captured.stages[0].counts["operators"]
+    _check_capture(captured, built.example, expected)
     notes = list(captured.stages[0].notes)
     with _clock(row, "recognise"):
         dense = run_passes(FRONT, captured)
@@ -146,15 +154,29 @@ def _pruned(dense: Program, keep: float) -> Program:
     return run_passes(BACK, plan(dense, Policy.load(POLICY).override(keep=keep)))
 
 
+def _check_capture(captured: Program, example: Any, expected: Sequence[Tensor]) -> None:
+    """A model may do something else while it is exported; no compiler behind that can be right."""
+    worst = _difference(captured, example, expected)
+    if worst > TOLERANCE:
+        raise CaptureError(
+            f"what torch.export captured differs from the model itself by {worst:.1e}: "
+            "the model does something else while it is exported"
+        )
+
+
 def _compare(program: Program, example: Any, expected: Sequence[Tensor]) -> float:
     """The program that keeps every token beside the original model."""
-    with _seeded(), torch.no_grad():
-        found = _tensors(_call(ProgramModule(program), example))
-    pairs = list(zip(found, expected, strict=True))
-    worst = max((relative_difference(one, other) for one, other in pairs), default=0.0)
+    worst = _difference(program, example, expected)
     if worst > TOLERANCE:
         raise VerificationError(f"at keep=1.0 the result differs from the original model by {worst:.1e}")
     return worst
+
+
+def _difference(program: Program, example: Any, expected: Sequence[Tensor]) -> float:
+    with _seeded(), torch.no_grad():
+        found = _tensors(_call(ProgramModule(program), example))
+    pairs = list(zip(found, expected, strict=True))
+    return max((relative_difference(one, other) for one, other in pairs), default=0.0)
 
 
 def _check_shapes(model: nn.Module, pruned: Program, example: Any) -> None:
@@ -296,16 +318,27 @@ def run_apart(case: Case, timeout: float) -> Row:
 # --- the record and the table ------------------------------------------------------------------------------
 
 
+@functools.cache
 def versions() -> dict[str, str]:
+    """What made a row: the commit of the compiler (with a + where it was changed since) and libraries."""
     import timm
     import transformers
 
+    commit, changed = (
+        _git("log", "-1", "--format=%h", "--", "prunec"),
+        _git("status", "--porcelain", "--", "prunec"),
+    )
     return {
-        "prunec": __version__,
+        "prunec": f"{__version__} at {commit}{'+' if changed else ''}",
         "torch": torch.__version__,
         "timm": timm.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(HERE.parent), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def write(rows: Mapping[str, Row], left: int) -> None:
@@ -327,8 +360,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         "image alone, built small with parameters that matter. `make zoo` writes this page.",
         "",
         f"Policy `{record['policy']}`, keep {record['keep']}; identity and permutation certificates in fp32,",
-        "batches of one and three, gradients. "
-        f"torch {made['torch']}, timm {made['timm']}, transformers {made['transformers']}, {record['date']}.",
+        f"batches of one and three, gradients. prunec {made['prunec']}, torch {made['torch']},",
+        f"timm {made['timm']}, transformers {made['transformers']}, {record['date']}.",
         "",
         "| | " + " | ".join(VERDICTS) + " |",
         "|---" * (len(VERDICTS) + 1) + "|",
@@ -407,19 +440,21 @@ def main() -> int:
     parser.add_argument("--only", metavar="PATTERN", default="*", help="names to run, such as 'timm:vit_*'")
     parser.add_argument("--limit", type=int, help="run at most so many")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for one model")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many models at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what the record holds")
     given = parser.parse_args()
     rows = _known()
-    chosen = [case for case in cases(given.only) if fnmatch.fnmatch(case.name, given.only)]
+    everything = cases()
+    chosen = [case for case in everything if fnmatch.fnmatch(case.name, given.only)]
     waiting = [case for case in chosen if given.fresh or case.name not in rows][: given.limit]
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns) as progress, ThreadPoolExecutor(given.jobs) as pool:
         task = progress.add_task("", total=len(waiting))
-        for case in waiting:
-            progress.update(task, description=case.name)
-            row = rows[case.name] = run_apart(case, given.timeout)
-            write(rows, sum(case.name not in rows for case in waiting))
-            progress.advance(task)
+        for done in as_completed([pool.submit(run_apart, case, given.timeout) for case in waiting]):
+            row = {**done.result(), "compiler": versions()["prunec"]}
+            rows[row["name"]] = row
+            write(rows, sum(case.name not in rows for case in everything))
+            progress.update(task, advance=1, description=row["name"])
             if row["verdict"] != "transformed":
                 progress.console.print(_said(row), markup=False, highlight=False)
     counts = Counter(rows[case.name]["verdict"] for case in chosen if case.name in rows)
@@ -432,11 +467,14 @@ def _said(row: Row) -> str:
 
 
 def _known() -> dict[str, Row]:
-    """The rows of the record, if they were taken with the versions at hand."""
-    if not RECORD.exists():
+    """The rows of the record, if this very compiler took them."""
+    made = versions()
+    if not RECORD.exists() or made["prunec"].endswith("+"):
         return {}
     record = json.loads(RECORD.read_text(encoding="utf-8"))
-    return {row["name"]: row for row in record["rows"]} if record["versions"] == versions() else {}
+    if record["versions"] != made:
+        return {}
+    return {row["name"]: row for row in record["rows"] if row.get("compiler") == made["prunec"]}
 
 
 if __name__ == "__main__":

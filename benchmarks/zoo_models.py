@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
+import math
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,9 @@ BLOCKS, HEADS, HEAD_WIDTH = 4, 3, 16
 WIDTH = HEADS * HEAD_WIDTH
 CLASSES = 10
 MOST_PARAMETERS = 60e6  # a model that cannot be built smaller is no row that a laptop can run
+FEW_PARAMETERS = 30e6  # one that can be built within this is
+LARGE_IMAGE = 256
+STRIDE = 32  # of the last stage of a pyramid, or a convolutional stem
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,11 @@ class Built:
     how: str
 
 
-def cases(pattern: str = "*") -> list[Case]:
-    """All but those of a library that no name of the pattern is from; the first of each family come first."""
-    found = [] if pattern.startswith("hf:") else timm_cases()
-    found += [] if pattern.startswith("timm:") else hugging_face_cases()
+def cases() -> list[Case]:
+    """All, the first of each family first."""
     met: Counter[tuple[str, str]] = Counter()
     ranked = []
-    for case in found:
+    for case in (*timm_cases(), *hugging_face_cases()):
         ranked.append((met[case.library, case.family], case.name, case))
         met[case.library, case.family] += 1
     return [case for *_, case in sorted(ranked, key=lambda entry: entry[:2])]
@@ -122,16 +125,20 @@ def blueprint(name: str) -> tuple[Any, dict[str, Any]]:
     """The class and the keyword arguments that a factory of timm builds from; nothing is built."""
     import timm
 
-    with _watched():
+    def stop(cls: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise _Stop(cls, options)
+
+    with _on_the_way(stop):
         try:
             timm.model_entrypoint(name)(pretrained=False)
-        except _Stop as stop:
-            return stop.cls, dict(stop.options)
+        except _Stop as stopped:
+            return stopped.cls, dict(stopped.options)
     raise RuntimeError(f"the factory of {name} did not call timm's builder")
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[None]:
+def _on_the_way(change: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]) -> Iterator[None]:
+    """Let `change(class, options)` say what timm's builder gets instead of what a factory hands to it."""
     import timm.models
 
     modules = [
@@ -141,13 +148,13 @@ def _watched() -> Iterator[None]:
     ]
     build_model = timm.models.build_model_with_cfg
 
-    def stop(cls: Any, variant: str, pretrained: bool, *args: Any, **options: Any) -> Any:
-        if not options.get("features_only"):
-            raise _Stop(cls, options)
-        return build_model(cls, variant, pretrained, *args, **options)  # the stem of a hybrid
+    def changed(cls: Any, variant: str, pretrained: bool, *args: Any, **options: Any) -> Any:
+        if not options.get("features_only"):  # the stem of a hybrid stays
+            options = dict(change(cls, options))
+        return build_model(cls, variant, pretrained, *args, **options)
 
     for module in modules:
-        module.build_model_with_cfg = stop  # type: ignore[attr-defined]
+        module.build_model_with_cfg = changed  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -223,24 +230,33 @@ def _bulk(options: Mapping[str, Any], name: str) -> float:
 
 def _build_timm(name: str) -> Built:
     """The smallest that the factory builds and that runs."""
-    import timm
-
     cls, options = blueprint(name)
     errors = []
-    for how, changes in _smaller(cls, options):
+    for most, (how, changes) in itertools.product((FEW_PARAMETERS, MOST_PARAMETERS), _smaller(cls, options)):
         try:
-            module = timm.create_model(name, num_classes=CLASSES, **changes).eval()
-            if sum(parameter.numel() for parameter in module.parameters()) > MOST_PARAMETERS:
-                raise ValueError("too large")
+            with torch.device("meta"), contextlib.suppress(NotImplementedError):  # counted, not filled
+                _check_bulk(_created(name, changes), most)
+            module = _created(name, changes).eval()
+            _check_bulk(module, most)
             example = _image_of(module)
-            with torch.no_grad():
-                module(example)
         except Exception as error:  # noqa: BLE001  a factory refuses sizes in its own words
             errors.append(f"{how}: {error}")
             continue
         depth = changes.get("depth", options.get("depth"))
         return Built(module, example, _blocks(depth, module), how)
-    raise ValueError("; ".join(errors)[-600:])
+    raise ValueError("; ".join(dict.fromkeys(errors))[-600:])
+
+
+def _created(name: str, changes: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    with _on_the_way(lambda _, given: {**given, **changes}):
+        return timm.create_model(name, num_classes=CLASSES)  # type: ignore[no-any-return]
+
+
+def _check_bulk(module: nn.Module, most: float) -> None:
+    if sum(parameter.numel() for parameter in module.parameters()) > most:
+        raise ValueError("too large")
 
 
 def _blocks(depth: Any, module: nn.Module) -> int | None:
@@ -265,47 +281,110 @@ def _holds_attention(module: nn.Module) -> bool:
 
 
 def _smaller(cls: Any, options: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Ways to make a model of timm small, smallest first."""
-    known = set(options) | set(inspect.signature(cls).parameters if inspect.isclass(cls) else ())
-    patch = options.get("patch_size", 16)
-    patch = patch if isinstance(patch, int) else 16
-    depth: dict[str, Any] = {}
-    for key in ("depth", "depths", "layers", "serial_depths", "stages"):
-        value = options.get(key, 12 if key == "depth" and key in known else None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            depth[key] = min(BLOCKS, value)
-        elif isinstance(value, list | tuple) and all(isinstance(item, int) for item in value):
-            depth[key] = type(value)(min(2, item) for item in value)
-    width: dict[str, Any] = {}
-    if isinstance(options.get("embed_dim", WIDTH), int) and "embed_dim" in known:
-        heads = next((key for key in ("num_heads", "num_heads_outer") if key in known), None)
-        width = {"embed_dim": WIDTH} | ({heads: HEADS} if heads else {})
-        width |= {"num_kv_heads": HEADS} if options.get("num_kv_heads") else {}
-        width |= {"attn_head_dim": HEAD_WIDTH} if options.get("attn_head_dim") else {}
-        width |= {"head_dim": HEAD_WIDTH} if options.get("head_dim") else {}
-        width |= {"intermediate_size": 2 * WIDTH} if options.get("intermediate_size") else {}
-    wide = {"img_size": (4 * patch, 7 * patch)}
-    square = {"img_size": 6 * patch}
-    large = {"img_size": 16 * patch}
-    yield from (
-        ("depth, width, image", {**depth, **width, **wide}),
-        ("depth, width, square image", {**depth, **width, **square}),
-        ("depth, width, larger image", {**depth, **width, **large}),
-        ("depth, width", {**depth, **width}),
-        ("depth, image", {**depth, **wide}),
-        ("depth, square image", {**depth, **square}),
-        ("depth, larger image", {**depth, **large}),
-        ("depth", depth),
-        ("image", square),
-        ("as the factory has it", {}),
+    """Ways to make a model of timm small, smallest first: what to change of its options."""
+    for key in ("cfg", "model_cfg"):
+        config = options.get(key)
+        if dataclasses.is_dataclass(config):  # sizes stand in there, by the same names
+            fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+            for how, changes in _ways(fields, set(fields)):
+                yield how, {key: dataclasses.replace(config, **changes)}  # type: ignore[type-var]
+            return
+    yield from _ways(
+        options, set(options) | set(inspect.signature(cls).parameters if inspect.isclass(cls) else ())
     )
 
 
+def _ways(options: Mapping[str, Any], known: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    patch = options.get("patch_size", 16)
+    depth, width, narrow = _depth(options, known, BLOCKS), _width(options, known), _narrow(options)
+    whole = isinstance(patch, int) and patch > 1 and isinstance(depth.get("depth"), int)
+    side = patch if whole else STRIDE
+    images = {
+        "image": {"img_size": (4 * side, 7 * side)},
+        "square image": {"img_size": 6 * side},
+        "larger image": {"img_size": 16 * side if whole else 7 * side},
+    }
+    images = images if "img_size" in known else {}
+    given = {"depth, width": {**depth, **width}, "depth": depth, "depth, narrow": {**depth, **narrow}}
+    if isinstance(depth.get("depth"), int):  # stages keep their pattern
+        given["half the depth"] = _depth(options, known, BLOCKS // 2)
+    met: list[dict[str, Any]] = []
+    for names, sizes in given.items():
+        for name, image in {**images, "": {}}.items():
+            way = {**sizes, **image}
+            if way not in met:
+                met.append(way)
+                yield ", ".join(filter(None, (names, name))), way
+    yield "image", images.get("square image", {})
+    yield "as the factory has it", {}
+
+
+def _depth(options: Mapping[str, Any], known: Collection[str], blocks: int) -> dict[str, Any]:
+    depth: dict[str, Any] = {}
+    for key in ("depth", "depths", "layers", "serial_depths", "stages", "depth_list"):
+        value = options.get(key, 12 if key == "depth" and key in known else None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            depth[key] = min(blocks, value)
+        elif isinstance(value, list | tuple) and all(isinstance(item, int) for item in value):
+            groups = options.get("attn_groups")  # how many groups of three blocks hold attention
+            depth[key] = type(value)(min(max(blocks // 2, 3 if groups else 1), item) for item in value)
+            if groups:
+                depth["attn_groups"] = type(groups)(min(1, item) for item in groups)
+    return depth
+
+
+def _width(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """One width for all blocks."""
+    heads = next((key for key in ("num_heads", "num_heads_outer") if key in known), None)
+    plain = isinstance(options.get("embed_dim", WIDTH), int) and "embed_dim" in known
+    if not plain or (heads and isinstance(options.get(heads), list | tuple)):
+        return {}
+    width: dict[str, Any] = {"embed_dim": WIDTH} | ({heads: HEADS} if heads else {})
+    width |= {"num_kv_heads": HEADS} if options.get("num_kv_heads") else {}
+    width |= {"attn_head_dim": HEAD_WIDTH} if options.get("attn_head_dim") else {}
+    width |= {"head_dim": HEAD_WIDTH} if options.get("head_dim") else {}
+    return width | ({"intermediate_size": 2 * WIDTH} if options.get("intermediate_size") else {})
+
+
+def _narrow(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Widths of stages divided by one factor, heads as well: a head stays as wide, and two remain."""
+    heads = options.get("num_heads")
+    key = next((key for key in ("embed_dims", "embed_dim", "dims", "width_list") if options.get(key)), None)
+    widths = options.get(key) if key else None
+    several = [value for value in (heads, widths) if isinstance(value, list | tuple)]
+    if key is None or not several or not all(isinstance(item, int) for value in several for item in value):
+        return {}
+    common = math.gcd(*several[0]) // 2 if several[0] is heads else math.gcd(*several[0]) // 32
+    factor = math.gcd(common, *(widths if isinstance(widths, list | tuple) else [widths]))
+    divided = {"num_heads": heads, key: widths} if several[0] is heads else {key: widths}
+    stem = options.get("stem_width")
+    if isinstance(stem, list | tuple) and not any(item % factor for item in stem):
+        divided["stem_width"] = stem
+    return {name: _divided(value, factor) for name, value in divided.items()} if factor > 1 else {}
+
+
+def _divided(value: Any, factor: int) -> Any:
+    if isinstance(value, int):
+        return value // factor
+    return type(value)(item // factor for item in value)
+
+
 def _image_of(module: nn.Module) -> Tensor:
+    """The smallest image that a model takes: a third or half of a large one, or the whole."""
     from prunec import sources
 
-    given = sources.from_module(module)
-    return given.args[0]  # type: ignore[no-any-return]
+    (image,) = sources.from_module(module).args
+    sides = image.shape[-2:]
+    errors: list[Exception] = []
+    for part in (3, 2, 1) if min(sides) > LARGE_IMAGE else (1,):
+        smaller = image[..., : sides[0] // part, : sides[1] // part].contiguous()
+        try:
+            with torch.no_grad():
+                module(smaller)
+            return smaller
+        except Exception as error:  # noqa: BLE001  some models take one size only
+            errors.append(error)
+    raise errors[-1]
 
 
 # --- Hugging Face ------------------------------------------------------------------------------
@@ -338,6 +417,14 @@ SMALL: dict[str, Any] = {
     "num_labels": CLASSES,
     "vocab_size": 64,
     "use_pretrained_backbone": False,
+    "num_queries": 16,
+    "decoder_layers": 2,
+    "output_channels": WIDTH,  # the neck of SAM, and what reads it
+    "num_pos_feats": WIDTH // 2,
+    "vit_dim": WIDTH,
+    "post_conv_in_channels": WIDTH,
+    "image_embedding_size": 8,
+    "window_size": 4,
 }
 #: Fields that follow from others.
 DERIVED = {"model_type", "architectures", "transformers_version", "out_features", "stage_names", "dtype"}
@@ -348,6 +435,15 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "dpt": {"is_hybrid": False, "neck_ignore_stages": []},
     "llama4_vision_model": {"intermediate_size": 4 * WIDTH},
     "vivit": {"tubelet_size": [2, 16, 16]},
+    "zoedepth": {"bottleneck_features": 32, "fusion_hidden_size": 32},
+    "vitmatte": {"fusion_hidden_sizes": [32, 16, 16, 16]},
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "sapiens2_head": {
+        "upsample_out_channels": [32, 16],
+        "upsample_kernel_sizes": [4, 4],
+        "conv_out_channels": [16],
+        "conv_kernel_sizes": [1],
+    },
     "eomt": {"num_blocks": 1, "num_upscale_blocks": 1},
     "eomt_dinov3": {"num_blocks": 1, "num_upscale_blocks": 1},
 }
@@ -383,7 +479,10 @@ def _sees_images(config: Any) -> bool:
 
 
 def _classes(config: type) -> list[type]:
-    """The model classes of a configuration whose forward takes pixel values and needs nothing else."""
+    """The model classes of a configuration whose forward takes pixel values and needs nothing else.
+
+    One that asks for the sizes of grids (grid_thw) takes the patches of several images in one row instead.
+    """
     import transformers
 
     try:
@@ -408,7 +507,7 @@ def _takes_an_image_alone(cls: type) -> bool:
     required = [parameter.name for parameter in named if parameter.default is parameter.empty]
     names = {parameter.name for parameter in named}
     return bool(named) and named[0].name == "pixel_values" and set(required) <= {"pixel_values"} and not (
-        names & {"input_ids", "decoder_input_ids"}
+        names & {"input_ids", "decoder_input_ids", "grid_thw", "target_sizes"}
     )  # fmt: skip
 
 
@@ -428,8 +527,7 @@ def _build_hugging_face(case: Case) -> Built:
         except Exception as error:  # noqa: BLE001  a class may not know an implementation of attention
             errors.append(f"{attention}: {_line(error)}")
             continue
-        if sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMETERS:
-            raise ValueError("too large: the configuration was not made small by rule")
+        _check_bulk(model, MOST_PARAMETERS)
         for example in _examples(model, config):
             try:
                 with torch.no_grad():
@@ -458,26 +556,27 @@ def smaller(cls: Callable[..., Any]) -> Any:
 def _changes(config: Any) -> dict[str, Any]:
     held = {key: getattr(config, key, None) for key in {*config.to_dict(), *config.attribute_map.values()}}
     # depth first: other fields are lists with one entry for each layer or stage
-    changes = {key: value for key, value in SMALL.items() if key in held and held[key] is not None}
+    changes = {key: value for key, value in SMALL.items() if held.get(key) is not None and held[key] != 0}
     if held.get("hidden_size") is None:
         changes = {key: value for key, value in changes.items() if "heads" not in key}
     if isinstance(held.get("depths"), list | tuple) or isinstance(held.get("embed_dim"), list | tuple):
-        changes = {"depths": [2] * len(held["depths"])} if held.get("depths") else {}
+        changes = {key: value for key, value in changes.items() if key == "window_size"}
+        changes |= {"depths": [2] * len(held["depths"])} if held.get("depths") else {}
     patch = held.get("patch_size")
     if isinstance(held.get("image_size"), int) and isinstance(patch, int):
-        changes["image_size"] = (4 * GRID if held.get("depths") else GRID) * patch
+        changes["image_size"] = min(4 * GRID * patch, 128) if held.get("depths") else GRID * patch
     elif isinstance(held.get("image_size"), list | tuple) and isinstance(patch, int | list | tuple):
         sides = patch if isinstance(patch, list | tuple) else [patch, patch]
         changes["image_size"] = type(held["image_size"])([GRID * sides[-2], GRID * sides[-1]])
-    for key in ("vision_config", "backbone_config"):
-        if held.get(key) is not None and hasattr(held[key], "to_dict"):
+    for key in held:
+        if hasattr(held[key], "to_diff_dict"):
             kept = {name: value for name, value in held[key].to_diff_dict().items() if name not in DERIVED}
             changes[key] = type(held[key])(**{**kept, **_changes(held[key])})
     return {**changes, **{k: v for k, v in EXCEPTIONS.get(config.model_type, {}).items() if k in held}}
 
 
 def _examples(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
-    """Pixel values as an image and as a video, at the sizes that the configuration names."""
+    """Pixel values as an image, as a video and as flat patches, at the sizes that the configuration names."""
     seen = next((part for part in _parts(config) if getattr(part, "image_size", None) is not None), config)
     size, channels = seen.image_size, getattr(seen, "num_channels", None) or 3
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -486,5 +585,7 @@ def _examples(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     shapes = [(2, channels, *sides)]
     if frames:
         shapes = [(2, frames, channels, *sides), (2 * frames, channels, *sides)]
+    if isinstance(patch := getattr(seen, "patch_size", None), int):
+        shapes.append((2, (sides[0] // patch) * (sides[1] // patch), channels * patch**2))
     for shape in shapes:
         yield {"pixel_values": torch.randn(shape, generator=generator)}

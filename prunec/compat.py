@@ -20,8 +20,9 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, disable_fake_tensor_cache
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph import CodeGen
@@ -211,7 +212,9 @@ def evaluate(
     log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
     forced: set[sympy.Symbol] = set()
     try:
-        with mode, torch.no_grad():
+        # Each call is typed once, so there is nothing to cache. With the Python dispatcher, composite operators
+        # (addcmul) are typed by decompositions that know symbols.
+        with mode, disable_fake_tensor_cache(mode), enable_python_dispatcher(), torch.no_grad():
             result = target(*args, **kwargs)
             if op_name(target) == "scaled_dot_product_attention":
                 with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not compare keys with values
@@ -256,7 +259,6 @@ class _Knowledge:
 
     def _clear_caches(self) -> None:
         """A guard that was answered once is answered from a cache, and so forces nothing the next time."""
-        self.env.fake_tensor_cache.clear()
         for method in vars(type(self.env)).values():
             if hasattr(method, "cache_clear"):
                 method.cache_clear()

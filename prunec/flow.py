@@ -98,7 +98,9 @@ def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link
         if skip is dominator:
             return Link(node, skip, branch, frozenset(flow.region(skip, branch)))
         if skip in found and found[skip].state is dominator:  # x + attention(x) + mlp(x)
-            return Link(node, found[skip].state, branch, frozenset(flow.region(found[skip].state, branch)))
+            region = flow.region(found[skip].state, branch)
+            if skip not in region:  # or the branch reads the add, and the dominator is older than both
+                return Link(node, found[skip].state, branch, frozenset(region))
     for skip, branch in (
         operands,
         operands[::-1],

@@ -36,15 +36,18 @@ def rows_picked(node: fx.Node, source: fx.Node, axis: int, length: int) -> tuple
     return once if once == again else None
 
 
-def rows_apart(name: str, rows: Sequence[int], length: int, tokens: int, prefix: int) -> RowRead | None:
+def rows_apart(
+    name: str, rows: Sequence[int], length: int, tokens: int, prefix: int, *, follows: bool
+) -> RowRead | None:
     """How many rows at either end of a stream of `tokens` must stay in place for a reader of these rows.
 
     The reader's input has `length` rows: fewer than the stream where protected rows were sliced off before,
-    more where rows were put in front.
+    more where rows were put in front. A reader that follows the length (x[:, 5:]) tells those apart that it
+    leaves out; any other (x[:, :5]) those that it picks.
     """
     picked = sorted(set(rows))
     rest = sorted(set(range(length)) - set(picked))
-    apart = min(picked, rest, key=len) if rest else []
+    apart = rest if follows else picked
     if list(rows) != picked:  # an order of its own
         apart = picked
     if not apart:

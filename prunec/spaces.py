@@ -30,32 +30,13 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
-from prunec.errors import PolicyError
-from prunec.graph import is_getitem, is_size, place, with_graph
-from prunec.graph import op as graph_op
+from prunec.graph import is_size, place, with_graph
+from prunec.padding import Padding
 from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
-from prunec.watch import is_row_local
+from prunec.tables import Space, Tables, of_these_images
 
 _MAX_ATTEMPTS = 48
-
-
-@dataclass
-class Space:
-    """The rows that one selection leaves: a symbol for their number and the way back to the original ones."""
-
-    number: int  # in the order of the selections, for names
-    symbol: sympy.Symbol
-    selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
-    parent: Space | None
-    source: fx.Node | None = None  # old node: the stream before the gather
-    live: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
-    nodes: dict[str, fx.Node] = field(default_factory=dict)  # length and origin, made when first needed
-
-    @property
-    def depth(self) -> int:
-        """How many selections lie behind."""
-        return 1 if self.parent is None else 1 + self.parent.depth
 
 
 @dataclass
@@ -112,10 +93,11 @@ class TokenAxis:
         self.spaces: dict[sympy.Symbol, Space] = {}
         self.hints: list[int] = []  # lengths that stand in for the symbols, each its own
         self.repairs = Repairs()
-        self.taken: dict[Any, fx.Node] = {}  # tables already gathered
+        spare = tokens // 4 if probe else prefix + suffix
+        self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
         self.solved: dict[Any, Substitution] = {}
         self.rows: dict[Any, RowRead | None] = {}
-        self.local: dict[Any, bool] = {}  # calls that were watched
+        self.padding = Padding(self.cores, self._axes, self._sizes, self._call)
 
     # --- the walk ---------------------------------------------------------------------------
 
@@ -147,9 +129,11 @@ class TokenAxis:
             self.repairs.reads.append(read)
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
                 return self._end_region(node, f"patch rows are read by position: {_brief(read.rows)}", made)
-        elif (space.live is not None or self.preserve) and self._mixes_rows(node, made):
+        elif (space.live is not None or self.preserve) and self.padding.is_reached_by(node, made):
             return self._end_region(node, "tokens meet here that are not kept", made)
-        return self._masked(node, made, space) if space.live is not None else made
+        if space.live is not None and node.name in self.cores:
+            self.padding.hide(node, made, space)
+        return made
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""
@@ -226,11 +210,11 @@ class TokenAxis:
         foreign = [
             source
             for source in node.all_input_nodes
-            if self._is_foreign(source, space) and self._of_these_images(node, source, space)
+            if self._is_foreign(source, space) and of_these_images(node, source, space)
         ]
         for operand in foreign:
-            for dims in self._token_dims(node, operand):
-                swap = {self.new[operand]: self._take(node, operand, dims, space)}
+            for dims in self.tables.axes(node, operand):
+                swap = {self.new[operand]: self.tables.take(node, operand, dims, space)}
                 new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)
                 if value is not None:
@@ -270,7 +254,7 @@ class TokenAxis:
     def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         assert space.source is not None
         self.repairs.scatters += 1
-        args: tuple[Any, ...] = (self.full(space.source), made, self._origin(space), self.token_dim)
+        args: tuple[Any, ...] = (self.full(space.source), made, space.origin(self._call), self.token_dim)
         args = args if space.live is None else (*args, space.live)
         result = self.graph.create_node("call_function", ops.scatter, args, {}, name=f"{node.name}_full")
         result.meta = dict(node.meta)
@@ -311,71 +295,6 @@ class TokenAxis:
         value = self.new[source].meta.get("val")
         return isinstance(value, torch.Tensor) and self._space(value) is not space
 
-    def _token_dims(self, node: fx.Node, operand: fx.Node) -> list[tuple[int, ...]]:
-        """Axes of an operand that may be token axes by their length: all first, then each, then pairs."""
-        rank, sizes = self._padded(node, operand)
-        spare = self.tokens // 4 if self.probe else self.prefix + self.suffix
-        fits = [
-            dim - rank
-            for dim, size in enumerate(sizes)
-            if isinstance(size, int) and self.tokens - spare <= size <= self.tokens and size > 1
-        ]
-        choices = [tuple(fits), *((dim,) for dim in fits), *itertools.combinations(fits, 2)]
-        return list(dict.fromkeys(choices)) if fits else []
-
-    def _padded(self, node: fx.Node, operand: fx.Node) -> tuple[int, list[Any]]:
-        """The operand's shape, broadcast on the left to the rank of the result."""
-        sizes = list(operand.meta["val"].shape)
-        output = node.meta["val"]
-        rank = max(len(sizes), output.dim() if isinstance(output, torch.Tensor) else 0)
-        if node.target in ops.SCORES:
-            rank = max(rank, 4)  # a bias of an attention score broadcasts against [B, h, T, T]
-        return rank, [1] * (rank - len(sizes)) + sizes
-
-    def _take(self, node: fx.Node, operand: fx.Node, dims: tuple[int, ...], space: Space) -> fx.Node:
-        """The operand with every axis in `dims` gathered by the space's original rows."""
-        rank, sizes = self._padded(node, operand)
-        table = self.full(operand)
-        batch_dim = self._batch_dim(node, rank)
-        key = (table, dims, rank, batch_dim, space.symbol)
-        if key in self.taken:
-            return self.taken[key]
-        for _ in range(rank - table.meta["val"].dim()):
-            table = self._call(torch.ops.aten.unsqueeze.default, (table, 0), f"{operand.name}_row")
-        for dim in dims:
-            missing = self.tokens - sizes[dim]
-            first = min(missing, self.prefix)
-            args = (table, self._origin(space), dim + rank, batch_dim, first, missing - first)
-            table = self._call(ops.take, args, f"{operand.name}_taken")
-        self.taken[key] = table
-        return table
-
-    def _of_these_images(self, node: fx.Node, operand: fx.Node, space: Space) -> bool:
-        """Whether an operand is the same for all images, or has one entry for each of the selection's."""
-        rank, sizes = self._padded(node, operand)
-        entries = sizes[self._batch_dim(node, rank)] if sizes else 1
-        batch = space.selection.meta["val"].shape[0]
-        return isinstance(entries, int) or compat.expression(entries) == compat.expression(batch)
-
-    def _batch_dim(self, node: fx.Node, rank: int) -> int:
-        """Where the batch stands in a result of this rank; in front unless a symbol says otherwise."""
-        output = node.meta["val"]
-        if isinstance(output, torch.Tensor) and output.dim() == rank:
-            for dim, size in enumerate(output.shape):
-                if compat.expression(size).is_Symbol:
-                    return dim
-        return 0
-
-    def _origin(self, space: Space) -> fx.Node:
-        """Original rows of a space: its selection, composed with those before it."""
-        if space.parent is None:
-            return space.selection
-        if "origin" not in space.nodes:
-            space.nodes["origin"] = self._call(
-                ops.compose, (self._origin(space.parent), space.selection), f"origin_{space.number}"
-            )
-        return space.nodes["origin"]
-
     # --- rows read by position --------------------------------------------------------------
 
     def _rows_read(self, node: fx.Node, made: fx.Node) -> RowRead | None:
@@ -405,56 +324,10 @@ class TokenAxis:
         if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
             return None
         picked = rows_picked(node, source, axes[0], int(length))
-        return (
-            None if picked is None else rows_apart(node.name, picked, int(length), self.tokens, self.prefix)
-        )
-
-    # --- rows that do not count -------------------------------------------------------------
-
-    def _mixes_rows(self, node: fx.Node, made: fx.Node) -> bool:
-        """Whether an operator other than attention over tokens lets rows of its space meet."""
-        if node.target in ops.DIALECT or node.name in self.cores or is_getitem(node):
-            return False
-        inputs = {source: self._axes(source.meta.get("val")) for source in made.all_input_nodes}
-        axes = self._axes(made.meta["val"])
-        if len(axes) > 1 or any(len(found) > 1 for found in inputs.values()):
-            return False  # scores of every token for every token, between the products of an attention
-        if not axes:
-            return any(inputs.values())
-        key = (node.target, signature(made.args), signature(made.kwargs))
-        if key not in self.local:
-            sizes = {symbol: self.hints[space.number] for symbol, space in self.spaces.items()}
-            watched = [
-                (source, found[0]) for source, found in inputs.items() if found and not is_size(source)
-            ]
-            self.local[key] = all(
-                is_row_local(made, source, (axis, axes[0]), sizes) for source, axis in watched
-            )
-        return not self.local[key]
-
-    def _masked(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
-        """Attention that does not look at padding rows."""
-        if node.name not in self.cores:
-            return made
-        logits = made.args[0]
-        assert isinstance(logits, fx.Node)
-        batch = space.selection.meta["val"].shape[0]
-        if compat.expression(logits.meta["val"].shape[0]) != compat.expression(batch):
-            raise PolicyError(
-                "images that keep different numbers of tokens need attention with images on its first axis",
-                where=place(node),
-                remedy="use a policy whose selector is top_k",
-            )
-        with self.graph.inserting_before(made):
-            if graph_op(node) != "scaled_dot_product_attention":
-                made.replace_input_with(
-                    logits, self._call(ops.mask_keys, (logits, space.live), f"{node.name}_live")
-                )
-                return made
-            mask = made.args[3] if len(made.args) > 3 else made.kwargs.get("attn_mask")
-            keys = self._call(ops.key_mask, (space.live, mask), f"{node.name}_live")
-        made.args, made.kwargs = made.args[:3], {**_after(made, 3), "attn_mask": keys}
-        return made
+        if picked is None:
+            return None
+        follows = any(self._axes(leaf) for leaf in outputs)
+        return rows_apart(node.name, picked, int(length), self.tokens, self.prefix, follows=follows)
 
     # --- small helpers ----------------------------------------------------------------------
 
@@ -471,6 +344,10 @@ class TokenAxis:
         )
         made.meta = dict(node.meta)
         return made
+
+    def _sizes(self) -> dict[sympy.Symbol, int]:
+        """Numbers for the token counts, to run operators at."""
+        return {symbol: self.hints[space.number] for symbol, space in self.spaces.items()}
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
@@ -501,12 +378,6 @@ class TokenAxis:
     def _deepest(self, nodes: Sequence[fx.Node]) -> Space | None:
         found = [space for node in nodes if (space := self._space(node.meta.get("val"))) is not None]
         return max(found, key=lambda space: space.depth, default=None)
-
-
-def _after(node: fx.Node, place: int) -> dict[str, Any]:
-    """The arguments of an operator from a place on, by their names."""
-    names = compat.argument_names_of(node.target)
-    return {**dict(zip(names[place:], node.args[place:], strict=False)), **node.kwargs}
 
 
 def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:

@@ -1,6 +1,6 @@
 """The compiler, on one screen.
 
-capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> certify
+capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> liveness -> certify
 """
 
 from __future__ import annotations

@@ -212,8 +212,8 @@ def evaluate(
     log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
     forced: set[sympy.Symbol] = set()
     try:
-        # Each call is typed once, so there is nothing to cache. With the Python dispatcher, composite operators
-        # (addcmul) are typed by decompositions that know symbols.
+        # Each call is typed once: nothing to cache. With the Python dispatcher, composite operators (addcmul)
+        # are typed by decompositions that know symbols.
         with mode, disable_fake_tensor_cache(mode), enable_python_dispatcher(), torch.no_grad():
             result = target(*args, **kwargs)
             if op_name(target) == "scaled_dot_product_attention":

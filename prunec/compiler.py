@@ -1,6 +1,7 @@
 """The compiler, on one screen.
 
-capture -> normalise -> recognise -> plan -> insert sites -> repair tokens -> calibrate -> certify
+capture -> normalise -> flatten grid -> recognise -> plan -> insert sites -> repair tokens -> liveness
+-> calibrate -> certify
 """
 
 from __future__ import annotations

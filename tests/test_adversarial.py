@@ -113,15 +113,8 @@ def modulated_layer(block: Modulated, context: Tensor) -> Layer:
     return Layer(attention, lambda x: gate2 * block.mlp(block.norm2(x) * (1 + scale2) + shift2))
 
 
-older = pytest.mark.xfail(
-    strict=True, reason="an add whose branch meets the first state again is taken for a parallel branch of it"
-)
-
-
 @POLICIES
-@pytest.mark.parametrize(
-    "source", ["image", pytest.param("tokens", marks=older), pytest.param("class", marks=older)]
-)
+@pytest.mark.parametrize("source", ["image", "tokens", "class"])
 def test_a_context_that_modulates_every_block(source: str, policy: str, pruning: Pruning) -> None:
     model = ready(Adaptive(source))
     result = compiled(model, policy)
@@ -242,7 +235,6 @@ def test_blocks_past_a_drop_of_the_models_own_are_refused_by_name(drop: Callable
         compiled(model, blocks=(1, 2))
 
 
-@pytest.mark.xfail(strict=True, reason="rows that a slice leaves out are taken for protected ones at the end")
 def test_a_slice_of_the_models_own_reads_the_rows_that_it_reads_without_sites() -> None:
     model, pruning = ready(Dropping(between=first_half)), replace(NORM, blocks=(1,))
     found = prunec.anatomy(model, example=images(2))
@@ -276,9 +268,6 @@ def addcmul_layer(block: Addcmul) -> Layer:
     return Layer(attention, lambda x: 0.5 * block.scale2 * block.mlp(block.norm2(x)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="addcmul does not type with symbolic sizes unless the Python dispatcher is on"
-)
 @POLICIES
 def test_fused_residuals(policy: str, pruning: Pruning) -> None:
     model = ready(Model(Addcmul))

@@ -146,7 +146,7 @@ def message(said: Said, code: int) -> str:
 
 def masked(text: str) -> str:
     """A report without what differs from run to run."""
-    text = re.sub(r"permutation of all tokens: [\d.e+-]+", "permutation of all tokens: #", text)
+    text = re.sub(r"(identity at keep=1.0|permutation of all tokens): [\d.e+-]+", r"\1: #", text)
     text = re.sub(r"(?m)^(latency +batch \d+), .*$", r"\1, #", text)
     text = re.sub(r" +[\d.]+ ms ±\d+%", " # ms ±#%", text)
     text = re.sub(r"  x\d+\.\d\d$", "  x#", text, flags=re.MULTILINE)
@@ -218,7 +218,8 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
         "after attention of block 0: 26 -> 15 tokens",
     ]
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "capture", "normalise", "recognise", "plan", "insert sites", "repair tokens", "certify",
+        "capture", "normalise", "recognise", "plan", "insert sites", "repair tokens", "liveness",
+        "certify",
     ]  # fmt: skip
     data = call(*OPTIMIZE, "--dry-run", "--json").json
     assert list(data) == ["plan", "stages"]
@@ -237,15 +238,17 @@ def test_graph(call: Call) -> None:
     diff = call("graph", "models_of_a_user:vit", *EVIT, "--diff")
     assert "  block 0        attention + mlp                   26   26 -> 15\n" in diff.out
     assert "    + select_0 = select(score_0, 13, 1, 0, True)\n" in diff.out
-    assert "    ~ reshape [B, 26, 3, 2, 8] -> [B, n, 3, 2, 8]\n" in diff.out
+    # In the last block keys and values are computed for all tokens, the query for the class token.
+    assert "    ~ reshape [B, 26, 3, 2, 8] -> [B, n, 2, 2, 8]\n" in diff.out
+    assert "    + layer_norm_2_rows = rows(layer_norm_2, 1, 0, 1)\n" in diff.out
     assert "\x1b" not in diff.out
 
 
 def test_graph_json(call: Call) -> None:
     data = call("graph", "models_of_a_user:vit", *EVIT, "--format", "json").json
     assert list(data) == ["title", "sections", "inserted", "literals", "operands"]
-    assert (data["inserted"], data["literals"]) == (3, 2)
-    assert [section["tokens"] for section in data["sections"]] == [[], [26, 15], [15], [15]]
+    assert (data["inserted"], data["literals"]) == (3 + 8, 2)
+    assert [section["tokens"] for section in data["sections"]] == [[], [26, 15], [15, 1], [1]]
     assert not any(section["changes"] for section in data["sections"])  # they are for --diff
 
 
@@ -346,7 +349,7 @@ def test_a_policy_that_does_not_fit_names_those_that_do(call: Call) -> None:
         "policy 'evit' scores tokens by the attention of the class token, and this model's head reads none "
         "(it reads mean)\n"
         "  where: scorer.kind\n"
-        "  to do: presets that fit this model: norm, random"
+        "  to do: presets that fit this model: none, norm, random"
     )
 
 

@@ -221,7 +221,7 @@ class Policy(_Model):
 
     def to_yaml(self) -> str:
         """The canonical text: fields in the order of the language, absent ones left out."""
-        data = self.model_dump(mode="json", exclude_none=True)
+        data = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
     @property

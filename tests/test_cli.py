@@ -218,7 +218,7 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
         "after attention of block 0: 26 -> 15 tokens",
     ]
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "capture", "normalise", "recognise", "plan", "insert sites", "repair tokens", "liveness",
+        "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens", "liveness",
         "certify",
     ]  # fmt: skip
     data = call(*OPTIMIZE, "--dry-run", "--json").json
@@ -340,7 +340,7 @@ def test_an_unknown_policy(call: Call) -> None:
     assert message(call("graph", "models_of_a_user:vit", "--policy", "evti"), 2) == (
         "there is no policy 'evti'; nearest: evit\n"
         "  where: the presets\n"
-        "  to do: choose one of evit, none, norm, random, or give the path of a .yaml, .json or .toml file"
+        "  to do: choose one of dynamic, evit, none, norm, random, or give the path of a .yaml, .json or .toml file"
     )
 
 
@@ -349,7 +349,7 @@ def test_a_policy_that_does_not_fit_names_those_that_do(call: Call) -> None:
         "policy 'evit' scores tokens by the attention of the class token, and this model's head reads none "
         "(it reads mean)\n"
         "  where: scorer.kind\n"
-        "  to do: presets that fit this model: none, norm, random"
+        "  to do: presets that fit this model: dynamic, none, norm, random"
     )
 
 

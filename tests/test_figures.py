@@ -148,9 +148,8 @@ class Watching(Eager):
 def timed(found: Compiled, target: Watching, batch: int) -> tuple[figures.Latency, list[str]]:
     said: list[str] = []
     lowered = {"dense": target.lower(found.dense), "pruned": target.lower(found.pruned)}
-    result = figures.latency(
-        found.dense, found.pruned, lowered, target, batch=batch, rounds=5, say=said.append
-    )
+    flat = figures.inputs(found.dense, batch, None)
+    result = figures.latency(found.dense, found.pruned, lowered, target, flat, rounds=5, say=said.append)
     return result, said
 
 

@@ -119,7 +119,7 @@ def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> No
     ) as caught:
         make_plan(policy(scorer="cls_attention"), mean)
     assert caught.value.where == "scorer.kind"
-    assert caught.value.remedy == "presets that fit this model: none, norm, random"
+    assert caught.value.remedy == "presets that fit this model: dynamic, none, norm, random"
     with pytest.raises(PolicyError, match="it reads nothing"):
         make_plan(policy(scorer="cls_attention"), anatomy(class_token=None, head=()))
     assert sites(mean) == [(1, 26, 13, 14)]
@@ -138,3 +138,23 @@ def test_a_block_whose_parts_stand_side_by_side_has_no_place_between_them() -> N
 def test_a_block_that_does_not_exist_is_named() -> None:
     with pytest.raises(PolicyError, match="block 12 does not exist, the model has blocks 0 to 11"):
         make_plan(policy(blocks=[12]), anatomy())
+
+
+def test_a_site_that_chooses_among_all_again_has_the_share_of_its_stage() -> None:
+    found = sites(anatomy(100), keep=0.5, fate="preserve", reactivate=True, stages=2, blocks=[2, 4, 6, 8])
+    assert found == [(2, 101, 50, 51), (4, 101, 50, 51), (6, 101, 25, 26), (8, 101, 25, 26)]
+
+
+def test_what_is_preserved_without_coming_back_shrinks_on() -> None:
+    found = sites(anatomy(100), keep=0.5, fate="preserve", blocks=[2, 4])
+    assert found == [(2, 101, 50, 51), (4, 51, 25, 26)]
+
+
+def test_no_site_keeps_fewer_patches_than_the_least() -> None:
+    assert sites(anatomy(100), keep=0.01, least=8, blocks=[2]) == [(2, 101, 8, 9)]
+    assert sites(anatomy(4), keep=0.01, least=8, blocks=[2]) == []
+
+
+def test_counts_of_a_ragged_site_are_the_mean() -> None:
+    plan = make_plan(policy(selector="threshold", fate="preserve", reactivate=True, blocks=[3]), anatomy())
+    assert [str(site) for site in plan.sites] == ["before block 3: 26 -> 14 tokens on average"]

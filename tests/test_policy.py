@@ -51,9 +51,12 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"selector__keep": GONE}, ["keep is missing, it must be in (0, 1] @ selector.keep"]),
     (
         {"selector__kept": 0.5},
-        ["unknown key 'kept', allowed: kind, keep, multiple_of; nearest: keep @ selector"],
+        ["unknown key 'kept', allowed: kind, keep, multiple_of, least, stages; nearest: keep @ selector"],
     ),
-    ({"selector__kind": "topk"}, ["kind must be top_k, got 'topk'; nearest: top_k @ selector.kind"]),
+    (
+        {"selector__kind": "topk"},
+        ["kind must be top_k or threshold, got 'topk'; nearest: top_k @ selector.kind"],
+    ),
     (
         {"selector__multiple_of": 0},
         ["multiple_of must be a whole number, 1 or more, got 0 @ selector.multiple_of"],
@@ -61,20 +64,25 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"selector__multiple_of": 8.0}, ["a whole number, 1 or more, got 8.0 @ selector.multiple_of"]),
     (
         {"selector": 0.5},
-        ["selector must be a mapping with the keys kind, keep, multiple_of, got 0.5 @ selector"],
+        [
+            "selector must be a mapping with the keys kind, keep, multiple_of, least, stages, got 0.5 @ selector"
+        ],
     ),
     (
         {"scorer__kind": "cls_atention"},
-        ["cls_attention, norm or random", "nearest: cls_attention @ scorer.kind"],
+        ["cls_attention, norm, random or mlp", "nearest: cls_attention @ scorer.kind"],
     ),
-    ({"scorer__kind": ["norm"]}, ["kind must be cls_attention, norm or random, got ['norm'] @ scorer.kind"]),
-    ({"scorer": GONE}, ["scorer is missing, it must be a mapping with the keys kind @ scorer"]),
-    ({"fate": "fues"}, ["fate must be drop or fuse, got 'fues'; nearest: fuse @ fate"]),
+    (
+        {"scorer__kind": ["norm"]},
+        ["kind must be cls_attention, norm, random or mlp, got ['norm'] @ scorer.kind"],
+    ),
+    ({"scorer": GONE}, ["scorer is missing, it must be a mapping with the keys kind, hidden @ scorer"]),
+    ({"fate": "fues"}, ["fate must be drop, fuse or preserve, got 'fues'; nearest: fuse @ fate"]),
     ({"fate": "fuse"}, ["fuse needs scorer.kind cls_attention", "norm scores are not @ fate"]),
     ({"fate": "fuse", "scorer__kind": "random"}, ["random scores are not @ fate"]),
     ({"sites__where": "after_mlp"}, ["where must be before_block or after_attention, got 'after_mlp'"]),
-    ({"sites__blocks": [3]}, ["give either blocks or depths, got both @ sites"]),
-    ({"sites__depths": GONE}, ["give either blocks or depths, got neither @ sites"]),
+    ({"sites__blocks": [3]}, ["give one of blocks, depths and between, got blocks and depths @ sites"]),
+    ({"sites__depths": GONE}, ["give one of blocks, depths and between, got none @ sites"]),
     ({"sites__depths": []}, ["depths must be a list of fractions of the depth, each in [0, 1), got [] @"]),
     ({"sites__depths": [0.5, 1.0]}, ["each in [0, 1), got 1.0 @ sites.depths[1]"]),
     ({"sites__depths": 0.5}, ["depths must be a list of fractions", "got 0.5 @ sites.depths"]),
@@ -84,6 +92,28 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"sites__depths": GONE, "sites__blocks": [2.5]}, ["got 2.5 @ sites.blocks[0]"]),
     ({"sites": {1: 2, "where": "before_block", "depths": [0.5]}}, ["unknown key '1'", "@ sites.1"]),
+    (
+        {"sites__depths": GONE, "sites__between": [0.5, 0.25]},
+        ["must rise", "got [0.5, 0.25] @ sites.between"],
+    ),
+    ({"sites__depths": GONE, "sites__between": [0.5]}, ["two fractions of the depth", "@ sites.between"]),
+    ({"sites__depths": GONE, "sites__between": [0.5, 1.5]}, ["got 1.5 @ sites.between[1]"]),
+    ({"sites__between": [0.5, 1.0]}, ["got depths and between @ sites"]),
+    ({"scorer__hidden": 0.5}, ["hidden belongs to the scorer mlp, norm has no hidden layer @ scorer.hidden"]),
+    ({"scorer": {"kind": "mlp", "hidden": 0}}, ["hidden must be in (0, 4], got 0 @ scorer.hidden"]),
+    ({"selector__least": 0}, ["least must be a whole number, 1 or more, got 0 @ selector.least"]),
+    ({"selector__stages": 3}, ["selector.stages needs reactivate"]),
+    ({"selector__kind": "threshold"}, ["fate drop needs selector.kind top_k", "@ fate"]),
+    (
+        {"selector__kind": "threshold", "fate": "fuse", "scorer__kind": "cls_attention"},
+        ["fate fuse needs selector.kind top_k", "@ fate"],
+    ),
+    ({"reactivate": True}, ["reactivate needs fate preserve: what drop takes away", "@ reactivate"]),
+    (
+        {"reactivate": True, "fate": "preserve", "scorer__kind": "cls_attention"},
+        ["reactivate needs a scorer of all tokens (norm, random, mlp)", "@ reactivate"],
+    ),
+    ({"reactivate": "yes"}, ["reactivate must be true or false, got 'yes' @ reactivate"]),
     ({"version": 2}, ["version must be 1, got 2 @ version"]),
     ({"version": GONE}, ["version is missing, it must be 1 @ version"]),
     ({"name": "My Policy"}, ["name must be lower-case letters", "got 'My Policy' @ name"]),
@@ -122,7 +152,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(PolicyError, match=f"there is no policy '{name}'; nearest: {near}") as caught:
         Policy.load(name)
-    assert "choose one of evit, none, norm, random" in (caught.value.remedy or "")
+    assert "choose one of dynamic, evit, none, norm, random" in (caught.value.remedy or "")
 
 
 def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
@@ -239,12 +269,12 @@ def test_the_mapping_given_is_not_changed() -> None:
 
 def test_presets_are_in_name_order_and_named_like_their_files() -> None:
     presets = policy.presets()
-    assert list(presets) == ["evit", "none", "norm", "random"]
+    assert list(presets) == ["dynamic", "evit", "none", "norm", "random"]
     assert [preset.name for preset in presets.values()] == list(presets)
     assert all(Policy.load(name) == preset for name, preset in presets.items())
 
 
-@pytest.mark.parametrize("name", ["evit", "none", "norm", "random"])
+@pytest.mark.parametrize("name", ["dynamic", "evit", "none", "norm", "random"])
 def test_a_preset_is_two_lines_of_comment_and_canonical_text(name: str) -> None:
     first, second, rest = (policy.PRESETS / f"{name}.yaml").read_text().split("\n", 2)
     assert first.startswith("# ")

@@ -123,11 +123,11 @@ def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
         "source", "arch", "weights", "target", "policy", "anatomy", "plan", "stages", "certificate",
-        "flops", "images", "accuracy", "latency", "notes", "artefact",
+        "calibration", "flops", "images", "accuracy", "latency", "notes", "artefact",
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {
-        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9,
+        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9, "ragged": False,
     }  # fmt: skip
     assert data["latency"]["rows"]["pruned"] == {"median_ms": 10.0, "spread": 0.0, "speedup": 2.0}
     assert data["latency"]["ideal_over_pruned"] == 0.8

@@ -151,7 +151,8 @@ def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:
     }
     scorer = {"kind": changes.pop("scorer", "cls_attention" if fate == "fuse" else "norm")}
     kind = changes.pop("selector", "top_k")
-    selector = {"kind": kind, "keep": keep, "multiple_of": changes.pop("multiple_of", 1)}
+    selector = {"kind": kind, "keep": keep}
+    selector |= {key: changes.pop(key) for key in ("multiple_of", "least", "stages") if key in changes}
     return Policy.load(
         {
             "version": 1, "name": "mine", "summary": "For a test.", "sites": sites, "scorer": scorer,

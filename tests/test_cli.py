@@ -218,8 +218,8 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
         "after attention of block 0: 26 -> 15 tokens",
     ]
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens", "liveness",
-        "certify",
+        "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens",
+        "liveness", "certify",
     ]  # fmt: skip
     data = call(*OPTIMIZE, "--dry-run", "--json").json
     assert list(data) == ["plan", "stages"]
@@ -340,7 +340,8 @@ def test_an_unknown_policy(call: Call) -> None:
     assert message(call("graph", "models_of_a_user:vit", "--policy", "evti"), 2) == (
         "there is no policy 'evti'; nearest: evit\n"
         "  where: the presets\n"
-        "  to do: choose one of dynamic, evit, none, norm, random, or give the path of a .yaml, .json or .toml file"
+        "  to do: choose one of dynamic, evit, none, norm, random, "
+        "or give the path of a .yaml, .json or .toml file"
     )
 
 

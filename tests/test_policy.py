@@ -99,7 +99,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"sites__depths": GONE, "sites__between": [0.5]}, ["two fractions of the depth", "@ sites.between"]),
     ({"sites__depths": GONE, "sites__between": [0.5, 1.5]}, ["got 1.5 @ sites.between[1]"]),
     ({"sites__between": [0.5, 1.0]}, ["got depths and between @ sites"]),
-    ({"scorer__hidden": 0.5}, ["hidden belongs to the scorer mlp, norm has no hidden layer @ scorer.hidden"]),
+    ({"scorer__hidden": 0.5}, ["hidden belongs to the scorer mlp, norm has no", "@ scorer.hidden"]),
     ({"scorer": {"kind": "mlp", "hidden": 0}}, ["hidden must be in (0, 4], got 0 @ scorer.hidden"]),
     ({"selector__least": 0}, ["least must be a whole number, 1 or more, got 0 @ selector.least"]),
     ({"selector__stages": 3}, ["selector.stages needs reactivate"]),

@@ -419,6 +419,7 @@ SMALL: dict[str, Any] = {
     "use_pretrained_backbone": False,
     "num_queries": 16,
     "decoder_layers": 2,
+    "encoder_layers": 2,
     "output_channels": WIDTH,  # the neck of SAM, and what reads it
     "num_pos_feats": WIDTH // 2,
     "vit_dim": WIDTH,

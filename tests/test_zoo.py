@@ -1,9 +1,16 @@
-"""Structures that the table of families lacks: found as written down, exact, and right with fewer tokens."""
+"""Structures that the table of families lacks: found as written down, exact, and right with fewer tokens.
+
+And the rules by which benchmarks/zoo.py makes models small and keeps its rows.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +121,64 @@ def test_two_streams_of_patches_are_not_taken_for_one() -> None:
     anatomy = recognise(sources.from_module(randomise(model, seed=1))).anatomy
     assert anatomy is not None
     assert any("another stream" in miss.reason for miss in anatomy.unmatched)
+
+
+# --- the walk -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def walk(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """benchmarks/zoo.py and benchmarks/zoo_models.py."""
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path])
+    return importlib.import_module("zoo"), importlib.import_module("zoo_models")
+
+
+def test_stages_are_narrowed_by_one_factor_and_keep_two_heads(walk: tuple[Any, Any]) -> None:
+    _, models = walk
+    options = {"embed_dims": (128, 256, 512), "num_heads": (4, 8, 16)}
+    assert models._narrow(options) == {"embed_dims": (64, 128, 256), "num_heads": (2, 4, 8)}
+    assert models._narrow({"embed_dim": 352, "num_heads": (8, 16)}) == {"embed_dim": 88, "num_heads": (2, 4)}
+    assert models._narrow({"dims": [96, 192]}) == {"dims": [32, 64]}
+    assert models._narrow({"embed_dim": 96, "num_heads": (3, 6)}) == {}  # the first stage has three
+
+
+def test_sizes_inside_a_configuration_are_made_small_too(walk: tuple[Any, Any]) -> None:
+    _, models = walk
+    built = models.build(models.Case("timm", "naflexvit", "naflexvit_base_patch16_gap"))
+    assert len(built.module.blocks) == models.BLOCKS
+    assert built.module.embed_dim == models.WIDTH
+    assert sum(parameter.numel() for parameter in built.module.parameters()) < 1e6
+
+
+def test_a_large_image_is_cut_where_the_model_takes_a_smaller_one(walk: tuple[Any, Any]) -> None:
+    class Takes(nn.Module):
+        pretrained_cfg = {"input_size": (3, 300, 300)}  # noqa: RUF012
+
+        def __init__(self, least: int) -> None:
+            super().__init__()
+            self.least = least
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] >= self.least
+            return x
+
+    _, models = walk
+    assert [models._image_of(Takes(least)).shape[-1] for least in (1, 101, 151)] == [100, 150, 300]
+
+
+def test_rows_of_another_compiler_are_not_kept(
+    walk: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo, _ = walk
+    monkeypatch.setattr(zoo, "RECORD", tmp_path / "zoo.json")
+    made = {**zoo.versions(), "prunec": "0.1.0 at 1234567"}
+    monkeypatch.setattr(zoo, "versions", lambda: made)
+    rows = [
+        {"name": name, "compiler": made["prunec"] + more} for name, more in (("same", ""), ("other", "8"))
+    ]
+    zoo.RECORD.write_text(json.dumps({"versions": made, "rows": rows}), encoding="utf-8")
+    assert list(zoo._known()) == ["same"]
+    monkeypatch.setattr(zoo, "versions", lambda: {**made, "torch": "0"})
+    assert zoo._known() == {}
+    monkeypatch.setattr(zoo, "versions", lambda: {**made, "prunec": made["prunec"] + "+"})
+    assert zoo._known() == {}

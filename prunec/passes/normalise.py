@@ -3,6 +3,7 @@
     wrap_with_set_grad_enabled(False, body, x)      ->  the body's own operators
     sdpa(q, k, v, expand(arange(n) >= 0))           ->  sdpa(q, k, v)          a mask that hides nothing
     dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
+    copy(x, y)                                      ->  y        as x's type: the copy has no gradient
     chunk(table) in block 1, chunk(table) again in block 2  ->  one chunk(table)
     arange(tensor([[1, 8, 8]])[0, 1].item())        ->  arange(8)              a number read off a constant
     _assert_tensor_metadata(x, ...)                 ->  gone
@@ -22,6 +23,7 @@ from torch import fx
 
 from prunec import compat, graph
 from prunec.program import Program
+from prunec.sizes import sizes_of
 
 _WHOLE = 2**62  # ends of slices that mean "to the end" are larger
 _ONLY_BROADCAST = {"expand", "unsqueeze", "view", "reshape", "squeeze", "alias", "to", "contiguous"}
@@ -42,6 +44,7 @@ class Normalise:
         counts = {
             "regions": _inline_regions(module),
             "numbers": _fold_numbers(module),
+            "copies": _open_copies(module),
             "masks": _drop_masks(module),
             "no-ops": _drop_no_ops(module),
             "repeats": _share_repeats(module),
@@ -176,8 +179,8 @@ def _drop_no_ops(module: fx.GraphModule) -> int:
         if graph.op(node) == "_assert_tensor_metadata":
             module.graph.erase_node(node)
             dropped += 1
-        elif _does_nothing(node):
-            node.replace_all_uses_with(node.args[0])
+        elif (same := _operand_that_it_is(node)) is not None:
+            node.replace_all_uses_with(same)
             module.graph.erase_node(node)
             dropped += 1
     return dropped
@@ -205,14 +208,44 @@ def _call_key(node: fx.Node) -> Any:
     return (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())))
 
 
-def _does_nothing(node: fx.Node) -> bool:
+def _operand_that_it_is(node: fx.Node) -> fx.Node | None:
+    """The operand that a node yields as it is, if it does nothing."""
     name = graph.op(node)
-    if name == "alias":
-        return True
-    if name == "dropout":
-        return bool(node.args[1] == 0) or node.args[2] is False
-    if name == "slice":
-        given: list[Any] = list(node.args[2:])
-        start, end, step = given + [0, _WHOLE, 1][len(given) :]
-        return start in (0, None) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and step == 1
-    return False
+    idle = name == "alias" or (name == "dropout" and (node.args[1] == 0 or node.args[2] is False))
+    if idle or (name == "slice" and _takes_all(list(node.args[2:]))):
+        return node.args[0]  # type: ignore[return-value]
+    if name == "slice_scatter" and _takes_all(list(node.args[3:])):
+        return node.args[1]  # type: ignore[return-value]
+    return None
+
+
+def _takes_all(given: list[Any]) -> bool:
+    """Whether the start, end and step of a slice leave nothing out."""
+    start, end, step = given + [0, _WHOLE, 1][len(given) :]
+    return start in (0, None) and (end is None or (isinstance(end, int) and end >= _WHOLE)) and step == 1
+
+
+def _open_copies(module: fx.GraphModule) -> int:
+    """Write x[...] = y, of which functionalisation makes copy(x, y), by operators that have a gradient."""
+    aten, opened = torch.ops.aten, 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.copy.default:
+            continue
+        like, value = node.args[:2]
+        assert isinstance(like, fx.Node) and isinstance(value, fx.Node)
+        with module.graph.inserting_before(node):
+            if value.meta["val"].dtype != node.meta["val"].dtype:
+                value = _typed(module, aten.to.dtype, (value, node.meta["val"].dtype))
+            if sizes_of(value.meta["val"]) != sizes_of(node.meta["val"]):
+                value = _typed(module, aten.expand_as.default, (value, like))
+        node.replace_all_uses_with(value)
+        module.graph.erase_node(node)
+        opened += 1
+    return opened
+
+
+def _typed(module: fx.GraphModule, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    node = module.graph.call_function(target, args)
+    values = fx.map_arg(args, lambda given: given.meta["val"])
+    node.meta["val"], _ = compat.evaluate(compat.fake_mode_of(module.graph), target, values, {})
+    return node

@@ -207,6 +207,25 @@ def test_a_number_that_is_read_off_a_constant_is_written_down() -> None:
     assert all(isinstance(size, int) for size in table.meta["val"].shape)
 
 
+def assigned(x: Tensor) -> Tensor:
+    """Slices that are written in place: a whole one, one of another type, and one that is broadcast."""
+    y = torch.empty_like(x)
+    y[:] = x.sin()
+    y[:, 1] = (x[:, 0] > 0).to(torch.int64)
+    y[:, 2:4] = x[:, :1]
+    return y
+
+
+def test_what_is_written_into_a_slice_has_a_gradient() -> None:
+    program, done = exactly_normalised(assigned)
+    assert done["copies"] == 3
+    assert "copy" not in targets_of(program)
+    x, y = (torch.ones(2, 6, 4, requires_grad=True) for _ in range(2))
+    program.module(x)[0].sum().backward()
+    assigned(y).sum().backward()
+    assert torch.equal(x.grad, y.grad)
+
+
 def test_a_number_that_is_read_off_an_input_stays() -> None:
     program = normalised(Call(lambda x: x + x.sum().item()), torch.randn(2, 6, 4))
     assert counts(program, "normalise")["numbers"] == 0

@@ -47,6 +47,7 @@ from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
 from prunec.passes import BACK, FRONT, run_passes
+from prunec.passes.repair_tokens import RepairTokens
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
 from prunec.version import __version__
@@ -121,7 +122,7 @@ def _through(built: Built, row: Row) -> None:
     if not pruned.plan.sites:
         raise PolicyError(f"no block has tokens to prune: {'; '.join(pruned.plan.notes)}")
     row["sites"] = [[site.tokens, site.leaves] for site in pruned.plan.sites]
-    counts = pruned.stages[-1].counts
+    counts = next(stage.counts for stage in pruned.stages if stage.name == RepairTokens.name)
     row |= {key: counts[key] for key in ("literals", "gathered", "scatters", "region_ends")}
     row["ends_at"] = _ends(pruned)
     with _clock(row, "certify"), _seeded():

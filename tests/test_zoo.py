@@ -133,6 +133,19 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     return importlib.import_module("zoo"), importlib.import_module("zoo_models")
 
 
+def test_a_row_of_the_walk(walk: tuple[Any, Any]) -> None:
+    zoo, models = walk
+    row = zoo.examine(models.Case("timm", "vision_transformer", "vit_tiny_patch16_224"))
+    assert (row["verdict"], row["reason"]) == ("transformed", "")
+    assert (row["blocks"], row["tokens"], row["prefix"], row["batches"]) == (4, 29, 1, [1, 2, 3])
+    assert row["literals"] > 0
+    assert row["permutation"] < 1e-5
+    text = zoo.markdown(
+        {"versions": zoo.versions(), "policy": "norm", "keep": 0.6, "date": "", "left": 0, "rows": [row]}
+    )
+    assert "| vision_transformer | vit_tiny_patch16_224 | 4 / 4 | 29 | 1 + 0 |" in text
+
+
 def test_stages_are_narrowed_by_one_factor_and_keep_two_heads(walk: tuple[Any, Any]) -> None:
     _, models = walk
     options = {"embed_dims": (128, 256, 512), "num_heads": (4, 8, 16)}

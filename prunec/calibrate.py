@@ -175,8 +175,13 @@ def _projection(outputs: Any) -> Tensor:
 
 
 def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
-    """Regress the log of the importance on the state; the rank correlation on held-out images."""
-    target = importance.float().clamp_min(1e-12).log()
+    """Regress the log of the importance on the state; the rank correlation on held-out images.
+
+    What counts is a token's importance within its image: how sensitive the output is as a whole differs from
+    image to image, and says nothing about how many tokens are needed.
+    """
+    target = importance.float().clamp_min(1e-12).log()  # [n, N]
+    target = target - target.mean(dim=1, keepdim=True)
     target = (target - target.mean()) / target.std().clamp_min(1e-6)
     held_out = torch.arange(len(states)) % HELD_OUT == 0
     x, y = states[~held_out].flatten(0, 1), target[~held_out].flatten()
@@ -208,12 +213,18 @@ def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> 
     """Set one site's threshold so that the share asked for passes; that share, and the one met."""
     anatomy = pruned.anatomy
     assert anatomy is not None
-    scores = torch.cat([_scores(pruned, number, part).flatten() for part in images.split(BATCH)])
+    assert pruned.plan is not None
+    parts = [_scores(pruned, number, part) for part in images.split(BATCH)]
+    for part in parts:  # the best of each image pass in any case
+        part.scatter_(1, part.argsort(dim=1, descending=True)[:, : pruned.plan.least], float("inf"))
+    scores = torch.cat([part.flatten() for part in parts])
     ordered = scores[scores > float("-inf")].sort(descending=True).values
     most = min(site.keep * len(images), len(ordered))
-    below = ordered[most] if most < len(ordered) else ordered[-1] - 1
-    threshold = (ordered[most - 1] + below) / 2
-    pruned.module.get_buffer(f"prunec.site_{number}.threshold").fill_(float(threshold))
+    finite = ordered[ordered < float("inf")]
+    above = min(float(ordered[most - 1]), float(finite[0]) + 1)
+    below = float(ordered[most]) if most < len(ordered) else above - 1
+    threshold = (above + below) / 2
+    pruned.module.get_buffer(f"prunec.site_{number}.threshold").fill_(threshold)
     patches = anatomy.grid * len(images)
     return site.keep / anatomy.grid, int((scores > threshold).sum()) / patches
 

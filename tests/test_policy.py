@@ -64,9 +64,7 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"selector__multiple_of": 8.0}, ["a whole number, 1 or more, got 8.0 @ selector.multiple_of"]),
     (
         {"selector": 0.5},
-        [
-            "selector must be a mapping with the keys kind, keep, multiple_of, least, stages, got 0.5 @ selector"
-        ],
+        ["selector must be a mapping with the keys kind, keep, multiple_of, least, stages, got 0.5 @"],
     ),
     (
         {"scorer__kind": "cls_atention"},

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import prunec
+from prunec import calibrate, ops
+from prunec.data import shapes
+from prunec.errors import CalibrationError, UsageError
+from prunec.passes import BACK, run_passes
+from prunec.policy import Policy
+from prunec.program import Program
+from tests.tiny import Attention, Block, ViT, pixels, planned, policy, recognised, run
+
+DYNAMIC = {
+    "selector": "threshold", "fate": "preserve", "reactivate": True, "scorer": "mlp", "blocks": [1, 2],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dense() -> Program:
+    torch.manual_seed(0)
+    return recognised(ViT(depth=3))
+
+
+def images(count: int = 16) -> Tensor:
+    """Images that differ in how much there is to see."""
+    torch.manual_seed(1)
+    return pixels(count) * torch.linspace(0.3, 2, count).view(-1, 1, 1, 1)
+
+
+def pruned(dense: Program, **choices: object) -> Program:
+    return run_passes(BACK, planned(dense, **{**DYNAMIC, **choices}))  # type: ignore[arg-type]
+
+
+def counts(program: Program, x: Tensor) -> list[Tensor]:
+    """How many patches each image keeps at each site."""
+    found: list[Tensor] = []
+
+    class Watching(torch.fx.Interpreter):
+        def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
+            result = super().call_function(target, args, kwargs)
+            if target is ops.passing:
+                found.append(result[:, 1:].sum(dim=1))
+            return result
+
+    with torch.no_grad():
+        Watching(program.module).run(x)
+    return found
+
+
+@pytest.mark.parametrize("scorer", ["mlp", "norm"])
+@pytest.mark.parametrize("reactivate", [True, False])
+def test_the_mean_over_the_images_is_what_was_asked_for_and_images_differ(
+    dense: Program, scorer: str, reactivate: bool
+) -> None:
+    program = pruned(dense, scorer=scorer, reactivate=reactivate, keep=0.4)
+    x = images()
+    result = calibrate.calibrate(dense, program, x, "images")
+    assert program.plan is not None
+    asked = [site.keep for site in program.plan.sites]
+    found = counts(program, x)
+    assert [float(kept.double().mean()) for kept in found] == pytest.approx(asked, abs=1 / len(x))
+    assert all(len(set(kept.tolist())) > 1 for kept in found)
+    assert [share for share, _ in result.shares] == [keep / 25 for keep in asked]
+    assert all(met == pytest.approx(share, abs=0.01) for share, met in result.shares)
+    assert len(result.fits) == (2 if scorer == "mlp" else 0)
+
+
+def test_scorers_predict_tokens_that_they_have_not_seen(dense: Program) -> None:
+    result = calibrate.calibrate(dense, pruned(dense), images(32), "images")
+    assert min(result.fits) > 0.3
+    assert "on 32 images, scorers rank held-out tokens at" in str(result)
+
+
+def test_the_importance_is_the_gradient_through_the_block(dense: Program) -> None:
+    # by hand, for one site and one projection
+    torch.manual_seed(0)
+    model = ViT(depth=3).eval()
+    dense, x = recognised(model), images(2)
+    assert dense.anatomy is not None
+    branches = dense.anatomy.blocks[1].branches
+    spans = [(branches[0].state, branches[-1].add)]
+    ((states, found),) = calibrate._Importance(dense, spans, dense.anatomy).run(x)
+    start = model.blocks[0](model.embed(x)).detach().requires_grad_()
+    end = model.blocks[1](start)
+    output = model.head(model.norm(model.blocks[2](end))[:, 0])
+    expected = 0.0
+    for seed in range(calibrate.PROJECTIONS):
+        torch.manual_seed(seed)
+        signs = torch.randint(0, 2, output.shape) * 2.0 - 1
+        total = (output * signs).sum() / output.detach().std()
+        at_start, at_end = torch.autograd.grad(total, [start, end], retain_graph=True)
+        rows = start.detach()[:, 1:]
+        effect = (at_start - at_end)[:, 1:] * (rows - rows.mean(dim=1, keepdim=True))
+        expected = expected + effect.sum(dim=-1) ** 2
+    torch.testing.assert_close(states, start.detach()[:, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, (expected / calibrate.PROJECTIONS) ** 0.5, rtol=1e-3, atol=1e-5)
+
+
+def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Program) -> None:
+    program = pruned(dense)
+    before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
+    calibrate.calibrate(dense, program, images(), "images")
+    after = program.module.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert {name for name in after if name.startswith("prunec.")} == changed
+    assert all(parameter.grad is None for parameter in program.module.parameters())
+
+
+def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: Program) -> None:
+    outputs = []
+    for seed in (0, 1):
+        program = pruned(dense)
+        torch.manual_seed(seed)
+        calibrate.calibrate(dense, program, images(), "images")
+        outputs.append(run(program, images())[0])
+    torch.testing.assert_close(*outputs)
+
+
+def test_too_few_images(dense: Program) -> None:
+    with pytest.raises(CalibrationError, match="7 images are too few") as caught:
+        calibrate.calibrate(dense, pruned(dense), images(7), "images")
+    assert "8 or more" in str(caught.value.remedy)
+
+
+def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
+    model = ViT(lambda: Block(Attention), depth=3).eval()
+    chosen = policy(**DYNAMIC)
+    with pytest.raises(CalibrationError, match="policy 'mine' has learned parts or thresholds") as caught:
+        prunec.transform(model, chosen, example=pixels())
+    assert "--untrained" in str(caught.value.remedy)
+    module = prunec.transform(model, chosen, example=pixels(), untrained=True)
+    assert "prunec.site_0.gate.up.weight" in module.state_dict()
+    fitted = prunec.transform(model, chosen, example=pixels(), calibration=images())
+    with torch.no_grad():
+        assert fitted(images()).shape == (16, 7)
+        assert float(fitted.state_dict()["prunec.site_1.threshold"]) != 0.0
+
+
+def test_a_part_cannot_be_calibrated_on_images() -> None:
+    with pytest.raises(UsageError, match="a part of a model cannot be calibrated"):
+        prunec.transform(ViT(), policy(**DYNAMIC), example=pixels(), within="blocks", calibration=images())
+
+
+def test_nothing_to_prune_needs_no_calibration() -> None:
+    module = prunec.transform(ViT(depth=3).eval(), policy(**DYNAMIC, keep=1.0), example=pixels())
+    assert not any(name.startswith("prunec.") for name in module.state_dict())
+
+
+def test_rank_correlation() -> None:
+    x = torch.tensor([3.0, 1.0, 2.0, 9.0])
+    assert calibrate.rank_correlation(x, x.exp()) == pytest.approx(1.0)
+    assert calibrate.rank_correlation(x, -x) == pytest.approx(-1.0)
+
+
+def test_scenes_with_larger_objects_keep_more_tokens_in_the_last_stage() -> None:
+    """On the shipped classifier; earlier blocks still look around, and their counts hardly follow the object."""
+    source = prunec.sources.load("shapes")
+    dense = prunec.compiler.recognise(source)
+    chosen = Policy.load("dynamic").override(keep=0.5)
+    program = run_passes(BACK, prunec.compiler.plan(dense, chosen))
+    fitted_on = source.calibration_images(32)
+    assert fitted_on is not None
+    calibrate.calibrate(dense, program, fitted_on.images, fitted_on.name)
+    scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 0, 96)
+    kept = torch.stack(counts(program, shapes.normalize(scenes.image))[-3:]).double().mean(dim=0)
+    assert calibrate.rank_correlation(kept, scenes.area.sum(dim=1).double()) > 0.5

@@ -156,7 +156,7 @@ def test_rank_correlation() -> None:
 
 
 def test_scenes_with_larger_objects_keep_more_tokens_in_the_last_stage() -> None:
-    """On the shipped classifier; earlier blocks still look around, and their counts hardly follow the object."""
+    """On the shipped classifier; the counts of earlier blocks hardly follow the object."""
     source = prunec.sources.load("shapes")
     dense = prunec.compiler.recognise(source)
     chosen = Policy.load("dynamic").override(keep=0.5)

@@ -279,7 +279,8 @@ class _Scattering(fx.Interpreter):
     def _chance(self, image: int) -> Tensor:
         """The same for an image whatever its batch pads it to."""
         generator = torch.Generator().manual_seed(1000 * self.site + image)
-        return torch.rand(self.tokens, generator=generator) - torch.rand((), generator=generator)
+        share = 0.8 if (image + self.site) % 2 else 0.3  # neighbours differ, or nothing would pad
+        return torch.rand(self.tokens, generator=generator) - (1 - share)
 
 
 def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator | None) -> Tensor:

@@ -274,6 +274,11 @@ def fake_like(
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
+def assume(condition: Any) -> None:
+    """Tell PyTorch what holds of a size that it does not know while it traces; checked when the code runs."""
+    torch._check(condition)
+
+
 def scalar_outputs() -> contextlib.AbstractContextManager[None]:
     """Let torch.compile trace a length that is read off a tensor (of a padded selection)."""
     return torch._dynamo.config.patch(capture_scalar_outputs=True)  # type: ignore[no-any-return]

@@ -216,15 +216,26 @@ def _size(size: Any) -> str:
     if not isinstance(size, fx.Node):
         return str(size)
     if graph.op(size) == "sym_size":
-        return "n" if size.args[0].target is ops.select else "B"  # type: ignore[union-attr]
+        return "n" if size.args[0].target in ops.SELECTIONS else "B"  # type: ignore[union-attr,operator]
     sign = {"add": " + ", "mul": " * "}.get(graph.op(size))
     parts = sorted(size.args, key=lambda part: isinstance(part, int))
     return sign.join(_size(part) for part in parts).replace("+ -", "- ") if sign else size.name
 
 
 def _call(node: fx.Node) -> str:
-    arguments = ", ".join(str(argument) for argument in node.args if argument is not None)
-    return f"{node.name} = {graph.op(node)}({arguments})"
+    arguments: list[str] = []
+    for argument in node.args:
+        scorer, _, parameter = _parameter(argument).partition(".gate.")
+        name = f"{scorer}.gate" if parameter else scorer or str(argument)
+        if argument is not None and not (parameter and name in arguments):  # a scorer's parameters as one
+            arguments.append(name)
+    return f"{node.name} = {graph.op(node)}({', '.join(arguments)})"
+
+
+def _parameter(argument: Any) -> str:
+    """The path of a parameter that is an operand, empty for any other argument."""
+    is_parameter = isinstance(argument, fx.Node) and argument.op == "get_attr"
+    return str(argument.target) if is_parameter else ""
 
 
 def _collapsed(sections: list[Section]) -> Iterator[Section]:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunec import compat
+
 # --- score: [B, T], higher means more worth keeping -------------------------------------------
 
 
@@ -124,7 +126,8 @@ def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor
     tokens = kept.shape[1]
     patches = kept[:, prefix : tokens - suffix]
     most = int(patches.sum(dim=1).amax().item())
-    length = min(-(-most // multiple_of) * multiple_of, patches.shape[1])
+    length = min(max(-(-most // multiple_of) * multiple_of, 2), patches.shape[1])
+    compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
     # kept, then dropped, both in ascending order
     order = (~patches).to(torch.uint8).argsort(dim=1, stable=True) + prefix
     rows = torch.arange(tokens, device=kept.device).expand(kept.shape[0], -1)

@@ -32,6 +32,21 @@ def test_one_compilation_serves_every_batch(program: Program) -> None:
     assert counters["graph_break"] == {}
 
 
+def test_one_compilation_serves_every_batch_and_every_count() -> None:
+    torch.manual_seed(5)
+    dynamic = {"selector": "threshold", "fate": "preserve", "reactivate": True, "scorer": "mlp"}
+    program = pruned(recognised(ViT(depth=3)), blocks=[1, 2], **dynamic)
+    torch._dynamo.reset()
+    counters.clear()
+    module = LoweredModule(program, Inductor().lower(program))
+    with torch.no_grad():
+        for batch, loudness in ((2, 1.0), (5, 0.1), (8, 4.0)):
+            x = pixels(batch) * loudness
+            torch.testing.assert_close(module(x), program.module(x)[0], rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert counters["graph_break"] == {}
+
+
 def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(shutil, "which", lambda name: asked.append(name))

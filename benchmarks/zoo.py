@@ -113,8 +113,8 @@ def _through(built: Built, row: Row) -> None:
     if not pruned.plan.sites:
         raise PolicyError(f"no block has tokens to prune: {'; '.join(pruned.plan.notes)}")
     row["sites"] = [[site.tokens, site.leaves] for site in pruned.plan.sites]
-    counts = pruned.stages[-1].counts
-    row |= {key: counts[key] for key in ("literals", "gathered", "scatters", "region_ends")}
+    counts = {key: count for stage in pruned.stages for key, count in stage.counts.items()}
+    row |= {key: counts[key] for key in ("literals", "gathered", "scatters", "region_ends", "cuts")}
     row["ends_at"] = _ends(pruned)
     with _clock(row, "certify"), _seeded():
         certificate = certify(dense, pruned)

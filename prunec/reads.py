@@ -225,10 +225,14 @@ class _Trial:
             if place < 0 or sizes_of(value)[place] != sizes_of(result)[axis]:
                 continue
             if isinstance(rows, Chosen):
+                images = [each for each, size in enumerate(value.shape) if self._is_image_axis(size)]
                 own = rows.batch - missing
-                has_images = own >= 0 and self._is_image_axis(value.shape[own])
-                shared = Chosen(rows.selection, rows.batch, missing, shared=True)
-                rows = Chosen(rows.selection, own) if has_images else shared
+                if not images and missing >= 0:
+                    rows = Chosen(rows.selection, rows.batch, missing, shared=True)
+                elif own in images:
+                    rows = Chosen(rows.selection, own)
+                else:
+                    continue
             found.append((place, rows))
         return tuple(found)
 
@@ -236,15 +240,10 @@ class _Trial:
 
     def agrees(self, reads: Reads) -> tuple[int, int] | None:
         """Whether the parts alone give the box of the whole: the operations of the whole and of the parts."""
-        wholes, parts = [], []
-        for node, box in zip(self.unit.operands, reads.boxes, strict=True):
-            numbers = self._random(node)
-            if box and numbers.is_floating_point():
-                numbers = torch.where(self._inside(numbers.shape, box), numbers, _LOUD * numbers)
-            wholes.append(numbers)
-            parts.append(cut(numbers, box or WHOLE, self.chosen))
         sizes = {where: self._number(rows) for where, rows in reads.sizes}
         try:
+            wholes = [self._loud(*given) for given in zip(self.unit.operands, reads.boxes, strict=True)]
+            parts = [cut(x, box or WHOLE, self.chosen) for x, box in zip(wholes, reads.boxes, strict=True)]
             with torch.no_grad():
                 with FlopCounterMode(display=False) as before:
                     expected = cut(self.run(wholes), self.box, self.chosen)
@@ -256,6 +255,13 @@ class _Trial:
         if not _equal(found, expected):
             return None
         return int(before.get_total_flops()), int(after.get_total_flops())
+
+    def _loud(self, node: fx.Node, box: Box | None) -> Tensor:
+        """Random values of an operand, those outside its box much larger."""
+        numbers = self._random(node)
+        if not box or not numbers.is_floating_point():
+            return numbers
+        return torch.where(self._inside(numbers.shape, box), numbers, _LOUD * numbers)
 
     def run(self, operands: Sequence[Tensor], sizes: Mapping[Position, int] | None = None) -> Any:
         """The unit on these operands."""

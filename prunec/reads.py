@@ -14,6 +14,7 @@ so that a maximum or a sort shows what a gradient hides.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from prunec.graph import is_getitem, is_size, is_tensor
 from prunec.sizes import Position, at, sizes_of, with_sizes
 
 _LOUD = 100.0
+_NOISE = 65537
 _CLOSE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}  # where an operator rounds; else:
 _CLOSE_ENOUGH = 1e-4
 
@@ -100,11 +102,19 @@ class Reader:
         smaller = _may_read_less(unit, self.settings[0])  # then the same rows may not be all that is left out
         for propose in (first.by_gradient,) if smaller else (first.in_place, first.by_gradient):
             proposed = propose()
-            for reads in _ways(unit, box, proposed, self.settings[0]) if any(proposed) else ():
-                flops = [_Trial(unit, box, lengths, seed=1).agrees(reads) for lengths in self.settings]
+            if not any(proposed):
+                continue
+            for reads in _ways(unit, box, proposed, self.settings[0]):
+                flops = [trial.agrees(reads) for trial in self._trials(unit, box)]
                 if flops[0] is not None and all(flops):
                     return dataclasses.replace(reads, whole_flops=flops[0][0], flops=flops[0][1])
         return None
+
+    def _trials(self, unit: Unit, box: Box) -> Iterator[_Trial]:
+        """At every setting; with a random mask, which may hide something, and with one that hides nothing."""
+        for lengths in self.settings:
+            for fill in (None, True) if _is_masked(unit) else (None,):
+                yield _Trial(unit, box, lengths, seed=1, fill=fill)
 
 
 def _may_be_watched(unit: Unit) -> bool:
@@ -124,8 +134,8 @@ def _may_read_less(unit: Unit, lengths: Lengths) -> bool:
 class _Trial:
     """One unit on random operands, at one setting of the lengths."""
 
-    def __init__(self, unit: Unit, box: Box, lengths: Lengths, seed: int) -> None:
-        self.unit, self.box, self.lengths = unit, box, lengths
+    def __init__(self, unit: Unit, box: Box, lengths: Lengths, seed: int, fill: bool | None = None) -> None:
+        self.unit, self.box, self.lengths, self.fill = unit, box, lengths, fill
         self.random = torch.Generator().manual_seed(seed)
         selections = [rows.selection for _, rows in box if isinstance(rows, Chosen)]
         self.chosen = {node: self._selected(node) for node in selections}
@@ -133,29 +143,43 @@ class _Trial:
     # --- propose ----------------------------------------------------------------------------
 
     def in_place(self) -> list[Box | None]:
-        """For each operand the same rows of the axes that stand where the box has its own."""
-        return [self._in_place(node) for node in self.unit.operands]
+        """For each operand the same rows of the axes that stand where the box has its own.
+
+        Nothing where an axis of the box stands in no operand: then its rows come from elsewhere.
+        """
+        boxes = [self._in_place(node) for node in self.unit.operands]
+        return [*boxes] if max(map(len, boxes)) == len(self.box) else []
 
     def by_gradient(self) -> list[Box | None]:
         """For each operand the box that has a gradient; where there can be none, as above."""
+        fills = (None, True, False) if _is_masked(self.unit) else (None,)
+        runs = [_Trial(self.unit, self.box, self.lengths, 0, fill)._gradients() for fill in fills]
+        boxes: list[Box | None] = []
+        for place, node in enumerate(self.unit.operands):
+            found = [run[place] for run in runs if place in run]
+            boxes.append(self._around(node, sum(found)) if found else self._in_place(node))
+        return boxes
+
+    def _gradients(self) -> dict[int, Tensor]:
+        """The size of each operand's gradient, by its place."""
         # Numbers around one: a step or a ramp has a slope there.
         operands = [self._random(node).abs_().add_(0.5) if _is_float(node) else self._random(node)
                     for node in self.unit.operands]  # fmt: skip
-        floats = [tensor.requires_grad_() for tensor in operands if tensor.is_floating_point()]
+        floats = {place: x.requires_grad_() for place, x in enumerate(operands) if x.is_floating_point()}
         try:
             result = cut(self.run(operands), self.box, self.chosen)
             weights = torch.rand(result.shape, generator=self.random).to(result) + 0.5
-            gradients = iter(torch.autograd.grad((result * weights).sum(), floats, allow_unused=True))
+            loss = (result * weights).sum()
+            found = torch.autograd.grad(loss, tuple(floats.values()), materialize_grads=True)
         except Exception:  # noqa: BLE001  an operator that has no gradient, or does not run on such operands
-            return self.in_place()
-        return [
-            self._around(node, next(gradients)) if _is_float(node) else self._in_place(node)
-            for node in self.unit.operands
-        ]
+            return {}
+        return {place: x.nan_to_num(0.0).abs() for place, x in zip(floats, found, strict=True)}
 
-    def _around(self, node: fx.Node, gradient: Tensor | None) -> Box | None:
+    def _around(self, node: fx.Node, gradient: Tensor | int) -> Box | None:
         """The box of an operand that has a gradient."""
-        if gradient is None or not bool((read := gradient != 0).any()):
+        assert isinstance(gradient, Tensor)
+        read = gradient != 0
+        if not bool(read.any()):
             return None
         value = node.meta["val"]
         # Of what all images share, each reads its own rows: no gradient tells them apart.
@@ -201,10 +225,14 @@ class _Trial:
             if place < 0 or sizes_of(value)[place] != sizes_of(result)[axis]:
                 continue
             if isinstance(rows, Chosen):
+                images = [each for each, size in enumerate(value.shape) if self._is_image_axis(size)]
                 own = rows.batch - missing
-                has_images = own >= 0 and self._is_image_axis(value.shape[own])
-                shared = Chosen(rows.selection, rows.batch, missing, shared=True)
-                rows = Chosen(rows.selection, own) if has_images else shared
+                if not images and missing >= 0:
+                    rows = Chosen(rows.selection, rows.batch, missing, shared=True)
+                elif own in images:
+                    rows = Chosen(rows.selection, own)
+                else:
+                    continue
             found.append((place, rows))
         return tuple(found)
 
@@ -212,15 +240,10 @@ class _Trial:
 
     def agrees(self, reads: Reads) -> tuple[int, int] | None:
         """Whether the parts alone give the box of the whole: the operations of the whole and of the parts."""
-        wholes, parts = [], []
-        for node, box in zip(self.unit.operands, reads.boxes, strict=True):
-            numbers = self._random(node)
-            if box and numbers.is_floating_point():
-                numbers = torch.where(self._inside(numbers.shape, box), numbers, _LOUD * numbers)
-            wholes.append(numbers)
-            parts.append(cut(numbers, box or WHOLE, self.chosen))
         sizes = {where: self._number(rows) for where, rows in reads.sizes}
         try:
+            wholes = [self._loud(*given) for given in zip(self.unit.operands, reads.boxes, strict=True)]
+            parts = [cut(x, box or WHOLE, self.chosen) for x, box in zip(wholes, reads.boxes, strict=True)]
             with torch.no_grad():
                 with FlopCounterMode(display=False) as before:
                     expected = cut(self.run(wholes), self.box, self.chosen)
@@ -232,6 +255,13 @@ class _Trial:
         if not _equal(found, expected):
             return None
         return int(before.get_total_flops()), int(after.get_total_flops())
+
+    def _loud(self, node: fx.Node, box: Box | None) -> Tensor:
+        """Random values of an operand, those outside its box much larger."""
+        numbers = self._random(node)
+        if not box or not numbers.is_floating_point():
+            return numbers
+        return torch.where(self._inside(numbers.shape, box), numbers, _LOUD * numbers)
 
     def run(self, operands: Sequence[Tensor], sizes: Mapping[Position, int] | None = None) -> Any:
         """The unit on these operands."""
@@ -254,9 +284,11 @@ class _Trial:
         value = node.meta["val"]
         shape = self.lengths.shape(value)
         if value.is_floating_point():
-            # Uniform numbers are drawn five times as fast as normal ones, and do as well.
-            return torch.rand(shape, generator=self.random).sub_(0.5).mul_(3.5).to(value.device)
-        return torch.randint(0, 2, shape, generator=self.random).to(value.device, value.dtype)
+            start, size = int(torch.randint(_NOISE, (1,), generator=self.random)), math.prod(shape)
+            noise = _noise().repeat((start + size) // _NOISE + 1)
+            return noise[start : start + size].reshape(shape).to(value.device)
+        mask = torch.randint(0, 2, shape, generator=self.random).bool()
+        return (mask if self.fill is None else mask.fill_(self.fill)).to(value.device)
 
     def _selected(self, node: fx.Node) -> Tensor:
         """Any rows in any order, each image its own."""
@@ -313,8 +345,22 @@ def _sizes(unit: Unit, box: Box, boxes: Sequence[Box]) -> Iterator[Mapping[Posit
                 yield {(place,): value - start}
 
 
+@functools.cache
+def _noise() -> Tensor:
+    """Random numbers, drawn once: to draw them anew costs more than most operators.
+
+    As many as a prime, so that no two rows of a tensor are the same stretch of them.
+    """
+    return torch.randn(_NOISE, generator=torch.Generator().manual_seed(0))
+
+
 def _recorded(size: Any) -> sympy.Expr:
     return compat.expression(size.meta["val"] if isinstance(size, fx.Node) else size)
+
+
+def _is_masked(unit: Unit) -> bool:
+    """Whether an operand is a mask (integers are not watched)."""
+    return not all(map(_is_float, unit.operands))
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -158,3 +158,22 @@ def test_the_same_operator_wired_otherwise_is_watched_anew() -> None:
     row = ((1, ROW),)
     found = [reader.reads(unit_of(node), row) for node in (square, product)]
     assert [len(each.boxes) for each in found if each] == [1, 2]
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_a_mask_that_happens_to_hide_a_key_proves_nothing(place: int) -> None:
+    def attend(_: Call, *inputs: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*inputs)
+
+    row = Span(place, place + 1)
+    found = boxes(attend, ((2, row),), *qkv(heads=1), torch.rand(7, 7) > 0.5)
+    assert found == (((2, row),), WHOLE, WHOLE, ((0, row),))
+
+
+def test_a_mask_of_the_keys_leaves_them_all() -> None:
+    def attend(_: Call, *inputs: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(*inputs)
+
+    three = tuple(torch.randn(2, 1, 3, 8) for _ in range(3))
+    row = ((2, ROW),)
+    assert boxes(attend, row, *three, torch.rand(2, 1, 1, 3) > 0.5) == (row, WHOLE, WHOLE, WHOLE)

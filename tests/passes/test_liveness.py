@@ -254,7 +254,17 @@ class Rotary(Attention):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("attention", [Tables, Masked, Rotary])
+class Normalised(Attention):
+    """Weights that are made to sum to one again: an operator that drops the axis of the keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.mT).softmax(-1) * 0.5
+        weights = weights / weights.sum(-1).unsqueeze(-1)
+        return self.proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("attention", [Tables, Masked, Rotary, Normalised])
 @pytest.mark.parametrize(
     "choices", [{}, {"blocks": [1]}, {**TOP_K, "blocks": [0]}], ids=["none", "norm", "top k"]
 )

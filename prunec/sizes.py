@@ -121,6 +121,41 @@ def _left_over(
     return quotient if exact and at_full_length(quotient) == recorded[where] else None
 
 
+def same_stride(before: Sequence[sympy.Expr], after: Sequence[sympy.Expr], token: sympy.Symbol) -> bool:
+    """Whether rows lie as far apart in memory after a reshape as before it, which keeps the order of numbers.
+
+    [b, 6, n, 64] -> [6 * b, n, 64] does, and so do [b * 6, n * 64] and [b, 6 * n, 64]; with n = 64 at the
+    original length [6 * b, 64, n] has the same sizes, but its n counts channels. Where the tokens are not
+    on one axis each before and after, there is nothing to compare.
+    """
+    axes = [
+        [axis for axis, size in enumerate(shape) if token in size.free_symbols] for shape in (before, after)
+    ]
+    if any(len(found) != 1 for found in axes):
+        return True
+    (source,), (result,) = axes
+    beside_before, beside_after = (_without(token, size) for size in (before[source], after[result]))
+    # An axis may hold the tokens and, on their right, other things: their strides may differ by as much.
+    strides = sympy.Mul(*before[source + 1 :]), sympy.Mul(*after[result + 1 :])
+    further, nearer = sympy.fraction(sympy.cancel(strides[0] / strides[1]))
+    return _divides(further, beside_after) and _divides(nearer, beside_before)
+
+
+def _without(token: sympy.Symbol, size: sympy.Expr) -> sympy.Expr:
+    """What an axis holds beside the tokens: 6 * b of 6 * b * (n - 1)."""
+    constant, factors = sympy.factor_list(size)
+    return constant * sympy.prod([base**power for base, power in factors if token not in base.free_symbols])
+
+
+def _divides(part: sympy.Expr, whole: sympy.Expr) -> bool:
+    quotient = sympy.cancel(whole / part)
+    symbols = quotient.free_symbols or {sympy.Dummy()}
+    whole_numbers = quotient.is_polynomial() and all(
+        coefficient.is_Integer for coefficient in sympy.Poly(quotient, *symbols).coeffs()
+    )
+    return bool(whole_numbers)
+
+
 class SizeNodes:
     """Size expressions as nodes of a graph, each made once, where it is first needed."""
 

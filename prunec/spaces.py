@@ -33,8 +33,18 @@ from prunec.calls import CallTypes, signature
 from prunec.graph import is_size, place, with_graph
 from prunec.padding import Padding
 from prunec.rows import RowRead, rows_apart, rows_picked
-from prunec.sizes import Position, SizeNodes, Substitution, at, sizes_of, substitutions, with_sizes
+from prunec.sizes import (
+    Position,
+    SizeNodes,
+    Substitution,
+    at,
+    same_stride,
+    sizes_of,
+    substitutions,
+    with_sizes,
+)
 from prunec.tables import Space, Tables, of_these_images
+from prunec.watch import keeps_order
 
 _MAX_ATTEMPTS = 48
 
@@ -176,13 +186,21 @@ class TokenAxis:
         for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
             values = {where: self.sizes.node(size).meta["val"] for where, size in substitution.items()}
             value = self._type_of(node, with_sizes(self._without_wildcards(node, args), values), kwargs)
-            if value is not None:
+            if value is not None and (key in self.solved or self._keeps_rows(node, value)):
                 self.solved[key] = substitution
                 burnt = {where: size for where, size in substitution.items() if at(args, where) != -1}
                 self.repairs.literals += len(burnt)
                 nodes = {where: self.sizes.node(size) for where, size in burnt.items()}
                 return self._place(node, with_sizes(args, nodes), kwargs, value)
         return None
+
+    def _keeps_rows(self, node: fx.Node, value: Any) -> bool:
+        """Whether a reshape with this result has its rows where they were; sizes alone cannot always tell."""
+        tensors = [source for source in node.all_input_nodes if not is_size(source)]
+        if len(tensors) != 1 or not isinstance(value, torch.Tensor) or not keeps_order(node):
+            return True
+        shapes = sizes_of(self.new[tensors[0]].meta["val"]), sizes_of(value)
+        return all(same_stride(*shapes, symbol) for symbol in self.spaces)
 
     def _candidates(self, node: fx.Node, recorded: Mapping[Position, sympy.Expr]) -> Iterator[Substitution]:
         inputs = [self.new[source].meta.get("val") for source in node.all_input_nodes]

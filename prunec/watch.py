@@ -42,6 +42,19 @@ def run(node: fx.Node, given: Mapping[fx.Node, Any]) -> Any:
         return node.target(*args, **kwargs)
 
 
+def keeps_order(node: fx.Node) -> bool:
+    """Whether a call only changes the shape: out come the numbers of its one tensor, in their order."""
+    given = {source: numbers(source.meta["val"], 0) for source in node.all_input_nodes}
+    tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1:
+        return False
+    try:
+        result = run(node, given)
+    except Exception:  # noqa: BLE001  what does not run on random numbers is not known to
+        return False
+    return isinstance(result, torch.Tensor) and torch.equal(result.flatten(), tensors[0].flatten())
+
+
 def is_row_local(
     node: fx.Node, operand: fx.Node, axes: tuple[int, int], sizes: Mapping[sympy.Symbol, int] | None = None
 ) -> bool:

@@ -128,13 +128,23 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "certify"), _seeded():
         certificate = certify(dense, pruned)
     row |= {"identity": certificate.identity, "permutation": certificate.permutation}
-    row["batches"] = [1, 2, 3] if free else [2]
+    row["batches"] = [size for size in (1, 2, 3) if _runs_at(model, built.example, size)] if free else [2]
     with _clock(row, "batches"):
         for size in row["batches"]:
             _check_shapes(model, pruned, _resized(built.example, size))
     with _clock(row, "gradients"):
         row["gradients"] = _check_gradients(model, pruned, built.example)
     row["notes"] = [*(_portable(note.splitlines()[0]) for note in notes), *row["notes"], *pruned.plan.notes]
+
+
+def _runs_at(model: nn.Module, example: Any, size: int) -> bool:
+    """Whether the model itself takes a batch of this size: a video's may have to be a multiple of its frames."""
+    try:
+        with _seeded(), torch.no_grad():
+            _call(model, _resized(example, size))
+    except Exception:  # noqa: BLE001  whatever the model raises
+        return False
+    return True
 
 
 def _describe(dense: Program, row: Row) -> None:

@@ -288,8 +288,8 @@ class ProgramModule(nn.Module):
         for table in _TABLES:
             setattr(self, table, getattr(program.module, table))
         example = program.interface.example
-        self.__dict__["weights"] = [_weight_like(leaf, program) for leaf in example]
-        self.__dict__["conversions"] = [_conversion_to(leaf, program) for leaf in example]
+        self.__dict__["_input_weights"] = [_weight_like(leaf, program) for leaf in example]
+        self.__dict__["_input_conversions"] = [_conversion_to(leaf, program) for leaf in example]
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -300,9 +300,9 @@ class ProgramModule(nn.Module):
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""
         interface: Interface = self.__dict__["program"].interface
-        weights = [None if path is None else _at(self, path) for path in self.__dict__["weights"]]
+        weights = [None if path is None else _at(self, path) for path in self.__dict__["_input_weights"]]
         for example, weight, place in zip(
-            interface.example, weights, self.__dict__["conversions"], strict=True
+            interface.example, weights, self.__dict__["_input_conversions"], strict=True
         ):
             if weight is not None and place is not None and weight.dtype != example.dtype:
                 raise UsageError(

@@ -88,7 +88,9 @@ class Report:
                 yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
-        yield "", f"(largest relative difference from the original, allowed {self.certificate.tolerance:.0e})"
+        other, allowed = self.certificate.permutation_tolerance, f"{self.certificate.tolerance:.0e}"
+        allowed += "" if other is None else f", shuffled (in float32) {other:.0e}"
+        yield "", f"(largest relative difference from the original, allowed {allowed})"
         if self.certificate.padding is not None:
             yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
         if self.calibration:

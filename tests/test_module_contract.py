@@ -199,7 +199,7 @@ def test_an_artefact_gives_the_module_again(name: str, tmp_path: Path) -> None:
 # --- precision and device -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["timm_beit", "hf_vit"])
+@pytest.mark.parametrize("name", ["timm_beit", "hf_vit", "hf_dinov2", "hf_siglip", "hf_clip"])
 def test_a_converted_module_equals_the_converted_model_transformed(name: str) -> None:
     case, images = known(name), family(name).images(3).bfloat16()
     expected = case.call(transform(name, copy.deepcopy(case.model), torch.bfloat16).fast, images)
@@ -208,7 +208,7 @@ def test_a_converted_module_equals_the_converted_model_transformed(name: str) ->
     assert same(found, expected)
 
 
-@pytest.mark.parametrize("name", ["timm_eva02", "timm_dinov3", "hf_vit_eager", "hf_siglip"])
+@pytest.mark.parametrize("name", ["timm_eva02", "timm_dinov3", "hf_vit_eager"])
 def test_a_graph_that_names_its_precision_refuses_another(name: str) -> None:
     case = known(name)
     fast, images = copy.deepcopy(case.fast).to(torch.bfloat16), case.family.images(2).bfloat16()
@@ -393,3 +393,19 @@ def test_the_checks_break_no_graph(name: str) -> None:
     for batch in (2, 3, 5):
         images = case.family.images(batch)
         assert difference(case.call(compiled, images), case.call(case.fast, images)) < 1e-6
+
+
+def test_a_model_may_call_its_parameters_whatever_it_likes() -> None:
+    class Named(ViT):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights, self.conversions = nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(7))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels) * self.weights * self.conversions
+
+    model = Named().eval()
+    fast = prunec.transform(model, "norm", keep=1.0, example=pixels())
+    with torch.no_grad():
+        torch.testing.assert_close(fast(pixels(3)).shape, model(pixels(3)).shape)
+    assert {"weights", "conversions"} <= set(fast.state_dict())

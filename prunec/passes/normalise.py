@@ -3,6 +3,7 @@
     wrap_with_set_grad_enabled(False, body, x)      ->  the body's own operators
     sdpa(q, k, v, expand(arange(n) >= 0))           ->  sdpa(q, k, v)          a mask that hides nothing
     dropout(x, 0.1, False), alias(x), x[0:, :]      ->  x
+    image.to(float32), of a float32 image           ->  image
     copy(x, y)                                      ->  y        as x's type: the copy has no gradient
     chunk(table) in block 1, chunk(table) again in block 2  ->  one chunk(table)
     arange(tensor([[1, 8, 8]])[0, 1].item())        ->  arange(8)              a number read off a constant
@@ -216,7 +217,21 @@ def _operand_that_it_is(node: fx.Node) -> fx.Node | None:
         return node.args[0]  # type: ignore[return-value]
     if name == "slice_scatter" and _takes_all(list(node.args[3:])):
         return node.args[1]  # type: ignore[return-value]
+    if name == "to" and _is_input_as_it_is(node):
+        return node.args[0]  # type: ignore[return-value]
     return None
+
+
+def _is_input_as_it_is(node: fx.Node) -> bool:
+    """Whether a conversion gives an input the precision and the device that it has.
+
+    Any other conversion stays, even to what its operand is: once the model is converted it says something.
+    """
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.op != "placeholder":
+        return False
+    before, after = source.meta["val"], node.meta["val"]
+    return bool(before.dtype == after.dtype and before.device == after.device)
 
 
 def _takes_all(given: list[Any]) -> bool:

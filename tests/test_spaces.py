@@ -132,6 +132,13 @@ LITERALS: dict[str, tuple[Chain, int]] = {
 }
 
 
+def test_heads_that_are_as_wide_as_the_stream_is_long() -> None:
+    def chain(x: Tensor) -> Tensor:  # [B, 2, N, C / 2] -> [B * 2, N, C / 2], where N is C / 2
+        return heads(x).reshape(x.shape[0] * 2, -1, x.shape[2] // 2).softmax(dim=-1)
+
+    assert check(chain, 7, 14).repairs.literals == 1
+
+
 @pytest.mark.parametrize("name", LITERALS)
 @pytest.mark.parametrize("tokens", [13, 20])
 def test_a_literal_is_solved_for(name: str, tokens: int) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,22 +31,11 @@ from torch import fx
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
 from prunec.graph import is_size, place, with_graph
+from prunec.literals import Literals
 from prunec.padding import Padding
 from prunec.rows import RowRead, rows_apart, rows_picked
-from prunec.sizes import (
-    Position,
-    SizeNodes,
-    Substitution,
-    at,
-    same_stride,
-    sizes_of,
-    substitutions,
-    with_sizes,
-)
+from prunec.sizes import SizeNodes, sizes_of
 from prunec.tables import Space, Tables, of_these_images
-from prunec.watch import keeps_order
-
-_MAX_ATTEMPTS = 48
 
 
 @dataclass
@@ -101,11 +90,10 @@ class TokenAxis:
         self.new: dict[fx.Node, fx.Node] = {}
         self.whole: dict[fx.Node, fx.Node] = {}  # old node -> its full-length version
         self.spaces: dict[sympy.Symbol, Space] = {}
-        self.hints: list[int] = []  # lengths that stand in for the symbols, each its own
         self.repairs = Repairs()
         spare = tokens // 4 if probe else prefix + suffix
         self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
-        self.solved: dict[Any, Substitution] = {}
+        self.literals = Literals(self.calls, self.sizes)
         self.rows: dict[Any, RowRead | None] = {}
         self.padding = Padding(self.cores, self._axes, self._sizes, self._call)
 
@@ -152,8 +140,8 @@ class TokenAxis:
     def _open_space(self, node: fx.Node, parent: Space | None) -> fx.Node:
         """A select: its length is a fresh symbol, whatever count the plan gives it."""
         made = self._copy(node, lambda source: self.new[source])
-        self.hints.append(_hint(self.tokens, self.hints))
-        size = compat.new_symbol(self.mode, f"n{len(self.hints)}", self.hints[-1])
+        hint = _hint(self.tokens, self.literals.hints.values())
+        size = compat.new_symbol(self.mode, f"n{len(self.spaces) + 1}", hint)
         batch = made.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
         made.meta["val"] = compat.fake_like(self.mode, (batch, size), torch.int64, node.meta["val"].device)
         symbol = compat.expression(size)
@@ -161,6 +149,7 @@ class TokenAxis:
         space = Space(len(self.spaces), symbol, made, parent)
         self.sizes.selections[symbol] = (space.number, made)
         self.calls.symbols.add(symbol)
+        self.literals.hints[symbol] = hint
         self.spaces[symbol] = space
         if node.target is ops.pack:
             space.live = self._call(ops.live, (made.args[0], made), f"live_{space.number}")
@@ -170,57 +159,16 @@ class TokenAxis:
 
     def _as_is(self, node: fx.Node) -> fx.Node | None:
         args, kwargs = self._mapped(node)
-        value = self._type_of(node, self._without_wildcards(node, args), kwargs)
+        value = self._type_of(node, self.literals.without_wildcards(node, args), kwargs)
         return None if value is None else self._place(node, args, kwargs, value)
 
     def _literals(self, node: fx.Node) -> fx.Node | None:
-        """Replace sizes burnt in by tracing with expressions that give them back at the original length."""
         args, kwargs = self._mapped(node)
-        recorded = {
-            where: self._recorded(node, where) for where in compat.symbolic_positions(node.target, args)
-        }
-        if not recorded:
+        fitted = self.literals.fit(node, args, kwargs)
+        if fitted is None:
             return None
-        key = (node.target, signature(args), signature(kwargs))
-        attempts = iter([self.solved[key]]) if key in self.solved else self._candidates(node, recorded)
-        for substitution in itertools.islice(attempts, _MAX_ATTEMPTS):
-            values = {where: self.sizes.node(size).meta["val"] for where, size in substitution.items()}
-            value = self._type_of(node, with_sizes(self._without_wildcards(node, args), values), kwargs)
-            if value is not None and (key in self.solved or self._keeps_rows(node, value)):
-                self.solved[key] = substitution
-                burnt = {where: size for where, size in substitution.items() if at(args, where) != -1}
-                self.repairs.literals += len(burnt)
-                nodes = {where: self.sizes.node(size) for where, size in burnt.items()}
-                return self._place(node, with_sizes(args, nodes), kwargs, value)
-        return None
-
-    def _keeps_rows(self, node: fx.Node, value: Any) -> bool:
-        """Whether a reshape with this result has its rows where they were; sizes alone cannot always tell."""
-        tensors = [source for source in node.all_input_nodes if not is_size(source)]
-        if len(tensors) != 1 or not isinstance(value, torch.Tensor) or not keeps_order(node):
-            return True
-        shapes = sizes_of(self.new[tensors[0]].meta["val"]), sizes_of(value)
-        return all(same_stride(*shapes, symbol) for symbol in self.spaces)
-
-    def _candidates(self, node: fx.Node, recorded: Mapping[Position, sympy.Expr]) -> Iterator[Substitution]:
-        inputs = [self.new[source].meta.get("val") for source in node.all_input_nodes]
-        shapes = [sizes_of(value) for value in inputs if isinstance(value, torch.Tensor)]
-        found = substitutions(recorded, shapes, frozenset(self.spaces), self.calls.at_full_length)
-        return (substitution for substitution in found if all(map(self._is_length, substitution.values())))
-
-    def _is_length(self, size: sympy.Expr) -> bool:
-        """Whether an expression is positive at the stand-in lengths; n - 24 may be -1 there, a wildcard."""
-        at_hints = size.subs({symbol: self.hints[space.number] for symbol, space in self.spaces.items()})
-        return not at_hints.is_number or bool(at_hints > 0)
-
-    def _without_wildcards(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Every -1 of a shape with its recorded size, or it may absorb a literal that no longer fits."""
-        wild = [where for where in compat.symbolic_positions(node.target, args) if at(args, where) == -1]
-        sizes = {where: self._recorded(node, where) for where in wild}
-        symbolic = {
-            where: self.sizes.node(size).meta["val"] for where, size in sizes.items() if size.free_symbols
-        }
-        return with_sizes(args, {**sizes, **symbolic})
+        self.repairs.literals += fitted.literals
+        return self._place(node, fitted.args, kwargs, fitted.value)
 
     def _operands(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Gather operands that still have the original length along the axes where they do."""
@@ -287,19 +235,6 @@ class TokenAxis:
         made.meta = {**node.meta, "val": value}
         return made
 
-    # --- literals ---------------------------------------------------------------------------
-
-    def _recorded(self, node: fx.Node, where: Position) -> sympy.Expr:
-        """The size that stands at an argument position, as it was at capture."""
-        value = at(node.args, where)
-        if isinstance(value, fx.Node):
-            return compat.expression(value.meta["val"])
-        output = node.meta["val"]
-        wild = value == -1 and len(where) == 2 and isinstance(output, torch.Tensor)
-        if wild and len(node.args[where[0]]) == output.dim():  # type: ignore[arg-type]
-            return compat.expression(output.shape[where[1]])
-        return sympy.Integer(value)
-
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
         node = self.graph.create_node("call_function", function, args, {}, name=name)
         values = fx.map_arg(args, lambda source: source.meta["val"])
@@ -365,7 +300,7 @@ class TokenAxis:
 
     def _sizes(self) -> dict[sympy.Symbol, int]:
         """Numbers for the token counts, to run operators at."""
-        return {symbol: self.hints[space.number] for symbol, space in self.spaces.items()}
+        return self.literals.hints
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
@@ -402,7 +337,7 @@ def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
     return fx.map_arg(args, lambda source: swap.get(source, source))
 
 
-def _hint(tokens: int, taken: Sequence[int]) -> int:
+def _hint(tokens: int, taken: Collection[int]) -> int:
     """A stand-in length that no size is likely to equal: the primes from 5/8 of the stream upwards.
 
     It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size. And it must

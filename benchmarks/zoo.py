@@ -138,7 +138,7 @@ def _through(built: Built, row: Row) -> None:
 
 
 def _runs_at(model: nn.Module, example: Any, size: int) -> bool:
-    """Whether the model itself takes a batch of this size: a video's may have to be a multiple of its frames."""
+    """Whether the model itself takes a batch of this size: videos want a multiple of their frames."""
     try:
         with _seeded(), torch.no_grad():
             _call(model, _resized(example, size))

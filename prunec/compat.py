@@ -175,6 +175,11 @@ def expression(size: int | torch.SymInt) -> sympy.Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
+def hint(size: int | torch.SymInt) -> int:
+    """The number that a size had at capture."""
+    return cast("int", size.node.hint) if isinstance(size, torch.SymInt) else size
+
+
 def specialised_by(exported: ExportedProgram) -> str | None:
     """The user's source line that fixed a symbolic size, as `file.py:12  code`, if PyTorch recorded one."""
     env = fake_mode_of(exported.graph).shape_env

@@ -211,7 +211,7 @@ def test_colour_adds_nothing_but_colour(dinov2: Diff) -> None:
     coloured = captured.get()
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).splitlines() == list(lines(dinov2))
     assert "\x1b[32m    + score_0 = token_norm(" in coloured
-    assert "\x1b[33m    ~ view [B, 26, -1, 16] -> [B, n, -1, 16]" in coloured
+    assert "\x1b[33m    ~ reshape [B, 26, -1, 16] -> [B, n, -1, 16]" in coloured
 
 
 def test_brackets_are_no_markup() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from prunec import graph, ops
-from prunec.compat import expression, fake_mode_of
+from prunec.compat import fake_mode_of, hint
 from prunec.errors import RecognitionError
 from prunec.rows import RowRead
 from prunec.spaces import Repairs, TokenAxis
@@ -98,8 +98,7 @@ def _example(node: fx.Node, generator: torch.Generator | None) -> object:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return value
-    known = map(expression, value.shape)  # a batch that the model fixed is a symbol with a value
-    sizes = [int(size) if size.is_number else 2 for size in known]
+    sizes = [hint(size) for size in value.shape]
     device = value.device
     if generator is not None:
         return torch.rand(sizes, generator=generator, dtype=torch.float32).to(device, value.dtype)

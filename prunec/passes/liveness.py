@@ -64,7 +64,7 @@ class Liveness:
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The program without them, or as it was where no floating-point operation would be saved."""
         assert program.anatomy is not None
-        settings = _settings(program.graph)
+        settings = _settings(program.graph, program.interface.batch or 2)
         reader, entire = Reader(settings), set[fx.Node]()
         while True:
             needs = Needs(program.graph, reader, entire)
@@ -85,7 +85,7 @@ class Liveness:
         assert sum(node.target in ops.SELECTIONS for node in program.graph.nodes) == sites
 
 
-def _settings(target: fx.Graph) -> list[Lengths]:
+def _settings(target: fx.Graph, images: int) -> list[Lengths]:
     """The lengths that the program runs at: its own counts, and all tokens, as in the certificate."""
     kept: dict[Any, int] = {}
     full: dict[Any, int] = {}
@@ -94,13 +94,13 @@ def _settings(target: fx.Graph) -> list[Lengths]:
             continue
         score = node.args[0]
         tokens, symbol = score.meta["val"].shape[1], compat.expression(node.meta["val"].shape[1])
-        entering, full[symbol] = Lengths(kept).size(tokens), Lengths(full).size(tokens)
+        entering, full[symbol] = Lengths(kept, images).size(tokens), Lengths(full, images).size(tokens)
         if node.target is ops.select:
             _, keep, prefix, suffix, *fused = node.args
             kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
         else:  # images differ; any length will do
             kept[symbol] = max(2, entering // 2)
-    return [Lengths(kept), Lengths(full)] if kept else [Lengths({})]
+    return [Lengths(kept, images), Lengths(full, images)] if kept else [Lengths({}, images)]
 
 
 class Needs:

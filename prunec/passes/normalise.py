@@ -48,6 +48,7 @@ class Normalise:
             "copies": _open_copies(module),
             "masks": _drop_masks(module),
             "no-ops": _drop_no_ops(module),
+            "views": _free_views(module),
             "repeats": _share_repeats(module),
         }
         return program.replace(module=module), counts
@@ -185,6 +186,16 @@ def _drop_no_ops(module: fx.GraphModule) -> int:
             module.graph.erase_node(node)
             dropped += 1
     return dropped
+
+
+def _free_views(module: fx.GraphModule) -> int:
+    """Let every view be a reshape: which strides attention leaves depends on the kernel chosen for it."""
+    aten = torch.ops.aten
+    targets = (aten.view.default, aten._unsafe_view.default)
+    views = [node for node in module.graph.nodes if node.target in targets]
+    for node in views:
+        node.target = aten.reshape.default
+    return len(views)
 
 
 def _share_repeats(module: fx.GraphModule) -> int:

@@ -64,11 +64,7 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
     """
     start = time.perf_counter()
     assert pruned.plan is not None
-    if len(images) < 2 * HELD_OUT:
-        raise CalibrationError(
-            f"{len(images)} images are too few to calibrate on",
-            remedy=f"give {2 * HELD_OUT} or more; 64 are plenty",
-        )
+    images = _fitting(pruned, images)
     fits: tuple[float, ...] = ()
     if pruned.plan.scorer in gates.LEARNED:
         fits = tuple(_fit_all(dense, pruned, images))
@@ -78,6 +74,39 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
         if site.ragged
     )
     return Calibration(len(images), name, fits, shares, time.perf_counter() - start)
+
+
+def _fitting(program: Program, images: Tensor) -> Tensor:
+    """The images, as many as fill whole batches; CalibrationError when they do not fit or are too few."""
+    example = _pixels(program)
+    if images.shape[1:] != example.shape[1:] or images.dtype != example.dtype:
+        raise CalibrationError(
+            f"the images to calibrate on are {images.dtype}{list(images.shape)}, the model takes "
+            f"{example.dtype}{['n', *example.shape[1:]]}",
+            remedy="give images as the model gets them: scaled, normalised, in its precision",
+        )
+    size = _batch(program)
+    images = images if program.interface.batch else images[: len(images) // size * size]
+    if len(images) < 2 * HELD_OUT:
+        raise CalibrationError(
+            f"{len(images)} images are too few to calibrate on",
+            remedy=f"give {2 * HELD_OUT} or more; 64 are plenty",
+        )
+    return images.to(example.device)
+
+
+def _batch(program: Program) -> int:
+    """How many images run at a time: what the model fixed, if it did."""
+    return BATCH if program.interface.batch else len(_pixels(program))
+
+
+def _pixels(program: Program) -> Tensor:
+    """The example's images."""
+    assert program.anatomy is not None
+    places = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    leaf = program.interface.example[places.index(program.anatomy.pixels)]
+    assert isinstance(leaf, Tensor)
+    return leaf
 
 
 # --- the scorers --------------------------------------------------------------------------------
@@ -90,8 +119,9 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     spans = [_span(anatomy, site) for site in plan.sites]
     seen = _Importance(dense, spans, anatomy).run(images)
     for number, (states, importance) in enumerate(seen):
-        torch.manual_seed(number)
-        gate = gates.LEARNED[plan.scorer](states.shape[-1], plan.hidden).to(states.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            gate = gates.LEARNED[plan.scorer](states.shape[-1], plan.hidden).to(states.device)
         yield _fit(gate, states.float(), importance)
         for name, value in gate.named_parameters():
             with torch.no_grad():
@@ -118,12 +148,12 @@ class _Importance:
     def run(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For each span: states [n, N, C] and importance [n, N] of the patches."""
         parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.spans]
-        for first in range(0, len(images), BATCH):
-            for place, found in enumerate(self._batch(images[first : first + BATCH])):
+        for batch in images.split(_batch(self.dense)):
+            for place, found in enumerate(self._seen(batch)):
                 parts[place].append(found)
         return [(torch.cat([s for s, _ in part]), torch.cat([i for _, i in part])) for part in parts]
 
-    def _batch(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _seen(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         recorder = _Recorder(self.dense.module, self.wanted)
         with torch.enable_grad(), torch.random.fork_rng():
             outputs = recorder.run(*call_on(self.dense, images.detach().requires_grad_()))
@@ -214,7 +244,7 @@ def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> 
     anatomy = pruned.anatomy
     assert anatomy is not None
     assert pruned.plan is not None
-    parts = [_scores(pruned, number, part) for part in images.split(BATCH)]
+    parts = [_scores(pruned, number, part) for part in images.split(_batch(pruned))]
     for part in parts:  # the best of each image pass in any case
         part.scatter_(1, part.argsort(dim=1, descending=True)[:, : pruned.plan.least], float("inf"))
     scores = torch.cat([part.flatten() for part in parts])

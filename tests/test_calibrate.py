@@ -110,13 +110,34 @@ def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Program) 
 
 
 def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: Program) -> None:
-    outputs = []
+    outputs, x = [], images()
     for seed in (0, 1):
         program = pruned(dense)
         torch.manual_seed(seed)
-        calibrate.calibrate(dense, program, images(), "images")
-        outputs.append(run(program, images())[0])
+        expected = torch.rand(3)
+        torch.manual_seed(seed)
+        calibrate.calibrate(dense, program, x, "images")
+        torch.testing.assert_close(torch.rand(3), expected)
+        outputs.append(run(program, x)[0])
     torch.testing.assert_close(*outputs)
+
+
+def test_images_of_another_kind_are_refused_with_the_kind_that_is_wanted(dense: Program) -> None:
+    for wrong in (images().double(), images()[..., :16]):
+        with pytest.raises(CalibrationError, match=r"the model takes torch.float32\['n', 3, 20, 20\]"):
+            calibrate.calibrate(dense, pruned(dense), wrong, "images")
+
+
+def test_a_model_that_fixes_its_batch_is_calibrated_at_that_batch() -> None:
+    class Fixed(ViT):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels.reshape(2, 3, 20, 20))
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="the batch is fixed at 2"):
+        dense = recognised(Fixed(depth=3))
+    result = calibrate.calibrate(dense, pruned(dense), images(17), "images")
+    assert result.images == 16
 
 
 def test_too_few_images(dense: Program) -> None:

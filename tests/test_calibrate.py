@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -188,3 +190,32 @@ def test_scenes_with_larger_objects_keep_more_tokens_in_the_last_stage() -> None
     scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 0, 96)
     kept = torch.stack(counts(program, shapes.normalize(scenes.image))[-3:]).double().mean(dim=0)
     assert calibrate.rank_correlation(kept, scenes.area.sum(dim=1).double()) > 0.5
+
+
+def test_optimize_calibrates_reports_and_saves_what_it_fitted(tmp_path: Path) -> None:
+    result = prunec.optimize("shapes", "dynamic", keep=0.5, target="eager", batch=4, rounds=5)
+    report = result.report.text()
+    assert "calibrated   on 64 other held-out Shapes images, scorers rank held-out tokens at" in report
+    assert "each image by itself and in a batch:" in report
+    assert "before block 3: 82 -> 42 tokens on average" in report
+    accuracy = result.report.accuracy
+    assert accuracy is not None
+    assert accuracy.random is not None
+    assert (accuracy.pruned.accuracy or 0) > 0.9 > 2 * (accuracy.random.accuracy or 1)
+    flops = result.report.flops
+    assert 0.4 < flops["pruned"] / flops["dense"] < 0.65
+    loaded = prunec.load(result.save(tmp_path / "out"), target="eager")
+    x = shapes.normalize(shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 0, 4)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), result.module(x))
+
+
+def test_optimize_says_what_it_was_calibrated_on_and_when_it_was_not() -> None:
+    model = ViT(depth=3).eval()
+    source = prunec.sources.from_module(model, pixels(side=5))
+    chosen = policy(**DYNAMIC)
+    scenes = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5)
+    assert "calibrated on synthetic scenes" in " ".join(scenes.report.notes)
+    bare = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5, untrained=True)
+    assert "learned parts are untrained" in " ".join(bare.report.notes)
+    assert bare.report.calibration is None

@@ -24,7 +24,7 @@ from prunec.targets import LoweredModule
 from prunec.targets.eager import Eager
 from prunec.targets.inductor import Inductor
 from tests.families import FAMILIES, Family, difference, tensors
-from tests.tiny import ViT, pixels
+from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels
 
 NAMES = ("timm_vit", "timm_beit", "hf_vit", "hf_siglip")
 
@@ -123,15 +123,7 @@ def test_a_copy_of_a_lowered_module_runs_its_own_weights(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     program = prunec.transform(ViT().eval(), "norm", blocks=(1,), example=pixels()).program
-    module, x = LoweredModule(program, target.lower(program)), pixels()
-    before = module(x)
-    twin = copy.deepcopy(module)
-    assert torch.equal(twin(x), before)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    assert not twin(x).any()
-    assert torch.equal(module(x), before)
+    assert_a_copy_stands_by_itself(LoweredModule(program, target.lower(program)))
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunec.program import Plan, Program, ProgramModule, Site, Stage
-from tests.tiny import ViT, pixels, pruned, recognised
+from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels, pruned, recognised
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,7 @@ def test_a_state_dict_goes_there_and_back(half: Program) -> None:
 
 
 def test_a_deep_copy_stands_by_itself(half: Program) -> None:
-    module, x = ProgramModule(half), pixels()
-    before = module(x)
-    twin = copy.deepcopy(module)
-    assert torch.equal(twin(x), before)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    assert not twin(x).any()
-    assert torch.equal(module(x), before)
+    assert_a_copy_stands_by_itself(ProgramModule(half))
 
 
 def test_another_precision_reaches_the_graph(half: Program) -> None:

@@ -5,6 +5,7 @@ The models are small enough to be captured in a fraction of a second: two blocks
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -196,3 +197,16 @@ def run(program: Program, *inputs: Any) -> tuple[Any, ...]:
     """The flat outputs of a program on flat inputs."""
     with torch.no_grad():
         return tuple(program.module(*inputs))
+
+
+def assert_a_copy_stands_by_itself(module: nn.Module) -> None:
+    """A deep copy runs as the module does, on weights of its own."""
+    x = pixels()
+    before = module(x)
+    twin = copy.deepcopy(module)
+    assert torch.equal(twin(x), before)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not twin(x).any()
+    assert torch.equal(module(x), before)

@@ -103,7 +103,7 @@ class _Insertion:
             return self._call("score", ops.token_norm, (source, dim), numbers)
         if self.plan.scorer == "random":
             return self._call("score", ops.random_score, (source, dim), numbers)
-        if self.plan.scorer == "mlp":
+        if self.plan.scorer in gates.LEARNED:
             gate = self._site_module().gate
             assert isinstance(gate, gates.MlpGate)
             operands = [self._parameter(f"gate.{path}", gate.get_parameter(path)) for path in gate.operands]
@@ -137,8 +137,8 @@ class _Insertion:
         path = f"prunec.site_{self.number}"
         if path not in dict(self.module.named_modules()):
             state = self.state.meta["val"]
-            learned = self.plan.scorer == "mlp"
-            gate = gates.MlpGate(state.shape[-1], self.plan.hidden) if learned else None
+            learned = gates.LEARNED.get(self.plan.scorer)
+            gate = learned(state.shape[-1], self.plan.hidden) if learned else None
             self.module.add_submodule(path, gates.Site(gate).to(state.device, state.dtype))
         module = self.module.get_submodule(path)
         assert isinstance(module, gates.Site)

@@ -139,7 +139,7 @@ def timm_embedding(model: nn.Module, image: Tensor) -> tuple[Tensor, int]:
 def plain(model: nn.Module, image: Tensor, pruning: Pruning) -> tuple[Tensor, list[list[int]]]:
     """timm VisionTransformer: class token, distillation token, registers, LayerScale, attention pooling."""
     stream = walk(
-        Stream(*timm_embedding(model, image)), [_plain_layer(block) for block in model.blocks], pruning
+        Stream(*timm_embedding(model, image)), [plain_layer(block) for block in model.blocks], pruning
     )
     x = model.norm(stream.x)
     if model.attn_pool is not None:
@@ -151,7 +151,7 @@ def plain(model: nn.Module, image: Tensor, pruning: Pruning) -> tuple[Tensor, li
     return model.head(model.fc_norm(x)), stream.kept
 
 
-def _plain_layer(block: nn.Module) -> Layer:
+def plain_layer(block: nn.Module) -> Layer:
     def attention(x: Tensor, _rows: Tensor) -> tuple[Tensor, Tensor]:
         qkv = F.linear(block.norm1(x), block.attn.qkv.weight, block.attn.qkv.bias)
         q, k, v = (heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))

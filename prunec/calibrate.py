@@ -13,17 +13,20 @@ dense model reveals (attention, change, plain gradients) predicts less; docs/des
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from prunec import compat, gates, ops
+from prunec import compat, ops
 from prunec.anatomy import Anatomy
 from prunec.errors import CalibrationError
+from prunec.heads import ClassScores, class_scores
+from prunec.language import Selector
 from prunec.program import Program, Site
 
 PROJECTIONS = 4  # of the output, for one image
@@ -40,6 +43,7 @@ class Calibration:
     name: str  # which images
     fits: tuple[float, ...]  # for each site, the rank correlation on images that it was not fitted to
     shares: tuple[tuple[float, float], ...]  # for each site: share of the patches asked for, and met
+    counts: tuple[float, ...]  # for each site, where images differ: how many patches they keep on average
     seconds: float
 
     def __str__(self) -> str:
@@ -65,15 +69,18 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
     start = time.perf_counter()
     assert pruned.plan is not None
     images = _fitting(pruned, images)
-    fits: tuple[float, ...] = ()
-    if pruned.plan.scorer in gates.LEARNED:
-        fits = tuple(_fit_all(dense, pruned, images))
+    fits = tuple(_fit_all(dense, pruned, images))
     shares = tuple(
         _set_threshold(pruned, number, site, images)
         for number, site in enumerate(pruned.plan.sites)
-        if site.ragged
+        if _is_calibrated(pruned.plan.step(site).selector)
     )
-    return Calibration(len(images), name, fits, shares, time.perf_counter() - start)
+    counts = _counts(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
+    return Calibration(len(images), name, fits, shares, counts, time.perf_counter() - start)
+
+
+def _is_calibrated(selector: Selector) -> bool:
+    return selector.kind == "threshold" and selector.at is None
 
 
 def _fitting(program: Program, images: Tensor) -> Tensor:
@@ -116,16 +123,38 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     anatomy, plan = pruned.anatomy, pruned.plan
     assert anatomy is not None
     assert plan is not None
-    spans = [_span(anatomy, site) for site in plan.sites]
+    learned = [number for number, site in enumerate(plan.sites) if plan.step(site).scorer.learned]
+    if not learned:
+        return
+    spans = [_span(anatomy, plan.sites[number]) for number in learned]
     seen = _Importance(dense, spans, anatomy).run(images)
-    for number, (states, importance) in enumerate(seen):
-        with torch.random.fork_rng():
-            torch.manual_seed(number)
-            gate = gates.LEARNED[plan.scorer](states.shape[-1], plan.hidden).to(states.device)
-        yield _fit(gate, states.float(), importance)
-        for name, value in gate.named_parameters():
-            with torch.no_grad():
-                pruned.module.get_parameter(f"prunec.site_{number}.gate.{name}").copy_(value)
+    grades = _grades(dense, images) if plan.fate == "exit" else None
+    for number, (states, importance) in zip(learned, seen, strict=True):
+        gate = pruned.module.get_submodule(f"prunec.site_{number}.gate")
+        fresh = copy.deepcopy(gate).to(torch.float32)
+        given = images if getattr(gate, "reads", "patches") == "pixels" else states
+        if grades is not None:
+            yield _fit_grader(fresh, given.float(), grades)
+        else:
+            yield _fit(fresh, given.float(), importance)
+        with torch.no_grad():
+            for name, value in gate.named_parameters():
+                value.copy_(fresh.get_parameter(name))
+
+
+def _grades(dense: Program, images: Tensor) -> Tensor:
+    """What the model itself says of each patch: class scores [n, N, K]."""
+    scores = class_scores(dense)
+    assert isinstance(scores, ClassScores) and dense.anatomy is not None
+    prefix, end = dense.anatomy.prefix, dense.anatomy.tokens - dense.anatomy.suffix
+    parts = []
+    for batch in images.split(_batch(dense)):
+        recorder = _Recorder(dense.module, {scores.node})
+        with torch.no_grad():
+            recorder.run(*call_on(dense, batch))
+        found = recorder.values[scores.node].movedim(scores.axis, -1).flatten(1, -2)  # [B, N or T, K]
+        parts.append(found[:, prefix:end] if scores.all_tokens else found)
+    return torch.cat(parts).float()
 
 
 def _span(anatomy: Anatomy, site: Site) -> tuple[str, str]:
@@ -214,20 +243,46 @@ def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
     target = target - target.mean(dim=1, keepdim=True)
     target = (target - target.mean()) / target.std().clamp_min(1e-6)
     held_out = torch.arange(len(states)) % HELD_OUT == 0
-    x, y = states[~held_out].flatten(0, 1), target[~held_out].flatten()
+    x, y, rows = states[~held_out], target[~held_out], BATCH
+    if not getattr(gate, "context", False):  # then each patch is an example by itself
+        x, y, rows = x.flatten(0, 1)[:, None], y.flatten()[:, None], ROWS
+
+    def loss(chosen: Tensor) -> Tensor:
+        return nn.functional.mse_loss(gate(x[chosen]), y[chosen])
+
+    if any(parameter.requires_grad for parameter in gate.parameters()):
+        _descend(gate, loss, len(x), rows)
+    with torch.no_grad():
+        return rank_correlation(gate(states[held_out]).flatten(), target[held_out].flatten())
+
+
+def _fit_grader(gate: nn.Module, states: Tensor, grades: Tensor) -> float:
+    """Distil the model's own class scores; on how many held-out patches both name the same class."""
+    held_out = torch.arange(len(states)) % HELD_OUT == 0
+    x, y = states[~held_out].flatten(0, 1), grades[~held_out].flatten(0, 1).log_softmax(dim=-1)
+
+    def loss(rows: Tensor) -> Tensor:
+        found = gate(x[rows][None])[0].log_softmax(dim=-1)
+        return nn.functional.kl_div(found, y[rows], reduction="batchmean", log_target=True)
+
+    _descend(gate, loss, len(x), ROWS)
+    with torch.no_grad():
+        same = gate(states[held_out]).argmax(dim=-1) == grades[held_out].argmax(dim=-1)
+    return float(same.float().mean())
+
+
+def _descend(gate: nn.Module, loss_of: Callable[[Tensor], Tensor], count: int, rows: int) -> None:
+    """A few hundred steps on random examples out of `count`, `rows` at a time."""
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.AdamW(gate.parameters(), lr=RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS)
     with torch.enable_grad():
         for _ in range(STEPS):
-            rows = torch.randint(0, len(x), (min(ROWS, len(x)),), generator=generator)
-            loss = nn.functional.mse_loss(gate(x[rows][None])[0].float(), y[rows])
+            loss = loss_of(torch.randint(0, count, (min(rows, count),), generator=generator))
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
-    with torch.no_grad():
-        return rank_correlation(gate(states[held_out]).flatten(), target[held_out].flatten())
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
@@ -246,7 +301,8 @@ def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> 
     assert pruned.plan is not None
     parts = [_scores(pruned, number, part) for part in images.split(_batch(pruned))]
     for part in parts:  # the best of each image pass in any case
-        part.scatter_(1, part.argsort(dim=1, descending=True)[:, : pruned.plan.least], float("inf"))
+        best = part.argsort(dim=1, descending=True)[:, : pruned.plan.step(site).selector.least]
+        part.scatter_(1, best, float("inf"))
     scores = torch.cat([part.flatten() for part in parts])
     ordered = scores[scores > float("-inf")].sort(descending=True).values
     most = min(site.keep * len(images), len(ordered))
@@ -268,6 +324,34 @@ def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
     return reader.scores
 
 
+def _counts(pruned: Program, images: Tensor) -> tuple[float, ...]:
+    """How many patches images keep on average at each site."""
+    counter = _Counter(pruned)
+    for batch in images.split(_batch(pruned)):
+        with torch.no_grad():
+            counter.run(*call_on(pruned, batch))
+    return tuple(total / len(images) for total in counter.totals.values())
+
+
+class _Counter(fx.Interpreter):
+    """Runs a program and adds up the rows that go on."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        assert program.anatomy is not None
+        self.protected = program.anatomy.prefix + program.anatomy.suffix
+        self.totals: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As it is, counting."""
+        value = super().run_node(n)
+        if n.target in ops.SELECTIONS:
+            kept = self.env[n.args[0]] if n.target is ops.pack else torch.ones_like(value)
+            rows = int(kept.sum()) - self.protected * len(value)
+            self.totals[n.name] = self.totals.get(n.name, 0) + rows
+        return value
+
+
 class _Enough(Exception):  # noqa: N818  not an error: what was asked for is known
     pass
 
@@ -285,7 +369,7 @@ class _ScoreReader(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, until the site comes."""
-        if target is not ops.passing:
+        if target not in ops.PASSING:
             return super().call_function(target, args, kwargs)
         if self.left == 0:
             score, alive = args[0], args[5] if len(args) > 5 else None

@@ -226,7 +226,7 @@ class _Keeping(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but selections."""
-        if target is ops.passing:
+        if target in ops.PASSING:
             return torch.ones_like(args[0], dtype=torch.bool)
         if target not in ops.SELECTIONS:
             return super().call_function(target, args, kwargs)
@@ -270,11 +270,12 @@ class _Scattering(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but which rows pass: a share of an image's rows that is its own."""
-        if target is not ops.passing:
+        if target not in ops.PASSING:
             return super().call_function(target, args, kwargs)
         scores = torch.stack([self._chance(image)[: args[0].shape[1]] for image in self.images])
+        scores = torch.where(args[0].isposinf(), args[0], scores.to(args[0]))  # others are merged into those
         self.site += 1
-        return ops.passing(scores.to(args[0]), torch.zeros_like(args[1]), *args[2:])
+        return ops.passing(scores, scores.new_zeros(()), *args[2:])
 
     def _chance(self, image: int) -> Tensor:
         """The same for an image whatever its batch pads it to."""

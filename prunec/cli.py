@@ -304,7 +304,7 @@ def _show_program(program: Program, *, as_json: bool) -> None:
     if as_json:
         _json(
             {
-                "plan": dataclasses.asdict(program.plan),
+                "plan": program.plan.as_dict(),
                 "stages": [dataclasses.asdict(stage) for stage in program.stages],
             }
         )

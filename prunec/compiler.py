@@ -14,7 +14,7 @@ from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
 from prunec.errors import CalibrationError
 from prunec.passes import BACK, FRONT, run_passes
-from prunec.plan import make_plan
+from prunec.plan import counted, make_plan
 from prunec.policy import Policy
 from prunec.program import Program, Stage
 from prunec.sources import Pictures, Source
@@ -56,7 +56,7 @@ def compile_source(
     fitted = None if untrained else fit(dense, pruned, policy, calibration)
     if fitted is not None:
         stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
-        pruned = pruned.replace(stages=(*pruned.stages, stage))
+        pruned = pruned.replace(plan=counted(pruned.plan, fitted.counts), stages=(*pruned.stages, stage))
     certificate = certify(dense, pruned, original=source.module)
     stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
     return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate, fitted)
@@ -65,7 +65,8 @@ def compile_source(
 def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None) -> Calibration | None:
     """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
     assert pruned.plan is not None
-    if not (policy.calibrated and pruned.plan.sites):
+    unknown = any(not site.known for site in pruned.plan.sites)
+    if not (pruned.plan.sites and (policy.calibrated or (unknown and images))):
         return None
     if images is None:
         raise CalibrationError(

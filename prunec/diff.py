@@ -191,7 +191,7 @@ def _change(node: fx.Node, old: dict[str, fx.Node]) -> Change | None:
     """What is new about a node; None when nothing is."""
     before = old.get(node.name)
     if before is None:
-        is_ours = node.target in ops.DIALECT
+        is_ours = ops.is_ours(node.target)
         return Change("inserted", _call(node)) if is_ours else None
     if _plain(before.args) != _plain(node.args):
         taken = [source.name for source in node.all_input_nodes if source.target is ops.take]

@@ -17,6 +17,9 @@ those three and exits with the code; Python users get the exception itself.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PruneError(Exception):
     """Something prunec could not do: what, where, and the remedy."""
@@ -80,3 +83,14 @@ class NoGainError(PruneError):
     """Pruning would not make this model faster on this device."""
 
     exit_code = 5
+
+
+def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Up to three of `names` that someone who wrote `name` may have meant, best first."""
+    return tuple(difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5))
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; nearest: a, b`, ready to end a sentence, or nothing when no name is near."""
+    near = nearest(name, names)
+    return f"; nearest: {', '.join(near)}" if near else ""

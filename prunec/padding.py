@@ -41,7 +41,7 @@ class Padding:
 
     def is_reached_by(self, node: fx.Node, made: fx.Node) -> bool:
         """Whether an operator other than attention over tokens lets rows of its stream meet."""
-        if node.target in ops.DIALECT or node.name in self.cores or is_getitem(node):
+        if ops.is_ours(node.target) or node.name in self.cores or is_getitem(node):
             return False
         inputs = {source: self.axes(source.meta.get("val")) for source in made.all_input_nodes}
         axes = self.axes(made.meta["val"])
@@ -75,8 +75,17 @@ class Padding:
                 hidden = self.call(ops.mask_keys, (logits, space.live), f"{node.name}_live")
                 made.replace_input_with(logits, hidden)
                 return
-            mask = made.args[3] if len(made.args) > 3 else made.kwargs.get("attn_mask")
-            keys = self.call(ops.key_mask, (space.live, mask), f"{node.name}_live")
-        names = compat.argument_names_of(made.target)
-        others = {**dict(zip(names[3:], made.args[3:], strict=False)), **made.kwargs}
-        made.args, made.kwargs = made.args[:3], {**others, "attn_mask": keys}
+            keys = self.call(ops.key_mask, (space.live, mask_of(made)), f"{node.name}_live")
+        set_mask(made, keys)
+
+
+def mask_of(attention: fx.Node) -> fx.Node | None:
+    """The mask of a fused attention, if it has one."""
+    return attention.args[3] if len(attention.args) > 3 else attention.kwargs.get("attn_mask")  # type: ignore[return-value]
+
+
+def set_mask(attention: fx.Node, mask: fx.Node) -> None:
+    """Give a fused attention another mask."""
+    names = compat.argument_names_of(attention.target)
+    others = {**dict(zip(names[3:], attention.args[3:], strict=False)), **attention.kwargs}
+    attention.args, attention.kwargs = attention.args[:3], {**others, "attn_mask": mask}

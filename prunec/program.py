@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from prunec import compat, graph
 from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
+from prunec.rules import Rules, Step
 
 Where = Literal["before_block", "after_attention"]
 
@@ -178,10 +179,12 @@ class Site:
     keep: int  # patch tokens that survive
     leaves: int  # stream length that goes on: protected + keep (+ 1 fused token)
     ragged: bool = False  # each image keeps as many as it needs; the counts are the mean
+    step: int = 0  # which step of the policy
+    known: bool = True  # whether the mean is; else the counts are what it may be at most
 
     def __str__(self) -> str:
         name = "before" if self.where == "before_block" else "after attention of"
-        mean = " on average" if self.ragged else ""
+        mean = (" on average" if self.known else " at most") if self.ragged else ""
         return f"{name} block {self.block}: {self.tokens} -> {self.leaves} tokens{mean}"
 
 
@@ -189,15 +192,30 @@ class Site:
 class Plan:
     """A policy made concrete for one model: pure data, printable, editable, replayable."""
 
-    policy: str
-    scorer: str
-    fate: str
+    rules: Rules
     sites: tuple[Site, ...]
     notes: tuple[str, ...] = ()
-    reactivate: bool = False  # every site chooses among all tokens again
-    hidden: float = 0.25  # width of a learned scorer's hidden layer, as a share of the channels
-    multiple_of: int = 1  # padded lengths of ragged selections are rounded up to it
-    least: int = 1  # patches that every image keeps
+    rejoin: int | None = None  # the block before which all tokens come back
+
+    @property
+    def policy(self) -> str:
+        """The policy's name."""
+        return self.rules.name
+
+    @property
+    def fate(self) -> str:
+        """What becomes of tokens that do not stay; the same for all steps."""
+        return self.rules.fate
+
+    def step(self, site: Site) -> Step:
+        """The policy's step that a site belongs to."""
+        return self.rules.steps[site.step]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for reports."""
+        sites = [dataclasses.asdict(site) for site in self.sites]
+        rules = self.rules.model_dump(mode="json", exclude_none=True)
+        return {"policy": rules, "sites": sites, "notes": list(self.notes), "rejoin": self.rejoin}
 
 
 class Counts(dict[str, int]):

@@ -17,6 +17,7 @@ from prunec.certificate import Certificate
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.program import Plan, Stage
+from prunec.rules import rate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Report:
             "target": self.target,
             "policy": dict(self.policy),
             "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
-            "plan": asdict(self.plan),
+            "plan": self.plan.as_dict(),
             "stages": [asdict(stage) for stage in self.stages],
             "certificate": asdict(self.certificate),
             "calibration": asdict(self.calibration) if self.calibration else None,
@@ -76,7 +77,7 @@ class Report:
             yield "", f"not recognised: {miss}"
         yield (
             "policy",
-            f"{self.policy['name']}, keep {self.policy['selector']['keep']:g}, target {self.target}",
+            f"{self.policy['name']}, {rate(self.plan.rules)}, target {self.target}",
         )
         for number, site in enumerate(self.plan.sites):
             yield "sites" if number == 0 else "", str(site)

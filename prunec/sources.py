@@ -31,9 +31,8 @@ from torch.export import ExportedProgram
 
 from prunec import compat, files
 from prunec.data import shapes, tiny_vit
-from prunec.errors import SourceError, UsageError
+from prunec.errors import SourceError, UsageError, did_you_mean
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
-from prunec.policy import did_you_mean
 from prunec.within import shared_copy
 
 Weights = Literal["pretrained", "random", "given", "shipped", "file"]

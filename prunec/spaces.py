@@ -37,6 +37,11 @@ from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import SizeNodes, sizes_of
 from prunec.tables import Space, Tables, of_these_images
 
+_MOVES = (ops.gather, ops.fuse, ops.merge)
+
+#: How many kept tokens one that was not kept is made of, and how fast their weight falls with the distance.
+NEAREST, SHARPNESS = 20, 20.0
+
 
 @dataclass
 class Repairs:
@@ -75,6 +80,7 @@ class TokenAxis:
         states: Sequence[str],
         cores: Collection[str] = (),
         preserve: bool = False,
+        restore: str = "stale",
         probe: bool = False,
     ) -> None:
         self.module = module
@@ -82,6 +88,7 @@ class TokenAxis:
         self.states = set(states)
         self.cores = set(cores)  # attention over tokens: fused calls and softmaxes
         self.preserve = preserve  # tokens that are not kept take part in whatever is not attention
+        self.restore = restore  # how they come back: as they were, or like what they were most like
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
         self.calls = CallTypes(self.mode, tokens)
@@ -116,12 +123,16 @@ class TokenAxis:
             return self._open_space(node, space)
         if node.op != "call_function" or space is None:
             return self._copy(node, lambda source: self.new[source])
+        if node.target is ops.paint:
+            return self._end_region(node, "class scores of all tokens")
         made = self._as_is(node) or self._literals(node) or self._operands(node, space)
         if made is None:
             return self._end_region(node, "the operator needs the whole grid")
         self.repairs.axes[node.name] = self._axes(made.meta["val"])
-        if node.target in (ops.gather, ops.fuse):
+        if node.target in _MOVES:
             self._space_of_selection(node).source = node.args[0]  # type: ignore[assignment]
+        if node.target is ops.members:
+            self._space_of_selection(node).group = made
         read = self._rows_read(node, made)
         if read is not None:
             self.repairs.reads.append(read)
@@ -210,7 +221,7 @@ class TokenAxis:
             and node.args[0] is space.source
         ):
             result = self.full(space.source)
-        elif node.name in self.states:
+        elif node.name in self.states or node.target is ops.merge:
             result = self._scatter(node, made, space)
         else:
             result = self._copy(node, self.full, suffix="_full")
@@ -220,11 +231,23 @@ class TokenAxis:
     def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         assert space.source is not None
         self.repairs.scatters += 1
-        args: tuple[Any, ...] = (self.full(space.source), made, space.origin(self._call), self.token_dim)
-        args = args if space.live is None else (*args, space.live)
-        result = self.graph.create_node("call_function", ops.scatter, args, {}, name=f"{node.name}_full")
+        function, args = self._way_back(made, space)
+        result = self.graph.create_node("call_function", function, args, {}, name=f"{node.name}_full")
         result.meta = dict(node.meta)
         return result
+
+    def _way_back(self, made: fx.Node, space: Space) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The call that makes a pruned stream whole again."""
+        if space.group is not None:
+            return ops.unmerge, (made, space.groups(self._call), self.token_dim)
+        assert space.source is not None
+        base, rows = self.full(space.source), space.origin(self._call)
+        if self.restore == "nearest":
+            ends = (self.prefix, self.suffix)
+            near = (ends, NEAREST, SHARPNESS, self.token_dim)
+            return ops.reconstruct, (base, made, rows, *near, space.live)
+        args = (base, made, rows, self.token_dim)
+        return ops.scatter, args if space.live is None else (*args, space.live)
 
     def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return self.calls.type_of(node.target, args, kwargs, node.meta.get("val"))

@@ -31,6 +31,9 @@ class Space:
     parent: Space | None
     source: fx.Node | None = None  # old node: the stream before the gather
     live: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
+    group: fx.Node | None = (
+        None  # where tokens are merged: the place of each row of the parent stream, [B, T]
+    )
     nodes: dict[str, fx.Node] = field(default_factory=dict)  # made when first needed
 
     @property
@@ -46,6 +49,16 @@ class Space:
             rows = (self.parent.origin(call), self.selection)
             self.nodes["origin"] = call(ops.compose, rows, f"origin_{self.number}")
         return self.nodes["origin"]
+
+    def groups(self, call: Call) -> fx.Node:
+        """The place of every original row in the merged stream, through all merges before."""
+        assert self.group is not None
+        if self.parent is None:
+            return self.group
+        if "groups" not in self.nodes:
+            rows = (self.group, self.parent.groups(call))
+            self.nodes["groups"] = call(ops.compose, rows, f"groups_{self.number}")
+        return self.nodes["groups"]
 
 
 class Tables:

@@ -144,7 +144,7 @@ def optimize(
     given = _as_source(source)
     pictures = _pictures(given, images)
     fitted_on = None
-    if chosen.calibrated and not untrained:
+    if (chosen.calibrated or chosen.ragged) and not untrained:
         pictures, fitted_on = _split(given, pictures)
     say("capture, recognise, rewrite, certify")
     compiled = compile_source(given, chosen, fitted_on, untrained=untrained)

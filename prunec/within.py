@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from prunec import compat
-from prunec.errors import UsageError
+from prunec.errors import UsageError, did_you_mean
 from prunec.example_inputs import Example, Inputs, call_inputs, infer, two
-from prunec.policy import did_you_mean
 
 Make = Callable[[nn.Module, Inputs], nn.Module]
 

@@ -151,6 +151,8 @@ def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:
         "blocks": changes.pop("blocks", [1]),
     }
     scorer = {"kind": changes.pop("scorer", "cls_attention" if fate == "fuse" else "norm")}
+    if fate in ("drop", "fuse"):
+        changes.setdefault("restore", "stale")
     kind = changes.pop("selector", "top_k")
     selector = {"kind": kind, "keep": keep}
     selector |= {key: changes.pop(key) for key in ("multiple_of", "least", "stages") if key in changes}

@@ -43,10 +43,13 @@ class Slices:
                 lengths[node] = next(sites).leaves
             elif node.target is ops.compose:
                 lengths[node] = lengths[node.args[1]]
-            elif node.target in (ops.key_mask, ops.mask_keys):  # nothing pads, so nothing is hidden
-                node.replace_all_uses_with(node.args[1] if node.target is ops.key_mask else node.args[0])
+            elif node.target in _UNDONE:  # nothing pads, counts double, or has left
+                operands = node.args
+                node.replace_all_uses_with(operands[_UNDONE[node.target]])
                 module.graph.erase_node(node)
-            elif node.target is not ops.live and any(source in lengths for source in node.all_input_nodes):
+            elif node.target is ops.unmerge or (
+                node.target not in _SCAFFOLD and any(source in lengths for source in node.all_input_nodes)
+            ):
                 _replace(module.graph, node, lengths)
                 replaced += 1
         return program.replace(module=module), {"replaced": replaced}
@@ -54,6 +57,13 @@ class Slices:
     def ensures(self, program: Program) -> None:
         """Nothing is scored or selected any more."""
         assert not any(node.target in (*ops.SCORES, *ops.SELECTIONS) for node in program.graph.nodes)
+
+
+#: Operators that slices have no use for, and which operand stands in their place.
+_UNDONE = {ops.key_mask: 1, ops.mask_keys: 0, ops.key_bias: 1, ops.bias_keys: 0, ops.paint: 0}
+
+#: What reads a selection only to tell other operators about it; it dies with them.
+_SCAFFOLD = (ops.live, ops.members, ops.nearest, ops.remembered, ops.sizes)
 
 
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
@@ -67,8 +77,8 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
     if node.target is ops.gather:
         x, index, dim = args
         new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
-    elif node.target is ops.fuse:
-        x, index, _, _, dim = args
+    elif node.target in (ops.fuse, ops.merge):
+        x, index, _, _, dim, *_ = args
         new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
     elif node.target is ops.take:
         table, index, dim, _, first, last = args
@@ -76,6 +86,13 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
     elif node.target is ops.scatter:
         base, x, _, dim = args[:4]
         new = (ops.put_first, (base, x, dim))
+    elif node.target is ops.reconstruct:
+        new = (ops.put_first, (args[0], args[1], args[6]))
+    elif node.target is ops.unmerge:
+        x, groups, dim = args
+        value = node.meta["val"]
+        missing = value.shape[dim] - lengths[_selection_of(groups)]
+        new = (torch.nn.functional.pad, (x, [0, 0] * (value.dim() - 1 - dim) + [0, missing]))
     else:
         raise ValueError(f"{node.name} reads a selection and has no plain counterpart")
     with target.inserting_before(node):
@@ -83,6 +100,13 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     target.erase_node(node)
+
+
+def _selection_of(groups: fx.Node) -> fx.Node:
+    """The last selection behind the groups of a merged stream."""
+    while groups.target is ops.compose:
+        groups = groups.args[0]  # type: ignore[assignment]
+    return groups.args[1]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -110,8 +134,13 @@ class RandomScores:
             ragged = selection.target is ops.pack
             with module.graph.inserting_before(score.next):
                 if ragged:
-                    operands = (score, *score.args[2:4], *score.args[5:])
-                    made = module.graph.call_function(ops.shuffled, operands)
+                    *_, prefix, suffix, _ = selection.args
+                    live = score.args[5] if len(score.args) > 5 else None
+                    made = module.graph.call_function(
+                        ops.shuffled, (score, prefix, suffix, live, _pairs_of(score))
+                    )
+                elif selection.target is ops.select_pairs:
+                    made = module.graph.call_function(ops.random_among, (score,))
                 else:
                     state = _chosen_from(selection, program.anatomy.states)
                     made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
@@ -124,12 +153,24 @@ class RandomScores:
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        assert all(node.args[0].target in (ops.random_score, ops.shuffled) for node in selections)
+        assert all(node.args[0].target in _RANDOM for node in selections)
+
+
+_RANDOM = (ops.random_score, ops.random_among, ops.shuffled)
+
+
+def _pairs_of(kept: fx.Node) -> fx.Node | None:
+    """The scores behind a choice, where they are of pairs."""
+    score = kept.args[0]
+    assert isinstance(score, fx.Node)
+    return (
+        score if any(source.target in (ops.pairs, ops.windows) for source in score.all_input_nodes) else None
+    )
 
 
 def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
     """The state of the stream that a selection takes its rows from, before it or before its attention."""
-    taken = [user.args[0] for user in selection.users if user.target in (ops.gather, ops.fuse)]
+    taken = [user.args[0] for user in selection.users if user.target in (ops.gather, ops.fuse, ops.merge)]
     state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
     assert state is not None, f"{selection.name} takes no rows of the token stream"
     return state

@@ -9,28 +9,33 @@
                                                     ==>   '-- score -- passing -- pack ---'
 
 Everything that read the state reads what is left of it. A site that chooses among all tokens again scores and
-gathers whole(s3). Shapes do not fit yet: repair_tokens mends them. Each fixed count stands in one place, the
-`keep` of its select.
+gathers whole(s3); before a block where all come back stands whole(s) alone. Shapes do not fit yet:
+repair_tokens mends them. Each fixed count stands in one place, the `keep` of its select.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from prunec import gates, graph, ops
-from prunec.anatomy import Anatomy, Branch
-from prunec.compat import FakeMode, fake_like, fake_mode_of
-from prunec.errors import RecognitionError
+from prunec import gates, graph, heads, ops
+from prunec.anatomy import Anatomy
+from prunec.errors import PolicyError
+from prunec.language import Selector
+from prunec.padding import mask_of, set_mask
 from prunec.program import Plan, Program, Site
+from prunec.rules import Step
+from prunec.scoring import Scored, Scoring, grid_of, state_of
+from prunec.writer import Writer
 
 
 @dataclass(frozen=True)
 class InsertSites:
-    """Score, select, and gather (or fuse) at every site of the plan."""
+    """Score, select, and gather (or fuse, or merge) at every site of the plan."""
 
     name: ClassVar[str] = "insert sites"
 
@@ -41,11 +46,13 @@ class InsertSites:
 
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The program with its sites, shapes still as they were."""
-        assert program.anatomy is not None and program.plan is not None
+        assert program.plan is not None
         module = graph.copy(program.module)
-        live = None
+        insertion = _Insertion(module, program)
         for number, site in enumerate(program.plan.sites):
-            live = _Insertion(module, program.anatomy, program.plan, site, number).run(live)
+            insertion.site(number, site)
+        insertion.rejoin()
+        insertion.paint()
         return program.replace(module=module), {"sites": len(program.plan.sites)}
 
     def ensures(self, program: Program) -> None:
@@ -56,119 +63,209 @@ class InsertSites:
 
 
 class _Insertion:
-    """One site on its way into the graph."""
+    """Sites on their way into one graph, and what each hands on to the next."""
 
-    def __init__(self, module: fx.GraphModule, anatomy: Anatomy, plan: Plan, site: Site, number: int) -> None:
-        self.module, self.target = module, module.graph
-        self.anatomy, self.plan, self.site, self.number = anatomy, plan, site, number
+    now: Site
+    step: Step
+    source: fx.Node  # the tokens that the site chooses from
+
+    def __init__(self, module: fx.GraphModule, program: Program) -> None:
+        assert program.anatomy is not None
+        assert program.plan is not None
+        self.writer = Writer(module)
+        self.call = self.writer.call
+        self.anatomy: Anatomy = program.anatomy
+        self.plan: Plan = program.plan
+        self.ends, self.dim = (self.anatomy.prefix, self.anatomy.suffix), self.anatomy.token_dim
         self.names = graph.by_name(module.graph)
-        self.state = self.names[_state_of(anatomy, site)]
-        self.mode: FakeMode = fake_mode_of(module.graph)
-        self.after = self.state  # where the next node goes
+        self.classes = _class_scores(program)
+        self.live: fx.Node | None = None  # which rows count: [B, n]
+        self.kept: fx.Node | None = None  # of all rows, those that have not exited: [B, T]
+        self.canvas: fx.Node | None = None  # class scores of those that have: [B, T, K]
+        self.size: fx.Node | None = None  # how many tokens each row stands for: [B, n]
+        self.unweighted: dict[str, fx.Node | None] = {}  # attention -> its own mask or logits
 
-    def run(self, live: fx.Node | None) -> fx.Node | None:
-        """Insert score, selection and gather; returns the rows that count if the selection is ragged."""
-        users = list(self.state.users)
-        source, dim = self.state, self.anatomy.token_dim
-        if self.plan.reactivate and self.number > 0:
-            source, live = self._call("whole", ops.whole, (self.state,), self.state.meta["val"]), None
-        score = self._score(source)
-        if self.site.ragged:
-            index, live = self._ragged(score, live)
+    def site(self, number: int, site: Site) -> None:
+        """Score, select, and let what read the state read what is left of it."""
+        self.writer.number, self.now, self.step = number, site, self.plan.step(site)
+        state = self.source = self.writer.after = self.names[state_of(self.anatomy, site)]
+        users = list(state.users)
+        if number > 0 and (self.step.reactivate or self.step.fate == "exit"):
+            self.source, self.live = self.call("whole", ops.whole, (state,)), None
+        self.writer.let_read(users, state, self._pruned())
+
+    def rejoin(self) -> None:
+        """Before the block where all tokens come back, read the whole stream."""
+        if self.plan.rejoin is None or not self.plan.sites:
+            return
+        state = self.writer.after = self.names[self.anatomy.blocks[self.plan.rejoin].branches[0].state]
+        users = list(state.users)
+        self.writer.number += 1
+        self.writer.let_read(users, state, self.call("whole", ops.whole, (state,)))
+
+    def paint(self) -> None:
+        """Class scores of tokens that have exited stand where the head would have put its own."""
+        if self.canvas is None or self.classes is None:
+            return
+        scores = self.writer.after = self.names[self.classes.node]
+        users = list(scores.users)
+        ends = (0, 0) if self.classes.all_tokens else self.ends
+        painting = (scores, self.canvas, self.kept, self.classes.axis, *ends)
+        self.writer.let_read(users, scores, self.call("paint", ops.paint, painting))
+
+    # --- select, and move -----------------------------------------------------------------------
+
+    def _pruned(self) -> fx.Node:
+        """What is left of the source."""
+        scored, kept, fate = self._scored(), None, self.step.fate
+        if self.now.ragged:
+            kept = self._passing(scored)
+            rows = (kept, *self.ends, self.step.selector.multiple_of)
+            index = self.call("pack", ops.pack, rows, self._rows())
+            self.live = self.call("live", ops.live, (kept, index))
         else:
-            counts = (self.site.keep, self.anatomy.prefix, self.anatomy.suffix, self.plan.fate == "fuse")
-            index, live = self._call("select", ops.select, (score, *counts), self._rows(torch.int64)), None
-        if self.plan.fate == "fuse":
-            arguments: tuple[Any, ...] = (source, index, score, self.anatomy.suffix, dim)
-            pruned = self._call("fuse", ops.fuse, arguments, self.state.meta["val"])
+            index, self.live = self._selected(scored), None
+        if fate == "merge":
+            return self._merged(index, scored, kept)
+        if fate == "fuse":
+            uniform = self.step.weights == "uniform"
+            fused = (self.source, index, scored.score, self.anatomy.suffix, self.dim, uniform)
+            return self.call("fuse", ops.fuse, fused, self.source.meta["val"])
+        return self.call("gather", ops.gather, (self.source, index, self.dim))
+
+    def _scored(self) -> Scored:
+        scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.live)
+        if not self.step.scorer.learned:
+            return scoring.heuristic(self.step.scorer)
+        gate = self._parameters().gate
+        assert gate is not None
+        return scoring.learned(self.step.scorer.kind, gate, classes=self.step.fate == "exit")
+
+    def _selected(self, scored: Scored) -> fx.Node:
+        """As many rows of every image."""
+        function = ops.select if scored.partner is None else ops.select_pairs
+        counts: tuple[Any, ...] = (self.now.keep, *self.ends)
+        counts = (*counts, self.step.fate == "fuse") if scored.partner is None else counts
+        return self.call("select", function, (scored.score, *counts), self._rows())
+
+    def _passing(self, scored: Scored) -> fx.Node:
+        """Which rows of every image go on, if they differ."""
+        selector, exiting = self.step.selector, self.step.fate == "exit"
+        before = self.kept if exiting else self.live
+        rest = (*self.ends, selector.least, before)
+        if selector.kind == "sampling":
+            return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
+        if selector.kind == "adaptive":
+            spread = (scored.score, self.now.block + 1, *self.ends, before)
+            threshold = self.call("typical", ops.typical, spread)
         else:
-            pruned = self._call("gather", ops.gather, (source, index, dim), self.state.meta["val"])
-        for user in users:
-            if user is not score:
-                user.replace_input_with(self.state, pruned)
-        return live
+            threshold = self.writer.parameter("threshold", self._parameters().threshold)
+        kept = self.call("passing", ops.passing, (scored.score, threshold, *rest))
+        return self._exits(kept, scored, before) if exiting else kept
 
-    def _ragged(self, score: fx.Node, live: fx.Node | None) -> tuple[fx.Node, fx.Node]:
-        ends = (self.anatomy.prefix, self.anatomy.suffix)
-        threshold = self._parameter("threshold", self._site_module().threshold)
-        rows = (score, threshold, *ends, self.plan.least, live)
-        kept = self._call("passing", ops.passing, rows, self._rows(torch.bool))
-        index = self._call("pack", ops.pack, (kept, *ends, self.plan.multiple_of), self._rows(torch.int64))
-        return index, self._call("live", ops.live, (kept, index), self._rows(torch.bool))
+    def _exits(self, kept: fx.Node, scored: Scored, before: fx.Node | None) -> fx.Node:
+        """Those that go on once context is spared, and a canvas for what the others are."""
+        spare = self.step.selector.spare
+        if spare:
+            kept = self.call("spared", ops.spared, (kept, scored.classes, spare, *self.ends, before))
+        if before is None:
+            self.canvas = scored.classes
+        else:
+            self.canvas = self.call("canvas", ops.repaint, (self.canvas, scored.classes, before))
+        self.kept = kept
+        return kept
 
-    def _score(self, source: fx.Node) -> fx.Node:
-        dim, anatomy = self.anatomy.token_dim, self.anatomy
-        numbers = self._rows(self.state.meta["val"].dtype)
-        if self.plan.scorer == "norm":
-            return self._call("score", ops.token_norm, (source, dim), numbers)
-        if self.plan.scorer == "random":
-            return self._call("score", ops.random_score, (source, dim), numbers)
-        if self.plan.scorer in gates.LEARNED:
-            gate = self._site_module().gate
-            assert isinstance(gate, gates.MlpGate)
-            operands = [self._parameter(f"gate.{path}", gate.get_parameter(path)) for path in gate.operands]
-            return self._call("score", gate.function, (source, *operands, dim), numbers)
-        core = _nearest_attention(anatomy, self.site).cores[0]
-        if core.form == "spelled":
-            return self._call("score", ops.class_row, (self.names[core.node], anatomy.class_token), numbers)
-        mask = self.names[core.mask] if core.mask else None
-        row = (self.names[core.query], self.names[core.key], anatomy.class_token, core.scale, mask)
-        return self._call("score", ops.class_attention, row, numbers)
+    def _merged(self, index: fx.Node, scored: Scored, kept: fx.Node | None) -> fx.Node:
+        """Groups in the place of the rows of an index."""
+        rule, partner, alike = self.step.merging, scored.partner, None
+        if partner is None:
+            pair = self.call("nearest", ops.nearest, (self.source, index, *self.ends, self.dim))
+            alike, partner = self.writer.two(pair, "alike", "partner")
+        elif rule.sizes == "by_similarity":
+            alike = self.call("alike", torch.neg, (scored.score,))
+        weight = self._remembered(index, scored.score) if rule.forget else None
+        group = self.call("group", ops.members, (partner, index, kept))
+        by = weight
+        if rule.mean == "by_size" and self.size is not None:
+            by = self.size if weight is None else self.call("weight", torch.mul, (self.size, weight))
+        merged = self.call("merge", ops.merge, (self.source, index, group, by, self.dim))
+        alike = alike if rule.sizes == "by_similarity" else None
+        counted = (group, index, scored.score, self.size, alike, weight)
+        self.size = self.call("size", ops.sizes, counted)
+        if self.plan.rules.attention == "proportional":
+            self._weigh_keys(self.size)
+        return merged
 
-    # --- small helpers ------------------------------------------------------------------------
+    def _remembered(self, index: fx.Node, score: fx.Node) -> fx.Node:
+        """Which rows are not dropped altogether."""
+        leaving = self.now.tokens - sum(self.ends) - self.now.keep
+        count = self.now.keep + round(leaving * (1 - self.step.merging.forget))
+        return self.call("remembered", ops.remembered, (score, index, count, *self.ends))
 
-    def _call(self, name: str, function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
-        """A node with the type that it has at capture, that is at the original length."""
-        order = {node: place for place, node in enumerate(self.target.nodes)}
-        operands = [operand for operand in args if isinstance(operand, fx.Node)]
-        with self.target.inserting_after(max([self.after, *operands], key=order.__getitem__)):
-            made = self.target.create_node("call_function", function, args, {}, name=f"{name}_{self.number}")
-        made.meta["val"] = value
-        self.after = made
-        return made
+    def _weigh_keys(self, size: fx.Node) -> None:
+        """In all attention from here on, a key counts as many as it stands for."""
+        first = self.now.block + (self.now.where == "after_attention")
+        cores = [
+            c for block in self.anatomy.blocks[first:] for branch in block.branches for c in branch.cores
+        ]
+        for core in cores:
+            node, self.writer.after = self.names[core.node], size
+            if core.node not in self.anatomy.cores:
+                continue
+            if core.form == "fused":
+                own = self.unweighted.setdefault(core.node, mask_of(node))
+                set_mask(node, self.call("bias", ops.key_bias, (size, own)))
+            else:
+                own = self.unweighted.setdefault(core.node, node.args[0])  # type: ignore[arg-type]
+                node.update_arg(0, self.call("bias", ops.bias_keys, (own, size)))
 
-    def _rows(self, dtype: torch.dtype) -> torch.Tensor:
-        """The type of one number for each token: [B, T]."""
-        value = self.state.meta["val"].movedim(self.anatomy.token_dim, 1)
-        return fake_like(self.mode, value.shape[:2], dtype, value.device)
+    # --- the site's own numbers -----------------------------------------------------------------
 
-    def _site_module(self) -> gates.Site:
-        """The site's own parameters, made when they are first asked for."""
-        path = f"prunec.site_{self.number}"
-        if path not in dict(self.module.named_modules()):
-            state = self.state.meta["val"]
-            learned = gates.LEARNED.get(self.plan.scorer)
-            gate = learned(state.shape[-1], self.plan.hidden) if learned else None
-            self.module.add_submodule(path, gates.Site(gate).to(state.device, state.dtype))
-        module = self.module.get_submodule(path)
-        assert isinstance(module, gates.Site)
-        return module
+    def _rows(self) -> torch.Tensor:
+        """The type of an index at full length: [B, T]."""
+        return self.writer.like(self.source.meta["val"], self.dim, torch.int64)
 
-    def _parameter(self, name: str, value: torch.Tensor) -> fx.Node:
-        first = next(node for node in self.target.nodes if node.op != "placeholder")
-        with self.target.inserting_before(first):
-            node = self.target.get_attr(f"prunec.site_{self.number}.{name}")
-        node.meta["val"] = fake_like(self.mode, value.shape, value.dtype, value.device)
-        return node
+    def _parameters(self) -> gates.Site:
+        """The site's module, made when it is first asked for."""
+        path, module = f"prunec.site_{self.writer.number}", self.writer.module
+        if path not in dict(module.named_modules()):
+            state, scorer = self.source.meta["val"], self.step.scorer
+            with torch.random.fork_rng():  # the same parameters whenever this policy meets this model
+                torch.manual_seed(self.writer.number)
+                gate = gates.build(scorer, self._setting()) if scorer.learned else None
+            site = gates.Site(gate, _threshold(self.step.selector, scorer.kind))
+            module.add_submodule(path, site.to(state.device, state.dtype))
+        found = module.get_submodule(path)
+        assert isinstance(found, gates.Site)
+        return found
 
-
-def _state_of(anatomy: Anatomy, site: Site) -> str:
-    block = anatomy.blocks[site.block]
-    if site.where == "before_block":
-        return block.branches[0].state
-    assert block.mlp is not None
-    return block.mlp.state
+    def _setting(self) -> gates.Setting:
+        pixels, patches = self.names[self.anatomy.pixels], self.anatomy.grid
+        image = tuple(int(size) for size in pixels.meta["val"].shape[1:])
+        dim, classes = int(self.source.meta["val"].shape[-1]), self.classes
+        known = classes.classes if classes is not None else None
+        return gates.Setting(dim, patches, grid_of(patches, pixels), image, known)
 
 
-def _nearest_attention(anatomy: Anatomy, site: Site) -> Branch:
-    """The last attention before the site: the block's own after it, an earlier block's before it."""
-    last = site.block if site.where == "after_attention" else site.block - 1
-    elsewhere = {miss.node for miss in anatomy.unmatched}  # softmaxes over channels and the like
-    for block in reversed(anatomy.blocks[: last + 1]):
-        if block.attention is not None and block.attention.cores[0].node not in elsewhere:
-            return block.attention
-    raise RecognitionError(
-        f"no attention stands before block {site.block}, so there is no class-token row to score by",
-        where=f"site before block {site.block}",
-        remedy="start at a later block",
+def _class_scores(program: Program) -> heads.ClassScores | None:
+    """Where the model says what each token is, if the policy's graders want to know."""
+    assert program.plan is not None
+    if program.plan.fate != "exit" or not program.plan.sites:
+        return None
+    found = heads.class_scores(program)
+    if isinstance(found, heads.ClassScores):
+        return found
+    raise PolicyError(
+        f"policy {program.plan.policy!r} lets tokens exit by their class scores, and this model gives its "
+        f"tokens none: {found.reason}",
+        where=found.place,
+        remedy="choose a segmenter with a head for each token, or a policy that fits this task",
     )
+
+
+def _threshold(selector: Selector, kind: str) -> float:
+    """The threshold of scores that a policy's `at` stands for; 0 until it is calibrated."""
+    at = selector.at
+    if at is None:
+        return 0.0
+    return -at if kind in ("similarity", "grader") else math.log(at / (1 - at))

@@ -39,7 +39,8 @@ class RepairTokens:
             token_dim=anatomy.token_dim,
             states=anatomy.states,
             cores=anatomy.cores,
-            preserve=plan.fate == "preserve",
+            preserve=plan.fate in ("preserve", "merge", "exit"),
+            restore=plan.rules.restored,
         )
         module, repairs = axis.run()
         return program.replace(module=module), repairs.counts()
@@ -47,6 +48,6 @@ class RepairTokens:
     def ensures(self, program: Program) -> None:
         """Every way back starts from a selection; outputs have the shapes of the original."""
         for node in program.graph.nodes:
-            if node.target is ops.scatter:
+            if node.target in (ops.scatter, ops.reconstruct):
                 assert node.args[2].target in (*ops.SELECTIONS, ops.compose)
         assert output_node(program.graph) is not None

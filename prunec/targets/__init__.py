@@ -8,8 +8,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from prunec.errors import TargetError
-from prunec.policy import did_you_mean
+from prunec.errors import TargetError, did_you_mean
 from prunec.program import Program, ProgramModule
 
 Flat = Callable[..., Any]

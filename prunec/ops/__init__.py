@@ -1,0 +1,136 @@
+"""The dialect: the few token operations that prunec puts into a graph.
+
+They are plain differentiable PyTorch functions, used as `call_function` targets: they run as they are (the
+reference semantics), inline under torch.compile and torch.export, and print readably in a diff.
+
+    x ---------------------------- gather/fuse -- x'      index: [B, n], rows of x in ascending order
+     '-- score -- select -- index --'  '-- take (tables), compose (origins), scatter (way back)
+
+A selection whose count differs from image to image is padded to the longest; `live` says which rows count:
+
+    score -- passing -- pack -- index     [B, n], each image's kept rows first, then rows that it dropped
+                    '-- live  -- live      [B, n], true for kept ones; attention, scatter look at it
+
+One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit).
+"""
+
+from typing import Any
+
+from prunec.ops.canvas import paint, repaint
+from prunec.ops.learned import Learned
+from prunec.ops.masks import bias_keys, key_bias, key_mask, mask_keys
+from prunec.ops.merging import (
+    members,
+    merge,
+    nearest,
+    pairs,
+    remembered,
+    sizes,
+    token_keys,
+    unmerge,
+    windows,
+)
+from prunec.ops.scores import (
+    attention_map,
+    change,
+    class_attention,
+    class_row,
+    doubt,
+    random_among,
+    random_score,
+    received,
+    times_values,
+    token_norm,
+)
+from prunec.ops.selections import (
+    live,
+    pack,
+    passing,
+    sampled,
+    select,
+    select_pairs,
+    shuffled,
+    spared,
+    typical,
+)
+from prunec.ops.streams import (
+    compose,
+    fuse,
+    gather,
+    put_first,
+    reconstruct,
+    rows,
+    scatter,
+    take,
+    whole,
+)
+
+#: What each operation is, for the printer and for the checks between passes.
+SCORES = (class_attention, class_row, attention_map, received, times_values, token_norm, random_score, change)
+#: Fixed counts first, the one that reads a count off a tensor last.
+SELECTIONS = (select, select_pairs, pack)
+#: What says which rows pass, where images differ: (scores, bound, prefix, suffix, least, live).
+PASSING = (passing, sampled)
+DIALECT = (
+    *SCORES, *SELECTIONS, *PASSING, typical, spared, doubt, random_among, shuffled, live, key_mask, mask_keys,
+    key_bias, bias_keys, whole, gather, fuse, scatter, reconstruct, rows, put_first, compose, take,
+    token_keys, pairs, windows, nearest, members, remembered, sizes, merge, unmerge, repaint, paint,
+)  # fmt: skip
+
+
+def is_ours(target: Any) -> bool:
+    """Whether a call is of the dialect."""
+    return target in DIALECT or isinstance(target, Learned)
+
+
+__all__ = [
+    "DIALECT",
+    "PASSING",
+    "SCORES",
+    "SELECTIONS",
+    "Learned",
+    "attention_map",
+    "bias_keys",
+    "change",
+    "class_attention",
+    "class_row",
+    "compose",
+    "doubt",
+    "fuse",
+    "gather",
+    "is_ours",
+    "key_bias",
+    "key_mask",
+    "live",
+    "mask_keys",
+    "members",
+    "merge",
+    "nearest",
+    "pack",
+    "paint",
+    "pairs",
+    "passing",
+    "put_first",
+    "random_among",
+    "random_score",
+    "received",
+    "reconstruct",
+    "remembered",
+    "repaint",
+    "rows",
+    "sampled",
+    "scatter",
+    "select",
+    "select_pairs",
+    "shuffled",
+    "sizes",
+    "spared",
+    "take",
+    "times_values",
+    "token_keys",
+    "token_norm",
+    "typical",
+    "unmerge",
+    "whole",
+    "windows",
+]

@@ -1,0 +1,24 @@
+"""The canvas: class scores that are final for tokens that have left, painted over what the head says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def repaint(canvas: Tensor, logits: Tensor, active: Tensor) -> Tensor:
+    """The canvas with the newest scores of the tokens that were still there: [B, T, K]."""
+    return torch.where(active.unsqueeze(-1), logits, canvas)
+
+
+def paint(scores: Tensor, canvas: Tensor, active: Tensor, axis: int, prefix: int, suffix: int) -> Tensor:
+    """The head's scores, but the canvas's where tokens have left.
+
+    scores: class scores on `axis`, all tokens (without prefix and suffix) in order on the others behind the
+    batch, be they one axis or a grid.
+    """
+    there = scores.movedim(axis, -1)  # [B, .., K]
+    end = canvas.shape[1] - suffix
+    painted = canvas[:, prefix:end].reshape(there.shape).to(there.dtype)
+    stays = active[:, prefix:end].reshape(there.shape[:-1]).unsqueeze(-1)
+    return torch.where(stays, there, painted).movedim(-1, axis)

@@ -1,0 +1,34 @@
+"""A learned scorer in the graph: a module as a function of what it reads and of its own parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import pad
+
+
+class Learned:
+    """Calls a scorer module with parameters that are operands of the graph: saved, moved and trained there.
+
+    x, prefix, suffix, axis, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or, of
+    classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C].
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module = copy.deepcopy(module).to("meta")  # its parameters come with each call
+        self.names = tuple(name for name, _ in module.named_parameters())
+        self.pixels = getattr(module, "reads", "patches") == "pixels"
+        self.__name__ = self.__qualname__ = name
+        self.__module__ = __name__
+
+    def __call__(self, x: Tensor, prefix: int, suffix: int, dim: int, *parameters: Tensor) -> Any:
+        """The scores."""
+        given = x if self.pixels else x.movedim(dim, 1)[:, prefix : x.shape[dim] - suffix]
+        found: Tensor = functional_call(self.module, dict(zip(self.names, parameters, strict=True)), (given,))
+        return pad(found, (0, 0) * (found.dim() - 2) + (prefix, suffix))
+
+    def __repr__(self) -> str:
+        return self.__name__

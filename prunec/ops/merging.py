@@ -1,0 +1,119 @@
+"""Merging: which tokens go into which others, what becomes of their values, and how many each stands for.
+
+metric -- pairs | windows -- score, partner          score: minus the likeness; infinite for targets
+index, partner -- members -- group                   group: [B, T], the place of each row's group in index
+x, group, size -- merge -- x'                        group, size -- sizes -- size'
+x', group -- unmerge -- x                            each row gets its group's value
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from prunec.ops.streams import gather
+
+
+def token_keys(key: Tensor) -> Tensor:
+    """The keys of an attention as one vector for each token: their mean over heads."""
+    return key.mean(dim=1)  # [B, h, T, d] -> [B, T, d]
+
+
+def pairs(metric: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """For each patch at an even place the most similar one at an odd place: score [B, T], partner [B, T]."""
+    unit = normalize(metric, dim=-1)  # [B, T, d]
+    tokens = metric.shape[1]
+    first, other = prefix + prefix % 2, prefix + 1 - prefix % 2
+    even, odd = slice(first, tokens - suffix, 2), slice(other, tokens - suffix, 2)
+    alike = unit[:, even] @ unit[:, odd].transpose(1, 2)  # [B, N / 2, N / 2]
+    if live is not None:
+        alike = alike.masked_fill(~live[:, None, odd], float("-inf"))
+    best, place = alike.max(dim=-1)
+    rows = torch.arange(tokens, device=metric.device)
+    score = best.new_full((metric.shape[0], tokens), float("inf"))
+    partner = rows.expand(metric.shape[0], -1)
+    return score.index_copy(1, rows[even], -best), partner.index_copy(1, rows[even], other + 2 * place)
+
+
+def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tensor, Tensor]:
+    """For the other three patches of each window of 2 x 2 its first: score [B, T], partner [B, T].
+
+    The likeness of a window is the mean over its six pairs. Windows that the border cuts stay as they are.
+    """
+    rows = torch.arange(height * width, device=metric.device).view(height, width) + prefix
+    rows = rows[: height // 2 * 2, : width // 2 * 2].unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
+    rows = rows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # [W, 4]
+    quads = normalize(metric, dim=-1)[:, rows]  # [B, W, 4, d]
+    alike = quads @ quads.transpose(-2, -1)
+    alike = (alike.sum(dim=(-2, -1)) - alike.diagonal(dim1=-2, dim2=-1).sum(dim=-1)) / 12  # [B, W]
+    others = rows[:, 1:].flatten()
+    score = alike.new_full(metric.shape[:2], float("inf"))
+    score = score.index_copy(1, others, -alike.repeat_interleave(3, dim=1))
+    partner = torch.arange(metric.shape[1], device=metric.device).expand(metric.shape[0], -1)
+    firsts = rows[:, 0].repeat_interleave(3).expand(metric.shape[0], -1)
+    return score, partner.index_copy(1, others, firsts)
+
+
+def nearest(x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """For each token the most similar patch that stays: likeness [B, T], partner [B, T]."""
+    unit = normalize(x.movedim(dim, 1), dim=-1)  # [B, T, C]
+    kept = index[:, prefix : index.shape[1] - suffix]
+    alike, place = (unit @ gather(unit, kept).transpose(1, 2)).max(dim=-1)
+    return alike, kept.gather(1, place)
+
+
+def members(partner: Tensor, index: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The place of each row's group in `index`: its own where it stays, else its partner's."""
+    places = torch.arange(index.shape[1], device=index.device).expand(index.shape[0], -1)
+    place = torch.zeros_like(partner).scatter(1, index, places)  # [B, T]
+    stays = stay(index, partner.shape[1]) if kept is None else kept
+    return torch.where(stays, place, place.gather(1, partner))
+
+
+def stay(index: Tensor, tokens: int) -> Tensor:
+    """Which of `tokens` rows are in a selection: [B, n] to [B, T]."""
+    nothing = torch.zeros((index.shape[0], tokens), dtype=torch.bool, device=index.device)
+    return nothing.scatter(1, index, True)
+
+
+def remembered(score: Tensor, index: Tensor, count: int, prefix: int, suffix: int) -> Tensor:
+    """1 for rows that stay and for others among the `count` best patches, 0 for those that are dropped."""
+    patches = score[:, prefix : score.shape[1] - suffix]
+    best = patches.argsort(dim=1, descending=True, stable=True)[:, :count] + prefix
+    return stay(index, score.shape[1]).to(score.dtype).scatter(1, best, 1.0)
+
+
+def sizes(
+    group: Tensor,
+    index: Tensor,
+    like: Tensor,
+    size: Tensor | None = None,
+    alike: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """How many tokens each row of a merged stream stands for: [B, n].
+
+    With `alike`, one that was merged counts as much as it is like what it was merged into.
+    """
+    counts = like.new_ones(group.shape) if size is None else size
+    if alike is not None:
+        counts = torch.where(stay(index, group.shape[1]), counts, counts * alike.clamp_min(0.0))
+    if weight is not None:
+        counts = counts * weight
+    return counts.new_zeros(index.shape).scatter_add(1, group, counts)
+
+
+def merge(x: Tensor, index: Tensor, group: Tensor, weight: Tensor | None = None, dim: int = 1) -> Tensor:
+    """The weighted mean of each group, in the order of `index`."""
+    x = x.movedim(dim, 1)  # [B, T, C]
+    weight = x.new_ones(group.shape) if weight is None else weight.to(x.dtype)
+    total = x.new_zeros((x.shape[0], index.shape[1], x.shape[2]))
+    total = total.scatter_add(1, group.unsqueeze(-1).expand_as(x), x * weight.unsqueeze(-1))
+    count = weight.new_zeros(index.shape).scatter_add(1, group, weight).clamp_min(1e-12)
+    return (total / count.unsqueeze(-1)).movedim(1, dim)
+
+
+def unmerge(x: Tensor, group: Tensor, dim: int = 1) -> Tensor:
+    """The full stream again: each token has the value of what it was merged into."""
+    return gather(x, group, dim)

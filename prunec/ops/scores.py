@@ -1,0 +1,82 @@
+"""Scores: one number for each token, higher means more worth keeping."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_attention(
+    query: Tensor, key: Tensor, row: int, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Attention that token `row` pays to every token, averaged over heads; one row, never the N x N map."""
+    # query: [B, h, T, d], key: [B, h', T, d], mask: broadcastable to [B, h, T, T]
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = (query[:, :, row : row + 1] * scale) @ key.transpose(-2, -1)  # [B, h, 1, T]
+    if mask is not None:
+        mask = mask[..., row : row + 1, :]
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    return torch.mean(logits.softmax(dim=-1)[:, :, 0], dim=1)
+
+
+def class_row(attention: Tensor, row: int) -> Tensor:
+    """The same from an attention map that the model spells out anyway."""
+    return attention[:, :, row].mean(dim=1)  # [B, h, T, T] -> [B, T]
+
+
+def token_norm(x: Tensor, dim: int = 1) -> Tensor:
+    """The L2 norm of each token."""
+    return torch.sqrt(x.movedim(dim, 1).square().sum(dim=-1))  # [B, T, C] -> [B, T]
+
+
+def random_score(x: Tensor, dim: int = 1) -> Tensor:
+    """A random number for each token: the honest baseline."""
+    return torch.rand_like(x.movedim(dim, 1)[..., 0])
+
+
+def random_among(score: Tensor) -> Tensor:
+    """The same where pairs are scored: the targets, whose score is infinite, stay targets."""
+    return torch.where(score.isposinf(), score, torch.rand_like(score))
+
+
+def attention_map(
+    query: Tensor, key: Tensor, scale: float | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """What every token pays to every token; a fused attention does not tell, so it is computed again."""
+    # query: [B, h, T, d], key: [B, h', T, d], mask: broadcastable to [B, h, T, T]
+    if key.shape[1] != query.shape[1]:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = (query * scale) @ key.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1)
+
+
+def times_values(score: Tensor, value: Tensor) -> Tensor:
+    """Scores times the norm of the tokens' values, over all heads."""
+    return score * value.square().sum(dim=(1, 3)).sqrt()  # [B, T], [B, h, T, d] -> [B, T]
+
+
+def received(attention: Tensor, value: Tensor, prefix: int, suffix: int) -> Tensor:
+    """What all patches pay to a token, and its value's share of the image's.
+
+    Of the heads the one that pays most counts, relative to the token that gets most.
+    """
+    end = attention.shape[-1] - suffix  # attention: [B, h, T, T], value: [B, h, T, d]
+    paid = attention[:, :, prefix:end, prefix:end].amax(dim=1).sum(dim=1)  # [B, N]
+    share = value[:, :, prefix:end].amax(dim=1).sum(dim=-1).softmax(dim=-1)
+    score = paid / paid.amax(dim=1, keepdim=True) + share
+    return torch.nn.functional.pad(score, (prefix, suffix))
+
+
+def change(before: Tensor, after: Tensor, dim: int = 1) -> Tensor:
+    """How far a block's MLP moved each token."""
+    return token_norm(after - before, dim)
+
+
+def doubt(logits: Tensor) -> Tensor:
+    """How little sure a grader is of a token's class: minus the largest probability."""
+    return -logits.softmax(dim=-1).amax(dim=-1)  # [B, T, K] -> [B, T]

@@ -1,0 +1,152 @@
+"""Selections: which rows of a stream go on, the same number of each image or as many as each needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunec import compat
+
+# --- the same number of every image --------------------------------------------------------------
+
+
+def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = False) -> Tensor:
+    """Rows that go on: protected ones in place, the `keep` best patches in ascending order.
+
+    With `fused`, the best of the remaining patches follows them: its place is where `fuse` puts the extra
+    token. Ties go to the lower index. Keeping everything yields 0 .. T-1.
+    """
+    tokens = score.shape[1]  # score: [B, T]
+    rows = torch.arange(tokens, device=score.device).expand(score.shape[0], -1)
+    patches = score[:, prefix : tokens - suffix]
+    order = patches.argsort(dim=1, descending=True, stable=True) + prefix
+    kept = order[:, :keep].sort(dim=1).values
+    middle = [kept, order[:, keep : keep + 1]] if fused else [kept]
+    return torch.cat([rows[:, :prefix], *middle, rows[:, tokens - suffix :]], dim=1)
+
+
+def select_pairs(score: Tensor, keep: int, prefix: int, suffix: int) -> Tensor:
+    """Rows that go on where each patch at an even place may go into one at an odd place.
+
+    Ones at odd places all stay (their score is infinite) and come last: the next pairing then alternates
+    among others than this one.
+    """
+    index = select(score, keep, prefix, suffix)
+    end = index.shape[1] - suffix
+    patches = index[:, prefix:end]
+    patches = patches.gather(1, (patches % 2).argsort(dim=1, stable=True))
+    return torch.cat([index[:, :prefix], patches, index[:, end:]], dim=1)
+
+
+# --- as many as every image needs ----------------------------------------------------------------
+
+
+def passing(
+    score: Tensor, threshold: Tensor, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on: patches that score above the threshold, the `least` best ones, protected ones.
+
+    Rows that the selection before has dropped already (not `live`) do not come back.
+    """
+    patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
+    if live is not None:
+        patches = patches.masked_fill(~live[:, prefix : score.shape[1] - suffix], float("-inf"))
+    best = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
+    return _with_ends((patches > threshold).scatter(1, best, True), prefix, suffix)  # [B, T]
+
+
+def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
+    """Protected rows pass: [B, N] to [B, T]."""
+    front, back = (patches.new_ones((patches.shape[0], count)) for count in (prefix, suffix))
+    return torch.cat([front, patches, back], dim=1)
+
+
+def shuffled(
+    kept: Tensor, prefix: int, suffix: int, live: Tensor | None = None, score: Tensor | None = None
+) -> Tensor:
+    """As many rows of each image, chosen at random among those that are there: the honest baseline.
+
+    Rows whose score is infinite stay: others are merged into them.
+    """
+    end = kept.shape[1] - suffix
+    chance = torch.rand(kept[:, prefix:end].shape, device=kept.device)
+    if live is not None:
+        chance = chance.masked_fill(~live[:, prefix:end], -1.0)
+    if score is not None:
+        chance = chance.masked_fill(score[:, prefix:end].isposinf() & kept[:, prefix:end], 2.0)
+    place = chance.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the luckiest row
+    lucky = place < kept[:, prefix:end].sum(dim=1, keepdim=True)
+    return _with_ends(lucky, prefix, suffix)
+
+
+def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor:
+    """Rows of every image, as many as the longest needs, rounded up: kept ones first, in order."""
+    tokens = kept.shape[1]
+    patches = kept[:, prefix : tokens - suffix]
+    most = int(patches.sum(dim=1).amax().item())
+    length = min(max(-(-most // multiple_of) * multiple_of, 2), patches.shape[1])
+    compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
+    # kept, then dropped, both in ascending order
+    order = (~patches).to(torch.uint8).argsort(dim=1, stable=True) + prefix
+    rows = torch.arange(tokens, device=kept.device).expand(kept.shape[0], -1)
+    return torch.cat([rows[:, :prefix], order[:, :length], rows[:, tokens - suffix :]], dim=1)
+
+
+def live(kept: Tensor, index: Tensor) -> Tensor:
+    """Which rows of a packed selection count; the others pad it."""
+    return kept.gather(1, index)  # [B, T], [B, n] -> [B, n]
+
+
+def sampled(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on: those that `count` regular steps over the cumulated scores hit.
+
+    A row that weighs much is hit by many steps, so fewer rows go on. The `least` best ones and protected
+    ones do in any case.
+    """
+    patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
+    there = torch.ones_like(patches, dtype=torch.bool)
+    if live is not None:
+        there = live[:, prefix : score.shape[1] - suffix]
+    ordered, order = patches.masked_fill(~there, 0.0).sort(dim=1, stable=True)
+    reached = ordered.cumsum(dim=1) / ordered.sum(dim=1, keepdim=True)
+    reached = reached.masked_fill(~there.gather(1, order), float("inf"))  # no step is near to those
+    steps = (torch.arange(count, device=score.device, dtype=score.dtype) * 2 + 1) / (2 * count)
+    hit = (reached[:, None, :] - steps[None, :, None]).abs().argmin(dim=2)  # [B, count]
+    best = patches.masked_fill(~there, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    hits = torch.cat([order.gather(1, hit), best[:, :least]], dim=1)
+    return _with_ends(torch.zeros_like(patches, dtype=torch.bool).scatter(1, hits, True), prefix, suffix)
+
+
+def typical(score: Tensor, divisor: int, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
+    """The threshold of every image: the mean of its finite scores, less their spread over `divisor`."""
+    patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
+    counts = patches.isfinite()
+    if live is not None:
+        counts = counts & live[:, prefix : score.shape[1] - suffix]
+    number = counts.sum(dim=1, keepdim=True)
+    mean = patches.masked_fill(~counts, 0.0).sum(dim=1, keepdim=True) / number.clamp_min(1)
+    square = (patches - mean).masked_fill(~counts, 0.0).square().sum(dim=1, keepdim=True)
+    return mean - (square / (number - 1).clamp_min(1)).sqrt() / divisor  # [B, 1]
+
+
+def spared(
+    kept: Tensor, logits: Tensor, count: int, prefix: int, suffix: int, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on if of each class the `count` surest that would leave stay as context."""
+    end = kept.shape[1] - suffix
+    confidence, classes = logits[:, prefix:end].softmax(dim=-1).max(dim=-1)  # [B, N]
+    leaving = ~kept[:, prefix:end]
+    if live is not None:
+        leaving = leaving & live[:, prefix:end]
+    # by class, then the surest first; those that do not leave come behind all classes
+    order = confidence.argsort(dim=1, descending=True, stable=True)
+    group = torch.where(leaving, classes, logits.shape[-1]).gather(1, order)
+    by_class = group.argsort(dim=1, stable=True)
+    order, group = order.gather(1, by_class), group.gather(1, by_class)
+    first = torch.searchsorted(group, group)  # where the row's class begins
+    place = torch.arange(group.shape[1], device=group.device) - first
+    stays = (place < count) & (group < logits.shape[-1])
+    patches = kept[:, prefix:end] | torch.zeros_like(stays).scatter(1, order, stays)
+    return _with_ends(patches, prefix, suffix)

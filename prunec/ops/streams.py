@@ -1,0 +1,121 @@
+"""The stream itself: rows taken out, put back, summed up, and what is indexed by token moved with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def whole(x: Tensor) -> Tensor:
+    """The stream with every token in it: where a selection chooses among all again."""
+    return x
+
+
+# --- gather, fuse, scatter: the stream itself -------------------------------------------------
+
+
+def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
+    """Rows `index` of a stream, each image its own."""
+    return x.gather(dim, _rows(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
+
+
+def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uniform: bool = False) -> Tensor:
+    """Rows `index` of a stream; the last patch row becomes the sum of dropped tokens, weighted by score.
+
+    Or their mean, if weights are `uniform`.
+    """
+    kept = gather(x, index, dim)
+    if index.shape[1] == x.shape[dim]:  # nothing was dropped
+        return kept
+    place = index.shape[1] - suffix - 1
+    others = torch.cat([index[:, :place], index[:, place + 1 :]], dim=1)
+    score = torch.ones_like(score) if uniform else score
+    weight = score.scatter(1, others, 0.0).to(x.dtype)  # [B, T], zero where a token goes on by itself
+    weight = weight / weight.sum(dim=1, keepdim=True) if uniform else weight
+    extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
+    return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
+
+
+def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor | None = None) -> Tensor:
+    """The full stream again: `base`, with rows `index` replaced by the pruned stream's (only `live` ones)."""
+    rows = _rows(index, x, dim)
+    if live is not None:
+        x = torch.where(_rows(live, x, dim), x, base.gather(dim, rows))
+    return base.scatter(dim, rows, x)
+
+
+def reconstruct(
+    base: Tensor,
+    x: Tensor,
+    index: Tensor,
+    ends: tuple[int, int],
+    near: int,
+    sharpness: float,
+    dim: int = 1,
+    live: Tensor | None = None,
+) -> Tensor:
+    """The full stream again, where a token that did not go on is a mixture of kept tokens.
+
+    Of the `near` ones that it was most like before: weights exp(-sharpness * distance squared) between unit
+    vectors.
+    """
+    prefix, suffix = ends
+    unit = torch.nn.functional.normalize(base.movedim(dim, 1), dim=-1)  # [B, T, C]
+    kept = slice(prefix, index.shape[1] - suffix)
+    alike = unit @ gather(unit, index[:, kept]).transpose(1, 2)  # [B, T, n]
+    if live is not None:
+        alike = alike.masked_fill(~live[:, None, kept], float("-inf"))
+    alike, place = alike.topk(min(near, alike.shape[-1]), dim=-1)
+    weight = (2 * sharpness * (alike - 1)).softmax(dim=-1)  # distance squared is 2 - 2 cosine
+    others = x.movedim(dim, 1)[:, kept]  # [B, n, C]
+    share = alike.new_zeros((*alike.shape[:2], others.shape[1])).scatter(2, place, weight.to(alike.dtype))
+    return scatter((share @ others).movedim(1, dim), x, index, dim, live)
+
+
+def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:
+    """Neighbouring rows at a constant place; a view, so it costs nothing. Negative places: from the end."""
+    stop = x.shape[dim] if stop is None else stop
+    start, stop = (place + x.shape[dim] if place < 0 else place for place in (start, stop))
+    return x.narrow(dim, start, stop - start)
+
+
+def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
+    """The full stream when the first rows went on: what `scatter` costs at least (for the ideal control)."""
+    length = x.shape[dim]
+    return torch.cat([x, base.narrow(dim, length, base.shape[dim] - length)], dim=dim)
+
+
+# --- side state: what is indexed by token moves with its token --------------------------------
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Original rows of a stream that was pruned twice: outer[inner]."""
+    return outer.gather(1, inner)  # [B, n1], [B, n2] -> [B, n2]
+
+
+def take(
+    table: Tensor, index: Tensor, dim: int, batch_dim: int = 0, skip_prefix: int = 0, skip_suffix: int = 0
+) -> Tensor:
+    """Rows of a token-indexed table (rotary, position, bias) for the tokens that are left.
+
+    A table that has no rows for `skip_prefix` protected tokens shifts the index by as many.
+    """
+    index = index[:, skip_prefix : index.shape[1] - skip_suffix] - skip_prefix
+    shape, target = [1] * table.dim(), list(table.shape)
+    shape[batch_dim], shape[dim] = index.shape
+    target[batch_dim] = index.shape[0]
+    table = table.expand(target)
+    target[dim] = index.shape[1]
+    index = index.T if dim < batch_dim else index
+    return table.gather(dim, index.reshape(shape).expand(target))
+
+
+def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`index` [B, n] spread over the other dimensions of a stream [B, .., n, .., C]."""
+    batch = 1 if dim == 0 else 0
+    index = index.T if dim < batch else index
+    shape, target = [1] * x.dim(), list(x.shape)
+    first, second = sorted((batch, dim))
+    shape[first], shape[second] = index.shape
+    target[dim] = shape[dim]
+    return index.reshape(shape).expand(target)

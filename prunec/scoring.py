@@ -1,0 +1,191 @@
+"""The score of a site, written into the graph: what a scorer reads there, and the calls that make a number of it.
+
+heuristics read the tokens, or the queries, keys, values and the map of the nearest attention before the site
+learned scorers read the tokens or the images, and their own parameters
+similarity reads tokens or keys, and finds a partner as well
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from prunec import ops
+from prunec.anatomy import Anatomy, Core
+from prunec.errors import PolicyError, RecognitionError
+from prunec.language import Scorer
+from prunec.padding import mask_of
+from prunec.program import Site
+from prunec.writer import Writer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer has to say."""
+
+    score: fx.Node  # [B, T]
+    partner: fx.Node | None = None  # of pairs: which row each would be merged into, [B, T]
+    classes: fx.Node | None = None  # of a grader: class scores [B, T, K]
+
+
+def state_of(anatomy: Anatomy, site: Site) -> str:
+    """The value of the stream that a site reads."""
+    block = anatomy.blocks[site.block]
+    if site.where == "before_block":
+        return block.branches[0].state
+    assert block.mlp is not None
+    return block.mlp.state
+
+
+class Scoring:
+    """Scores one site."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        names: Mapping[str, fx.Node],
+        anatomy: Anatomy,
+        site: Site,
+        source: fx.Node,
+        live: fx.Node | None,
+    ) -> None:
+        self.writer, self.names, self.anatomy, self.site = writer, names, anatomy, site
+        self.source = source  # the tokens to choose from
+        self.live = live  # which of them count, if images differ
+        self.ends, self.dim = (anatomy.prefix, anatomy.suffix), anatomy.token_dim
+
+    def heuristic(self, scorer: Scorer) -> Scored:
+        """A score without parameters."""
+        call, kind = self.writer.call, scorer.kind
+        if kind == "similarity":
+            return Scored(*self.writer.two(self._pairs(scorer), "score", "partner"))
+        if kind == "cls_attention":
+            return Scored(self._class_attention(times_values=scorer.values))
+        if kind == "received_attention":
+            value = self._of_heads(self._attention().value)
+            return Scored(call("score", ops.received, (self._map(), value, *self.ends)))
+        if kind == "change":
+            return Scored(call("score", ops.change, (*self._mlp_before(), self.dim)))
+        function = {"norm": ops.token_norm, "random": ops.random_score}[kind]
+        return Scored(call("score", function, (self.source, self.dim)))
+
+    def learned(self, kind: str, gate: nn.Module, *, classes: bool) -> Scored:
+        """The score of a module, which says by `classes` what each token is, and so how sure it is."""
+        if getattr(gate, "context", False) and self.live is not None:
+            raise PolicyError(
+                f"scorer {kind} looks at all patches together, and where images keep different numbers of "
+                "them some are padding",
+                where=f"the site before block {self.site.block}",
+                remedy="use selector.kind top_k, or fate preserve with reactivate",
+            )
+        scorer = ops.Learned(gate, kind)
+        read = self.names[self.anatomy.pixels] if scorer.pixels else self.source
+        operands = [self.writer.parameter(f"gate.{name}", gate.get_parameter(name)) for name in scorer.names]
+        found = self.writer.call("score", scorer, (read, *self.ends, self.dim, *operands))
+        if not classes:
+            return Scored(found)
+        return Scored(self.writer.call("doubt", ops.doubt, (found,)), classes=found)
+
+    # --- what is read ---------------------------------------------------------------------------
+
+    def _attention(self) -> Core:
+        """The last attention before the site: the block's own after it, an earlier block's before it."""
+        last = self.site.block if self.site.where == "after_attention" else self.site.block - 1
+        for block in reversed(self.anatomy.blocks[: last + 1]):
+            core = block.attention.cores[0] if block.attention is not None else None
+            if core is not None and core.node in self.anatomy.cores:
+                return core
+        raise RecognitionError(
+            f"no attention stands before block {self.site.block}, so there is nothing of it to score by",
+            where=f"site before block {self.site.block}",
+            remedy="start at a later block",
+        )
+
+    def _of_heads(self, name: str) -> fx.Node:
+        """Keys or values as [B, h, T, d]."""
+        value = self.names[name].meta["val"]
+        if value.dim() != 4 or value.shape[2] != self.anatomy.tokens:
+            raise RecognitionError(
+                f"the attention before block {self.site.block} has keys or values of the shape "
+                f"{list(value.shape)}, not [images, heads, tokens, channels]",
+                where=name,
+                remedy="use a scorer that reads the tokens themselves",
+            )
+        return self.names[name]
+
+    def _keys(self) -> fx.Node:
+        """The keys as [B, h, T, d], also where they stand ready for the product that spells attention out."""
+        core = self._attention()
+        key, query = self.names[core.key], self.names[core.query].meta["val"]
+        value = key.meta["val"]
+        if core.form == "spelled" and value.dim() == 4 and value.shape[2] == query.shape[3]:
+            return self.writer.call("keys", torch.transpose, (key, -2, -1))
+        return self._of_heads(core.key)
+
+    def _mlp_before(self) -> tuple[fx.Node, fx.Node]:
+        """The stream before and after the MLP of the block before."""
+        mlp = self.anatomy.blocks[self.site.block - 1].mlp if self.site.block else None
+        if mlp is None:
+            raise RecognitionError(
+                f"no MLP stands before block {self.site.block}, so there is no change to score by",
+                where=f"site before block {self.site.block}",
+                remedy="start at a later block",
+            )
+        return self.names[mlp.state], self.names[mlp.add]
+
+    def _class_attention(self, *, times_values: bool) -> fx.Node:
+        core, row, call = self._attention(), self.anatomy.class_token, self.writer.call
+        if core.form == "spelled":
+            score = call("score", ops.class_row, (self.names[core.node], row))
+        else:
+            read = (self.names[core.query], self.names[core.key], row, core.scale, self._mask(core))
+            score = call("score", ops.class_attention, read)
+        if not times_values:
+            return score
+        return call("score", ops.times_values, (score, self._of_heads(core.value)))
+
+    def _map(self) -> fx.Node:
+        core = self._attention()
+        if core.form == "spelled":
+            return self.names[core.node]
+        read = (self.names[core.query], self.names[core.key], core.scale, self._mask(core))
+        return self.writer.call("map", ops.attention_map, read)
+
+    def _mask(self, core: Core) -> fx.Node | None:
+        """The mask of a fused attention, padding hidden on top of it."""
+        mask = mask_of(self.names[core.node])
+        return mask if self.live is None else self.writer.call("mask", ops.key_mask, (self.live, mask))
+
+    def _pairs(self, scorer: Scorer) -> fx.Node:
+        call, metric = self.writer.call, self.source
+        if scorer.of != "tokens":
+            metric = call("metric", ops.token_keys, (self._keys(),))
+        elif self.dim != 1:
+            metric = call("metric", torch.movedim, (metric, self.dim, 1))
+        if scorer.pairs == "windows":
+            return call("pairs", ops.windows, (metric, *self._grid(), self.anatomy.prefix))
+        return call("pairs", ops.pairs, (metric, *self.ends, self.live))
+
+    def _grid(self) -> tuple[int, int]:
+        grid = grid_of(self.anatomy.grid, self.names[self.anatomy.pixels])
+        if grid is None:
+            raise PolicyError(
+                "windows of 2 x 2 need the grid of patches, and the image's size tells none",
+                where="scorer.pairs",
+                remedy="use pairs: alternating",
+            )
+        return grid
+
+
+def grid_of(patches: int, pixels: fx.Node) -> tuple[int, int] | None:
+    """Rows and columns of patches, if square patches of the image explain their number."""
+    value = pixels.meta["val"]
+    if value.dim() != 4:
+        return None
+    height, width = (int(size) for size in value.shape[-2:])
+    size = int((height * width / patches) ** 0.5)
+    fits = size > 0 and (height // size) * (width // size) == patches
+    return (height // size, width // size) if fits else None

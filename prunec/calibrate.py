@@ -280,7 +280,7 @@ def _descend(gate: nn.Module, loss_of: Callable[[Tensor], Tensor], count: int, r
         for _ in range(STEPS):
             loss = loss_of(torch.randint(0, count, (min(rows, count),), generator=generator))
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
 
@@ -346,7 +346,8 @@ class _Counter(fx.Interpreter):
         """As it is, counting."""
         value = super().run_node(n)
         if n.target in ops.SELECTIONS:
-            kept = self.env[n.args[0]] if n.target is ops.pack else torch.ones_like(value)
+            (chosen, *_) = n.all_input_nodes
+            kept = self.env[chosen] if n.target is ops.pack else torch.ones_like(value)
             rows = int(kept.sum()) - self.protected * len(value)
             self.totals[n.name] = self.totals.get(n.name, 0) + rows
         return value

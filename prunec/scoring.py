@@ -1,8 +1,8 @@
-"""The score of a site, written into the graph: what a scorer reads there, and the calls that make a number of it.
+"""The score of a site, written into the graph: what a scorer reads there, and the calls that score with it.
 
-heuristics read the tokens, or the queries, keys, values and the map of the nearest attention before the site
-learned scorers read the tokens or the images, and their own parameters
-similarity reads tokens or keys, and finds a partner as well
+heuristics        read the tokens, or queries, keys, values, the map of the nearest attention before them
+learned scorers   read the tokens or the images, and their own parameters
+similarity        reads tokens or keys, and finds a partner as well
 """
 
 from __future__ import annotations

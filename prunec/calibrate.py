@@ -13,7 +13,6 @@ dense model reveals (attention, change, plain gradients) predicts less; docs/des
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,23 +122,20 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     anatomy, plan = pruned.anatomy, pruned.plan
     assert anatomy is not None
     assert plan is not None
-    learned = [number for number, site in enumerate(plan.sites) if plan.step(site).scorer.learned]
-    if not learned:
+    learned = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
+    if not any(scorer.names for scorer in learned):
         return
-    spans = [_span(anatomy, plan.sites[number]) for number in learned]
+    spans = [_span(anatomy, plan.sites[scorer.site]) for scorer in learned]
     seen = _Importance(dense, spans, anatomy).run(images)
     grades = _grades(dense, images) if plan.fate == "exit" else None
-    for number, (states, importance) in zip(learned, seen, strict=True):
-        gate = pruned.module.get_submodule(f"prunec.site_{number}.gate")
-        fresh = copy.deepcopy(gate).to(torch.float32)
-        given = images if getattr(gate, "reads", "patches") == "pixels" else states
-        if grades is not None:
-            yield _fit_grader(fresh, given.float(), grades)
-        else:
-            yield _fit(fresh, given.float(), importance)
+    for scorer, (states, importance) in zip(learned, seen, strict=True):
+        own = ops.tensors_of(pruned.module.get_submodule(f"prunec.site_{scorer.site}.gate"))
+        gate = scorer.alone(own)
+        given = (images if scorer.pixels else states).float()
+        yield _fit(gate, given, importance) if grades is None else _fit_grader(gate, given, grades)
         with torch.no_grad():
-            for name, value in gate.named_parameters():
-                value.copy_(fresh.get_parameter(name))
+            for name, value in ops.tensors_of(gate).items():
+                own[name].copy_(value)
 
 
 def _grades(dense: Program, images: Tensor) -> Tensor:

@@ -146,7 +146,8 @@ def _warnings(policy: Policy, anatomy: Anatomy) -> Iterator[str]:
 def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
     kinds = {step.scorer.kind for step in policy.steps}
     if "cls_attention" in kinds and anatomy.class_token is None:
-        fits = [name for name, other in presets().items() if "class token" not in other.needs]
+        lacking = {"class token", "class scores of tokens"}
+        fits = [name for name, other in presets().items() if not other.needs & lacking]
         raise PolicyError(
             f"policy {policy.name!r} scores tokens by the attention of the class token, and this model's "
             f"head reads none (it reads {' and '.join(anatomy.head) or 'nothing'})",

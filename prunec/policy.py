@@ -118,7 +118,9 @@ class Policy(Rules):
 
 def presets() -> dict[str, Policy]:
     """The policies that ship with prunec, in the order of their names."""
-    return {path.stem: _from_file(path) for path in sorted(PRESETS.glob("*.yaml"))}
+    return {
+        path.stem: _from_file(path) for path in sorted(PRESETS.glob("*.yaml"), key=lambda path: path.stem)
+    }
 
 
 # Reading ----------------------------------------------------------------------------------------------------

@@ -81,9 +81,10 @@ class Scoring:
                 where=f"the site before block {self.site.block}",
                 remedy="use selector.kind top_k, or fate preserve with reactivate",
             )
-        scorer = ops.Learned(gate, kind)
+        scorer = ops.Learned(gate, kind, self.writer.number)
         read = self.names[self.anatomy.pixels] if scorer.pixels else self.source
-        operands = [self.writer.parameter(f"gate.{name}", gate.get_parameter(name)) for name in scorer.names]
+        tensors = ops.tensors_of(gate).items()
+        operands = [self.writer.parameter(f"gate.{name}", tensor) for name, tensor in tensors]
         found = self.writer.call("score", scorer, (read, *self.ends, self.dim, *operands))
         if not classes:
             return Scored(found)

@@ -350,7 +350,8 @@ def test_a_policy_that_does_not_fit_names_those_that_do(call: Call) -> None:
         "policy 'evit' scores tokens by the attention of the class token, and this model's head reads none "
         "(it reads mean)\n"
         "  where: scorer.kind\n"
-        "  to do: presets that fit this model: dynamic, none, norm, random"
+        "  to do: presets that fit this model: algm, bavit, cropr, cropr-drop, dynamic, "
+        "dynamicvit, none, norm, pomt, random, representation-shift, svit, tome"
     )
 
 

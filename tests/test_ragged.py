@@ -35,7 +35,7 @@ def program_of(model: nn.Module, *, side: int = 5, **choices: Any) -> Program:
             nn.init.normal_(parameter, std=0.5)
     for number, site in enumerate(made.plan.sites if made.plan else ()):
         if site.ragged:
-            limit = 4.2 + 0.2 * number if made.plan.scorer == "norm" else 0.0
+            limit = 4.2 + 0.2 * number if made.plan.rules.scorer.kind == "norm" else 0.0
             made.module.get_buffer(f"prunec.site_{number}.threshold").fill_(limit)
     return made
 
@@ -53,7 +53,7 @@ def score_of(program: Program) -> Score:
         logits = F.gelu(x @ own["up.weight"].T + own["up.bias"]) @ own["down.weight"].T + own["down.bias"]
         return logits.log_softmax(dim=-1) @ torch.tensor([1.0, -1.0])  # keep against drop
 
-    return {"norm": norm, "mlp": mlp}[program.plan.scorer]
+    return {"norm": norm, "mlp": mlp}[program.plan.rules.scorer.kind]
 
 
 def loops(

@@ -17,7 +17,7 @@ One file for each kind: scores, selections, streams, masks, merging (tokens into
 from typing import Any
 
 from prunec.ops.canvas import paint, repaint
-from prunec.ops.learned import Learned
+from prunec.ops.learned import Learned, tensors_of
 from prunec.ops.masks import bias_keys, key_bias, key_mask, mask_keys
 from prunec.ops.merging import (
     members,
@@ -126,6 +126,7 @@ __all__ = [
     "sizes",
     "spared",
     "take",
+    "tensors_of",
     "times_values",
     "token_keys",
     "token_norm",

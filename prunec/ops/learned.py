@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import pad
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 class Learned:
@@ -17,9 +23,10 @@ class Learned:
     classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C].
     """
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module = copy.deepcopy(module).to("meta")  # its parameters come with each call
-        self.names = tuple(name for name, _ in module.named_parameters())
+    def __init__(self, module: nn.Module, name: str, site: int) -> None:
+        self.site = site
+        self.module = copy.deepcopy(module).to("meta")  # its parameters and buffers come with each call
+        self.names = tuple(tensors_of(module))
         self.pixels = getattr(module, "reads", "patches") == "pixels"
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__
@@ -29,6 +36,12 @@ class Learned:
         given = x if self.pixels else x.movedim(dim, 1)[:, prefix : x.shape[dim] - suffix]
         found: Tensor = functional_call(self.module, dict(zip(self.names, parameters, strict=True)), (given,))
         return pad(found, (0, 0) * (found.dim() - 2) + (prefix, suffix))
+
+    def alone(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The module with these parameters and buffers, apart from any graph and in single precision."""
+        module = copy.deepcopy(self.module).to_empty(device=next(iter(tensors.values())).device)
+        module.load_state_dict({name: tensors[name] for name in self.names})
+        return module.float()
 
     def __repr__(self) -> str:
         return self.__name__

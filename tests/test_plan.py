@@ -38,7 +38,12 @@ def sites(anatomy: Anatomy, **choices: object) -> list[tuple[int, int, int, int]
 
 def test_the_plan_carries_the_policy() -> None:
     plan = make_plan(policy(fate="fuse", where="after_attention", blocks=[3, 6]), anatomy())
-    assert (plan.policy, plan.rules.scorer.kind, plan.fate, plan.notes) == ("mine", "cls_attention", "fuse", ())
+    assert (plan.policy, plan.rules.scorer.kind, plan.fate, plan.notes) == (
+        "mine",
+        "cls_attention",
+        "fuse",
+        (),
+    )
     assert plan.sites == (Site(3, "after_attention", 26, 13, 15), Site(6, "after_attention", 15, 7, 9))
 
 
@@ -119,8 +124,10 @@ def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> No
     ) as caught:
         make_plan(policy(scorer="cls_attention"), mean)
     assert caught.value.where == "scorer.kind"
-    assert caught.value.remedy == "presets that fit this model: algm, bavit, cropr, cropr-drop, dynamic, "
-        "dynamicvit, none, norm, pomt, random, representation-shift, svit, tome"
+    assert caught.value.remedy == (
+        "presets that fit this model: algm, bavit, cropr, cropr-drop, dynamic, dynamicvit, none, norm, pomt, "
+        "random, representation-shift, svit, tome"
+    )
     with pytest.raises(PolicyError, match="it reads nothing"):
         make_plan(policy(scorer="cls_attention"), anatomy(class_token=None, head=()))
     assert sites(mean) == [(1, 26, 13, 14)]

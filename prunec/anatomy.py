@@ -110,6 +110,16 @@ class Anatomy:
         return len(self.blocks)
 
     @property
+    def wants_all(self) -> bool:
+        """Whether something wants every token in its place, as detectors and segmenters do."""
+        return bool({"tokens", "grid"}.intersection(self.head) or self.taps)
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether patches are read behind the last block, and not protected tokens alone."""
+        return self.wants_all or bool({"mean", "max", "attention pooling"}.intersection(self.head))
+
+    @property
     def cores(self) -> tuple[str, ...]:
         """The attention cores whose softmax runs over the stream's tokens, by node."""
         elsewhere = {miss.node for miss in self.unmatched}

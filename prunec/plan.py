@@ -28,6 +28,9 @@ def make_plan(policy: Policy, anatomy: Anatomy) -> Plan:
         if rejoin is not None and place.block >= rejoin:
             notes.append(f"no site at block {place.block}: all tokens come back before block {rejoin}")
             continue
+        if place.late and place.block == anatomy.depth - 1 and not anatomy.reads_patches:
+            notes.append(f"no site at block {place.block}: behind its attention nobody reads patches")
+            continue
         tokens = anatomy.tokens if policy.reactivate else tokens
         site, note, owed = _site(policy, place, tokens, owed, anatomy)
         if note:
@@ -154,7 +157,7 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
             where="scorer.kind",
             remedy=f"presets that fit this model: {', '.join(fits)}",
         )
-    if policy.restored == "none" and "tokens" in anatomy.head and policy.site_blocks(anatomy.depth):
+    if policy.restored == "none" and anatomy.wants_all and policy.site_blocks(anatomy.depth):
         raise PolicyError(
             f"policy {policy.name!r} leaves tokens out for good (fate {policy.fate}), and this model's head "
             "reads all of them, as detectors and segmenters do",

@@ -24,16 +24,19 @@ def pairs(metric: Tensor, prefix: int, suffix: int, live: Tensor | None = None) 
     """For each patch at an even place the most similar one at an odd place: score [B, T], partner [B, T]."""
     unit = normalize(metric, dim=-1)  # [B, T, d]
     tokens = metric.shape[1]
-    first, other = prefix + prefix % 2, prefix + 1 - prefix % 2
-    even, odd = slice(first, tokens - suffix, 2), slice(other, tokens - suffix, 2)
-    alike = unit[:, even] @ unit[:, odd].transpose(1, 2)  # [B, N / 2, N / 2]
-    if live is not None:
-        alike = alike.masked_fill(~live[:, None, odd], float("-inf"))
-    best, place = alike.max(dim=-1)
     rows = torch.arange(tokens, device=metric.device)
+    if live is not None:  # a length that is read off a tensor cannot be halved before it is known
+        odd = (rows % 2 == 1) & (rows >= prefix) & (rows < tokens - suffix)
+        even = (rows % 2 == 0) & (rows >= prefix) & (rows < tokens - suffix)
+        alike = (unit @ unit.transpose(1, 2)).masked_fill(~(odd & live)[:, None], float("-inf"))
+        best, place = alike.max(dim=-1)
+        return torch.where(even, -best, float("inf")), torch.where(even, place, rows)
+    first, other = prefix + prefix % 2, prefix + 1 - prefix % 2
+    halves = slice(first, tokens - suffix, 2), slice(other, tokens - suffix, 2)
+    best, place = (unit[:, halves[0]] @ unit[:, halves[1]].transpose(1, 2)).max(dim=-1)  # [B, N / 2]
     score = best.new_full((metric.shape[0], tokens), float("inf"))
-    partner = rows.expand(metric.shape[0], -1)
-    return score.index_copy(1, rows[even], -best), partner.index_copy(1, rows[even], other + 2 * place)
+    partner, movable = rows.expand(metric.shape[0], -1), rows[halves[0]]
+    return score.index_copy(1, movable, -best), partner.index_copy(1, movable, other + 2 * place)
 
 
 def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tensor, Tensor]:

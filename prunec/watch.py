@@ -6,7 +6,7 @@ it is run on random tensors of the recorded types, with whole numbers in place o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -58,7 +58,9 @@ def keeps_order(node: fx.Node) -> bool:
 def is_row_local(
     node: fx.Node, operand: fx.Node, axes: tuple[int, int], sizes: Mapping[sympy.Symbol, int] | None = None
 ) -> bool:
-    """Whether row i of the result depends on row i of this operand alone.
+    """Whether a row of the result depends on one row of this operand alone: the one in its place.
+
+    Where the result has another length (rows cut off at an end, or put before them), the place is shifted.
 
     Args:
         node: the call, with the types of its operands in their meta.
@@ -70,25 +72,41 @@ def is_row_local(
         source: numbers(source.meta["val"], seed, sizes) for seed, source in enumerate(node.all_input_nodes)
     }
     source_axis, result_axis = axes
-    changed = given[operand].clone()
-    row = changed.shape[source_axis] // 2
-    changed.select(source_axis, row).add_(1)
+    length, generator = given[operand].shape[source_axis], torch.Generator().manual_seed(0)
+    shape = [1] * given[operand].dim()
+    shape[source_axis] = length
+    halves = [torch.rand(length, generator=generator) < 0.5 for _ in range(3)]
+    parts = [part for half in halves for part in (half, ~half)]
     try:
-        once, again = run(node, given), run(node, {**given, operand: changed})
+        once = run(node, given)
+        again = [run(node, {**given, operand: given[operand] + part.view(shape)}) for part in parts]
+        found = [_changed_rows(once, other, result_axis) for other in again]
     except Exception:  # noqa: BLE001  what does not run on random numbers is not known to be local
         return False
-    return all(_differ_at_most_in(row, one, other, result_axis) for one, other in _pairs(once, again))
+    return all(_follow(parts, changed) for changed in zip(*found, strict=True))
 
 
-def _pairs(once: Any, again: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _changed_rows(once: Any, again: Any, axis: int) -> list[torch.Tensor]:
+    """For each tensor of two results, which rows differ."""
     pairs = zip(compat.tree_leaves(once), compat.tree_leaves(again), strict=True)
-    return [(one, other) for one, other in pairs if isinstance(one, torch.Tensor)]
+    return [
+        (one != other).movedim(axis, 0).flatten(1).any(dim=1)
+        for one, other in pairs
+        if isinstance(one, torch.Tensor)
+    ]
 
 
-def _differ_at_most_in(row: int, one: torch.Tensor, other: torch.Tensor, axis: int) -> bool:
-    differs = (one != other).movedim(axis, 0).flatten(1).any(dim=1)
-    differs[row] = False
-    return not bool(differs.any())
+def _follow(parts: Sequence[torch.Tensor], changed: tuple[torch.Tensor, ...]) -> bool:
+    """Whether the rows that changed with each part of the operand's rows stand where these do."""
+    length, rows = len(changed[0]), len(parts[0])
+    front = max(0, length - rows)  # rows that something else has put there, before or behind
+    padded = [torch.nn.functional.pad(part, (front, front)) for part in parts]
+    return any(
+        not any(
+            (found & ~part[shift : shift + length]).any() for found, part in zip(changed, padded, strict=True)
+        )
+        for shift in range(abs(length - rows) + 1)
+    )
 
 
 def _known(size: sympy.Expr, sizes: Mapping[sympy.Symbol, int] | None) -> int:

@@ -41,6 +41,12 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int, tuple[int, i
     "norm over rows": (lambda x: F.normalize(x, dim=1), (ROWS,), 0, (1, 1), False),
     "shares": (lambda x: x.softmax(1), (ROWS,), 0, (1, 1), False),
     "convolution over rows": (lambda x: F.avg_pool1d(x.mT, 3, 1, 1).mT, (ROWS,), 0, (1, 1), False),
+    "without the first rows": (lambda x: x[:, 2:], (ROWS,), 0, (1, 1), True),
+    "first rows and the others": (lambda x: x.split([2, 5], dim=1), (ROWS,), 0, (1, 1), True),
+    "rows put before them": (lambda x, y: torch.cat([y, x], dim=1), (ROWS, ROWS[:, :2]), 0, (1, 1), True),
+    "every other row": (lambda x: x[:, ::2], (ROWS,), 0, (1, 1), False),
+    "pairs of rows": (lambda x: x[:, :6].unflatten(1, (3, 2)).sum(2), (ROWS,), 0, (1, 1), False),
+    "halves laid over each other": (lambda x: x[:, :3] + x[:, 4:], (ROWS,), 0, (1, 1), False),
     "what does not run": (lambda x: x.reshape(3, 3), (ROWS,), 0, (1, 1), False),
 }
 

@@ -50,6 +50,10 @@ class Calibration:
         if self.fits:
             mean = sum(self.fits) / len(self.fits)
             parts.append(f"scorers rank held-out tokens at {mean:.2f} (worst site {min(self.fits):.2f})")
+        if self.counts and not self.shares:
+            parts.append(
+                f"images keep {', '.join(f'{count:.1f}' for count in self.counts)} patches on average"
+            )
         if self.shares:
             worst = max(abs(asked - met) for asked, met in self.shares)
             parts.append(f"mean keep within {worst:.3f} of what was asked for")

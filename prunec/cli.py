@@ -60,6 +60,10 @@ KeepOption = Annotated[
 BlocksOption = Annotated[
     str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")
 ]
+RestoreOption = Annotated[
+    str | None,
+    typer.Option("--restore", metavar="HOW", help="how tokens come back for a head that reads all of them"),
+]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 Format = Literal["text", "json"]
@@ -71,6 +75,7 @@ def optimize(
     policy: PolicyOption,
     keep: KeepOption = None,
     blocks: BlocksOption = None,
+    restore: RestoreOption = None,
     target: Annotated[str, typer.Option("--target", "-t", help="eager or inductor")] = "inductor",
     images: Annotated[
         str | None, typer.Option("--images", metavar="DIR", help="images to measure on")
@@ -98,7 +103,7 @@ def optimize(
 ) -> None:
     """Transform a model, prove it, measure it, and write the artefact."""
     targets.load(target)
-    chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks))
+    chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
     folder = output or _folder(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
@@ -133,6 +138,7 @@ def graph(
     ] = None,
     keep: KeepOption = None,
     blocks: BlocksOption = None,
+    restore: RestoreOption = None,
     show_diff: Annotated[bool, typer.Option("--diff", help="show what the policy changes")] = False,
     form: Annotated[Format, typer.Option("--format", help="text or json")] = "text",
     pretrained: Annotated[
@@ -149,7 +155,7 @@ def graph(
     if policy is None:
         shown = compare(recognise(given))
     else:
-        chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks))
+        chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
         compiled = compile_source(given, chosen, untrained=True)
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:

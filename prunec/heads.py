@@ -35,10 +35,9 @@ def class_scores(program: Program) -> ClassScores | NoMatch:
     assert anatomy is not None
     names = graph.by_name(program.graph)
     state = names[anatomy.states[-1]]
-    behind = graph.reachable([state])
-    node = _last_learned(program.graph, behind)
+    node = _last_learned(program.graph, state)
     if node is None:
-        return _miss("nothing learned comes after the last block", graph.output_node(program.graph))
+        return _miss("no layer behind the last block makes class scores", graph.output_node(program.graph))
     values = _Watching(program, anatomy)
     for axis, all_tokens in _layouts(node.meta["val"], anatomy):
         if values.is_local(node, axis):
@@ -51,17 +50,24 @@ def _miss(reason: str, node: fx.Node) -> NoMatch:
     return NoMatch(reason, node.name, graph.place(node))
 
 
-def _last_learned(target: fx.Graph, behind: set[fx.Node]) -> fx.Node | None:
-    """Back from the first output that comes of the stream, over everything that has no parameters."""
+def _last_learned(target: fx.Graph, state: fx.Node) -> fx.Node | None:
+    """The last product with a matrix of weights, bias added: what comes after it learns nothing."""
+    behind = graph.reachable([state])
     outputs = [node for node in graph.output_node(target).all_input_nodes if node in behind]
-    node = next((node for node in outputs if node.meta["val"].is_floating_point()), None)
-    while node is not None:
-        others = [
-            source for source in node.all_input_nodes if source not in behind and graph.is_tensor(source)
-        ]
-        inputs = [source for source in node.all_input_nodes if source in behind and graph.is_tensor(source)]
-        if others or len(inputs) != 1:
-            return node if others else None
+    node = next((node for node in outputs if node.meta["val"].is_floating_point()), state)
+    found = None
+    while node is not state:
+        tensors = [source for source in node.all_input_nodes if graph.is_tensor(source)]
+        inputs = [source for source in tensors if source in behind]
+        weights = [source.meta["val"].dim() for source in tensors if source not in behind]
+        if len(inputs) != 1:
+            return None
+        if weights and found is None:
+            found = node
+        if max(weights, default=0) > 1:
+            return found
+        if weights and graph.op(node) != "add":  # a norm or a scale: nothing that makes classes of channels
+            return None
         node = inputs[0]
     return None
 

@@ -56,6 +56,7 @@ class Policy(Rules):
         keep: float | None = None,
         blocks: Iterable[int] | None = None,
         sites: Mapping[str, Any] | None = None,
+        restore: str | None = None,
     ) -> Policy:
         """The same policy with another keep rate, or at other sites; each for all its steps.
 
@@ -64,8 +65,11 @@ class Policy(Rules):
                 threshold the policy gives.
             blocks: the blocks of the sites, in place of `blocks`, `depths` or `between`.
             sites: the whole axis, as it stands in a policy file.
+            restore: how tokens come back for a head that reads all of them.
         """
         data = self.model_dump()
+        if restore is not None:
+            data["restore"] = restore
         for step in (data, *data["then"]):
             if keep is not None:
                 kind = "threshold" if step["selector"]["kind"] == "adaptive" else step["selector"]["kind"]

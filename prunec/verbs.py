@@ -42,6 +42,7 @@ def transform(
     *,
     keep: float | None = None,
     blocks: tuple[int, ...] | None = None,
+    restore: str | None = None,
     example: Any = None,
     within: str | None = None,
     calibration: Tensor | None = None,
@@ -54,6 +55,7 @@ def transform(
         policy: the name of a preset, a file, a mapping, or a `Policy`.
         keep: the share of the patch tokens entering a site that survives it; the policy's own when left out.
         blocks: the blocks that have a site, counted from 0; the policy's own when left out.
+        restore: how tokens come back for a head that reads all of them; the policy's own when left out.
         example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
         within: the path of a part, as in model.named_modules(): only this part is captured and pruned, on the
             inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
@@ -67,8 +69,7 @@ def transform(
     Raises:
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
-    chosen = load_policy(policy, keep=keep, blocks=blocks)
-
+    chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
     pictures = None if calibration is None else Pictures(calibration, None, "images")
     if within is not None and pictures is not None:
         raise UsageError(
@@ -103,11 +104,16 @@ def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
 
 
 def load_policy(
-    policy: PolicyLike, *, keep: float | None = None, blocks: tuple[int, ...] | None = None
+    policy: PolicyLike,
+    *,
+    keep: float | None = None,
+    blocks: tuple[int, ...] | None = None,
+    restore: str | None = None,
 ) -> Policy:
     """A policy from a name, file, mapping or Policy, with overrides."""
     loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-    return loaded.override(keep=keep, blocks=blocks) if keep is not None or blocks is not None else loaded
+    given = any(choice is not None for choice in (keep, blocks, restore))
+    return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
 
 
 def optimize(
@@ -116,6 +122,7 @@ def optimize(
     *,
     keep: float | None = None,
     blocks: tuple[int, ...] | None = None,
+    restore: str | None = None,
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
@@ -133,6 +140,7 @@ def optimize(
         policy: as for `transform`.
         keep: as for `transform`.
         blocks: as for `transform`.
+        restore: as for `transform`.
         target: the backend, for the dense model and the controls too.
         images: a folder of images to measure on; subfolders that name the model's classes give labels.
         batch: images at a time when latency is measured.
@@ -140,7 +148,8 @@ def optimize(
         untrained: do not calibrate, for timing only.
         say: called with each step's name.
     """
-    backend, chosen = targets.load(target), load_policy(policy, keep=keep, blocks=blocks)
+    backend = targets.load(target)
+    chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
     given = _as_source(source)
     pictures = _pictures(given, images)
     fitted_on = None

@@ -78,7 +78,7 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
         for number, site in enumerate(pruned.plan.sites)
         if _is_calibrated(pruned.plan.step(site).selector)
     )
-    counts = _counts(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
+    counts = count_kept(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
     return Calibration(len(images), name, fits, shares, counts, time.perf_counter() - start)
 
 
@@ -324,7 +324,7 @@ def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
     return reader.scores
 
 
-def _counts(pruned: Program, images: Tensor) -> tuple[float, ...]:
+def count_kept(pruned: Program, images: Tensor) -> tuple[float, ...]:
     """How many patches images keep on average at each site."""
     counter = _Counter(pruned)
     for batch in images.split(_batch(pruned)):

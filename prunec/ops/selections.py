@@ -49,10 +49,12 @@ def passing(
     Rows that the selection before has dropped already (not `live`) do not come back.
     """
     patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
+    there = torch.ones_like(patches, dtype=torch.bool)
     if live is not None:
-        patches = patches.masked_fill(~live[:, prefix : score.shape[1] - suffix], float("-inf"))
+        there = live[:, prefix : score.shape[1] - suffix]
+        patches = patches.masked_fill(~there, float("-inf"))
     best = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
-    return _with_ends((patches > threshold).scatter(1, best, True), prefix, suffix)  # [B, T]
+    return _with_ends((patches > threshold).scatter(1, best, True) & there, prefix, suffix)  # [B, T]
 
 
 def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
@@ -100,10 +102,10 @@ def live(kept: Tensor, index: Tensor) -> Tensor:
 def sampled(
     score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
 ) -> Tensor:
-    """Which rows go on: those that `count` regular steps over the cumulated scores hit.
+    """Which rows go on: those that `count` regular steps over the cumulated scores hit, and protected ones.
 
-    A row that weighs much is hit by many steps, so fewer rows go on. The `least` best ones and protected
-    ones do in any case.
+    A row that weighs much is hit by many steps, so fewer rows go on. Where fewer than `least` are hit, the
+    best others join them.
     """
     patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
     there = torch.ones_like(patches, dtype=torch.bool)
@@ -114,9 +116,10 @@ def sampled(
     reached = reached.masked_fill(~there.gather(1, order), float("inf"))  # no step is near to those
     steps = (torch.arange(count, device=score.device, dtype=score.dtype) * 2 + 1) / (2 * count)
     hit = (reached[:, None, :] - steps[None, :, None]).abs().argmin(dim=2)  # [B, count]
-    best = patches.masked_fill(~there, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    hits = torch.cat([order.gather(1, hit), best[:, :least]], dim=1)
-    return _with_ends(torch.zeros_like(patches, dtype=torch.bool).scatter(1, hits, True), prefix, suffix)
+    hits = torch.zeros_like(there).scatter(1, order.gather(1, hit), True)
+    rank = patches.masked_fill(~there, float("-inf")).masked_fill(hits, float("inf"))
+    first = rank.argsort(dim=1, descending=True, stable=True)[:, :least]
+    return _with_ends(hits.scatter(1, first, True) & there, prefix, suffix)
 
 
 def typical(score: Tensor, divisor: int, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:

@@ -46,13 +46,14 @@ ALGM = preset("algm", selector={"at": 0.2})
 def test_tome(name: str) -> None:
     model = MODELS[name]()
     fast = transformed(model, TOME)
-    assert counts(fast) == [(0, 22), (1, 16), (2, 10)]  # 0.2 * 28 is 5.6
+    # 0.2 * 28 is 5.6; behind the last attention nobody reads patches, if the head reads a class token
+    assert counts(fast) == [(0, 22), (1, 16), (2, 10)][: 2 if name in ("class token", "registers") else 3]
     chosen = check(fast, lambda image: methods.tome(model, image, sites=counts(fast)), merged=True)
     assert all(any(len(group) > 2 for group in sites[-1]) for sites in chosen)
 
 
 def test_tome_merges_no_more_than_the_patches_at_even_places() -> None:
-    model = vit(3)
+    model = MODELS["mean"]()
     fast = transformed(model, preset("tome", selector={"remove": 0.6}))
     # 28 patches, 14 of them even; the next 14 have 7 even; the next 7 stand at 1 to 7, three even
     assert counts(fast) == [(0, 14), (1, 7), (2, 4)]
@@ -62,10 +63,10 @@ def test_tome_merges_no_more_than_the_patches_at_even_places() -> None:
 def test_diffrate() -> None:
     model = vit(3, reg_tokens=1)
     fast = transformed(model, DIFFRATE)
-    assert counts(fast) == [(0, 22), (1, 16), (2, 10)]
+    assert counts(fast) == [(0, 22), (1, 16)]
     planned = [(block, count, 3) for block, count in counts(fast)]  # of six that leave, half are forgotten
     chosen = check(fast, lambda image: methods.diffrate(model, image, sites=planned), merged=True)
-    assert [sum(map(len, groups)) for groups in chosen[0]] < [30, 30, 30]
+    assert [sum(map(len, groups)) for groups in chosen[0]] == [27, 24]
 
 
 @pytest.mark.parametrize("name", MODELS)

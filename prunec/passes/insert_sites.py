@@ -152,7 +152,8 @@ class _Insertion:
         """Which rows of every image go on, if they differ."""
         selector, exiting = self.step.selector, self.step.fate == "exit"
         before = self.kept if exiting else self.live
-        rest = (*self.ends, selector.least, before)
+        least = 0 if selector.spare and selector.least == 1 else selector.least  # those spared are some
+        rest = (*self.ends, least, before)
         if selector.kind == "sampling":
             return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
         if selector.kind == "adaptive":

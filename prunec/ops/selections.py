@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -85,8 +87,9 @@ def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor
     """Rows of every image, as many as the longest needs, rounded up: kept ones first, in order."""
     tokens = kept.shape[1]
     patches = kept[:, prefix : tokens - suffix]
-    most = int(patches.sum(dim=1).amax().item())
-    length = min(max(-(-most // multiple_of) * multiple_of, 2), patches.shape[1])
+    most: Any = patches.sum(dim=1).amax().item()  # not int(..): exported, it is a symbol
+    rounded = torch.sym_max(-(-most // multiple_of) * multiple_of, 2)
+    length = torch.sym_min(rounded, patches.shape[1])
     compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
     # kept, then dropped, both in ascending order
     order = (~patches).to(torch.uint8).argsort(dim=1, stable=True) + prefix

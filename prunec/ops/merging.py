@@ -94,6 +94,7 @@ def sizes(
     size: Tensor | None = None,
     alike: Tensor | None = None,
     weight: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """How many tokens each row of a merged stream stands for: [B, n].
 
@@ -101,7 +102,8 @@ def sizes(
     """
     counts = like.new_ones(group.shape) if size is None else size
     if alike is not None:
-        counts = torch.where(stay(index, group.shape[1]), counts, counts * alike.clamp_min(0.0))
+        stays = stay(index, group.shape[1]) if kept is None else kept
+        counts = torch.where(stays, counts, counts * alike.clamp_min(0.0))
     if weight is not None:
         counts = counts * weight
     return counts.new_zeros(index.shape).scatter_add(1, group, counts)

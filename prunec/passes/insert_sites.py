@@ -117,7 +117,7 @@ class _Insertion:
 
     def _pruned(self) -> fx.Node:
         """What is left of the source."""
-        scored, kept, fate = self._scored(), None, self.step.fate
+        scored, kept, fate, entering = self._scored(), None, self.step.fate, self.live
         if self.now.ragged:
             kept = self._passing(scored)
             rows = (kept, *self.ends, self.step.selector.multiple_of)
@@ -126,7 +126,7 @@ class _Insertion:
         else:
             index, self.live = self._selected(scored), None
         if fate == "merge":
-            return self._merged(index, scored, kept)
+            return self._merged(index, scored, kept, entering)
         if fate == "fuse":
             uniform = self.step.weights == "uniform"
             fused = (self.source, index, scored.score, self.anatomy.suffix, self.dim, uniform)
@@ -176,8 +176,10 @@ class _Insertion:
         self.kept = kept
         return kept
 
-    def _merged(self, index: fx.Node, scored: Scored, kept: fx.Node | None) -> fx.Node:
-        """Groups in the place of the rows of an index."""
+    def _merged(
+        self, index: fx.Node, scored: Scored, kept: fx.Node | None, entering: fx.Node | None
+    ) -> fx.Node:
+        """Groups in the place of the rows of an index; of those that enter, some may be padding."""
         rule, partner, alike = self.step.merging, scored.partner, None
         if partner is None:
             pair = self.call("nearest", ops.nearest, (self.source, index, *self.ends, self.dim))
@@ -186,12 +188,12 @@ class _Insertion:
             alike = self.call("alike", torch.neg, (scored.score,))
         weight = self._remembered(index, scored.score) if rule.forget else None
         group = self.call("group", ops.members, (partner, index, kept))
-        by = weight
+        by = entering if weight is None else weight
         if rule.mean == "by_size" and self.size is not None:
             by = self.size if weight is None else self.call("weight", torch.mul, (self.size, weight))
         merged = self.call("merge", ops.merge, (self.source, index, group, by, self.dim))
         alike = alike if rule.sizes == "by_similarity" else None
-        counted = (group, index, scored.score, self.size, alike, weight)
+        counted = (group, index, scored.score, self.size, alike, weight, kept)
         self.size = self.call("size", ops.sizes, counted)
         if self.plan.rules.attention == "proportional":
             self._weigh_keys(self.size)

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from prunec import ops
+from prunec.language import Merge
 from prunec.policy import Policy
 from tests import methods
 from tests.families import HF, difference, randomise
@@ -82,6 +83,21 @@ def test_algm(name: str) -> None:
     assert any(0 < merged < 6 for merged in windows)  # 4 x 7 patches have six whole windows
     assert len({len(local) for local, _ in chosen}) > 1
     assert all(len(both) < len(local) for local, both in chosen)
+
+
+@pytest.mark.parametrize("rule", [{"mean": "plain"}, {"sizes": "by_similarity"}], ids=str)
+def test_padding_is_merged_into_nothing(rule: dict[str, str]) -> None:
+    model, x = vit(4, global_pool="avg"), images()
+    (second,) = ALGM.then
+    second = second.model_copy(update={"merge": Merge(**rule)})
+    policy = preset(
+        "algm", selector={"at": 0.2}, merge=rule, then=[second.model_dump()], attention="proportional"
+    )
+    fast = transformed(model, policy)
+    with torch.no_grad():
+        alone = torch.cat([fast(image[None]) for image in x])
+        assert difference(fast(x), alone) < TOLERANCE
+        assert difference(fast(x), transformed(model, ALGM)(x)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["class token", "mean", "registers"])

@@ -73,7 +73,7 @@ def test_dynamic() -> None:
 
 
 def masked(fast: nn.Module, model: nn.Module, image: Tensor) -> Tensor:
-    """The path of training: every block computes all tokens, keys are masked, and m * block(x) + (1 - m) * x."""
+    """The path of training: blocks compute all tokens on masked keys, then m * block(x) + (1 - m) * x."""
     parts = methods.take_apart(model, image)
     plan = {block: (value, own) for (block, value), own in zip(thresholds(fast), learned(fast), strict=True)}
     x = parts.tokens

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -253,11 +254,8 @@ def test_gradients_flow_through_scores_and_tables() -> None:
 
 
 def test_dialect_names_every_operation_once() -> None:
-    functions = {
-        value
-        for name, value in vars(ops).items()
-        if callable(value) and getattr(value, "__module__", "") == ops.__name__
-    }
-    assert set(ops.DIALECT) == {function for function in functions if not function.__name__.startswith("_")}
+    helpers = {ops.is_ours, ops.tensors_of}
+    functions = {getattr(ops, name) for name in ops.__all__ if isinstance(getattr(ops, name), FunctionType)}
+    assert set(ops.DIALECT) == functions - helpers
     assert len(set(ops.DIALECT)) == len(ops.DIALECT)
     assert ops.DIALECT[: len(ops.SCORES)] == ops.SCORES

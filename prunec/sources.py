@@ -260,7 +260,7 @@ def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
             raise SourceError(
                 f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
                 where=where,
-                remedy="name a function that takes no arguments and returns an nn.Module",
+                remedy="name a function that takes no arguments and returns an nn.Module, or one and an example",
             )
         try:
             module = factory()
@@ -270,13 +270,14 @@ def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
                 where=where,
                 remedy="make the function work when it is called without arguments",
             ) from error
+    module, example = module if isinstance(module, tuple) and len(module) == 2 else (module, None)
     if not isinstance(module, nn.Module):
         raise SourceError(
             f"{spec} returned a {type(module).__name__}, not an nn.Module",
             where=where,
-            remedy="return the model itself",
+            remedy="return the model itself, or the model and an example input",
         )
-    return _source(spec, module.eval(), "given")
+    return _source(spec, module.eval(), "given", (), example)
 
 
 def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:

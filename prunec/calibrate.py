@@ -234,13 +234,8 @@ def _projection(outputs: Any) -> Tensor:
 
 
 def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
-    """Regress the log of the importance on the state; the rank correlation on held-out images.
-
-    What counts is a token's importance within its image: how sensitive the output is as a whole differs from
-    image to image, and says nothing about how many tokens are needed.
-    """
-    target = importance.float().clamp_min(1e-12).log()  # [n, N]
-    target = target - target.mean(dim=1, keepdim=True)
+    """Regress how much each token matters on the state; the rank correlation on held-out images."""
+    target = _on_one_scale(importance)  # [n, N]
     target = (target - target.mean()) / target.std().clamp_min(1e-6)
     held_out = torch.arange(len(states)) % HELD_OUT == 0
     x, y, rows = states[~held_out], target[~held_out], BATCH
@@ -254,6 +249,14 @@ def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
         _descend(gate, loss, len(x), rows)
     with torch.no_grad():
         return rank_correlation(gate(states[held_out]).flatten(), target[held_out].flatten())
+
+
+def _on_one_scale(importance: Tensor) -> Tensor:
+    """The log of the importance: 0 for the median token of an image, 1 for the one that matters most."""
+    # how sensitive an output is, and how far tokens lie apart, does not say how many of them are needed
+    logs = importance.float().clamp_min(1e-12).log()  # [n, N]
+    median, most = logs.median(dim=1, keepdim=True).values, logs.amax(dim=1, keepdim=True)
+    return (logs - median) / (most - median).clamp_min(1e-6)
 
 
 def _fit_grader(gate: nn.Module, states: Tensor, grades: Tensor) -> float:

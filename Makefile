@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench zoo golden clean
+.PHONY: help setup demo test check format bench accuracy zoo golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ format: setup  ## rewrite the sources in the project's format
 
 bench: setup  ## measure; a result names the machine that it was taken on
 	$(BIN)/python benchmarks/bench.py
+
+accuracy: setup  ## what every preset costs in accuracy on the built-in classifier
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
 
 zoo: setup  ## every Vision Transformer of timm and Hugging Face: transformed, or refused with the reason
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -32,6 +32,8 @@ from prunec.errors import did_you_mean
 Block = Annotated[int, Field(ge=0)]
 Depth = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Rates = Annotated[list[Rate], Field(min_length=1)]
 
 #: Where other packages announce scorers of their own.
 ENTRY_POINTS = "prunec.scorers"
@@ -149,15 +151,19 @@ class Scorer(Model):
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
         kind, owner = info.data.get("kind"), _OPTIONS[str(info.field_name)]
         if value and kind is not None and kind != owner:
-            raise ValueError(f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option")
+            raise ValueError(
+                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; got {value!r}"
+            )
         return value
 
     @field_validator("options")
     @classmethod
     def _of_others(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
         kind = info.data.get("kind")
-        if options and kind in SCORERS:
-            raise ValueError(f"options belong to scorers of other packages, {kind} has options of its own")
+        if options is not None and kind in SCORERS:
+            raise ValueError(
+                f"options belong to scorers of other packages, {kind} is one of prunec's; got {options!r}"
+            )
         return options
 
     @property
@@ -168,14 +174,14 @@ class Scorer(Model):
 
 def _rate(value: Any) -> float | tuple[float, ...] | None:
     """One share for all sites, or one for each."""
-    rates = value if isinstance(value, list | tuple) else [value]
     if value is None:
         return None
+    several = isinstance(value, list | tuple)
+    rates = value if several else [value]
     numbers = all(isinstance(rate, int | float) and not isinstance(rate, bool) for rate in rates)
     if not (rates and numbers and all(0 < rate <= 1 for rate in rates)):
-        each = " each" if isinstance(value, list | tuple) else ""
-        raise ValueError(f"keep must be{each} in (0, 1], got {value!r}")
-    return tuple(map(float, rates)) if isinstance(value, list | tuple) else float(value)
+        raise ValueError(f"keep must be in (0, 1]{' or a list of such rates' * several}, got {value!r}")
+    return tuple(map(float, rates)) if several else float(value)
 
 
 class Selector(Model):
@@ -199,7 +205,7 @@ class Selector(Model):
     kind: Literal["top_k", "threshold", "adaptive", "sampling"]
     keep: Annotated[
         float | tuple[float, ...] | None,
-        PlainValidator(_rate, json_schema_input_type=float | list[float] | None),
+        BeforeValidator(_rate, json_schema_input_type=Rate | Rates | None),
         Field(description="in (0, 1]"),
     ] = None
     remove: float | None = Field(default=None, ge=0, lt=1, description="in [0, 1)")
@@ -218,6 +224,10 @@ class Selector(Model):
         if len(given) != min(1, len(allowed)) or not set(given) <= set(allowed):
             raise ValueError(
                 f"{self.kind} needs {' or '.join(allowed) or 'no rate'}, got {' and '.join(given) or 'none'}"
+            )
+        if self.stages > 1 and not isinstance(self.keep, float):
+            raise ValueError(
+                f"stages needs one keep for all sites, to take powers of; got stages {self.stages}"
             )
         return self
 
@@ -247,6 +257,14 @@ class Loss(Model):
     kind: Literal["task", "ratio", "flops", "heads", "logits", "tokens"]
     weight: float = Field(default=1.0, gt=0, description="a number above 0")
     over: Literal["batch", "image"] | None = None
+
+    @field_validator("over")
+    @classmethod
+    def _of_ratio(cls, over: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if over is not None and kind not in (None, "ratio"):
+            raise ValueError(f"over belongs to the loss ratio, {kind} has no such option; got {over!r}")
+        return over
 
 
 class Training(Model):

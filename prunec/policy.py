@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from prunec.errors import PolicyError, did_you_mean
 from prunec.language import listed
-from prunec.rules import Rules, Step
+from prunec.rules import Misfit, Rules, Step
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -64,9 +65,15 @@ class Policy(Rules):
             keep: the share of the patch tokens entering a site that survives it, in place of whatever rate or
                 threshold the policy gives.
             blocks: the blocks of the sites, in place of `blocks`, `depths` or `between`.
-            sites: the whole axis, as it stands in a policy file.
+            sites: the whole axis, as it stands in a policy file; instead of `blocks`.
             restore: how tokens come back for a head that reads all of them.
         """
+        if blocks is not None and sites is not None:
+            raise PolicyError(
+                "blocks and sites both say where",
+                where=f"an override of policy {self.name}",
+                remedy="give one of them",
+            )
         data = self.model_dump()
         if restore is not None:
             data["restore"] = restore
@@ -122,16 +129,18 @@ class Policy(Rules):
 
 def presets() -> dict[str, Policy]:
     """The policies that ship with prunec, in the order of their names."""
-    return {
-        path.stem: _from_file(path) for path in sorted(PRESETS.glob("*.yaml"), key=lambda path: path.stem)
-    }
+    return {name: _preset(name) for name in _preset_names()}
 
 
 # Reading ----------------------------------------------------------------------------------------------------
 
 
+def _preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 def _preset(name: str) -> Policy:
-    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    names = _preset_names()
     if name not in names:
         raise PolicyError(
             f"there is no policy {name!r}{did_you_mean(name, names)}",
@@ -217,12 +226,25 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Plain YAML with lists on one line."""
+    """Plain YAML: a list of numbers on one line, one of mappings below its key, flat mappings a line each."""
+
+    def represent_list(self, data: Iterable[Any]) -> yaml.SequenceNode:
+        node = self.represent_sequence("tag:yaml.org,2002:seq", data)
+        node.flow_style = all(isinstance(item, yaml.ScalarNode) for item in node.value)
+        for item in node.value:
+            if isinstance(item, yaml.MappingNode):
+                item.flow_style = all(isinstance(value, yaml.ScalarNode) for _, value in item.value)
+        return node
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
 
 
-_Dumper.add_representer(
-    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
-)
+_Dumper.add_representer(list, _Dumper.represent_list)
+for kind in (_Loader, _Dumper):  # YAML 1.1 takes 1e-5, unlike 1.0e-5, for text
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -242,11 +264,22 @@ def _validated(data: object, *, where: str) -> Policy:
     try:
         return Policy.model_validate(data)
     except ValidationError as error:
-        mistakes = [_describe(dict(problem)) for problem in error.errors(include_url=False)]
+        mistakes = [_describe(problem) for problem in _innermost(error)]
         place = "the place" if len(mistakes) == 1 else "each place"
         raise PolicyError(
             "\n".join(mistakes), where=where, remedy=f"correct {place} named after the @"
         ) from error
+
+
+def _innermost(error: ValidationError) -> list[dict[str, Any]]:
+    """The mistakes, without those of a list that only say that something in it is wrong."""
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem, loc in zip(problems, places, strict=True)
+        if not any(len(other) > len(loc) and other[: len(loc)] == loc for other in places)
+    ]
 
 
 def _describe(problem: dict[str, Any]) -> str:
@@ -254,9 +287,13 @@ def _describe(problem: dict[str, Any]) -> str:
     kind, value, loc = problem["type"], problem["input"], problem["loc"]
     if kind == "invalid_key":  # not a string, such as 1 or yes
         loc = (*loc[:-1], str(value))
-    path = _path(loc) or "the top level"
     if kind == "value_error":
-        return f"{problem['ctx']['error']} @ {path}"
+        reason = problem["ctx"]["error"]
+        loc = (*loc[:-1], reason.place) if isinstance(reason, Misfit) else loc
+        return f"{reason} @ {_path(loc)}"
+    if kind == "missing" and isinstance(loc[-1], int):  # the list is too short
+        kind, loc = "too_short", loc[:-1]
+    path = _path(loc)
     *parents, name = (part for part in loc if isinstance(part, str))  # an element goes by its list's name
     fields = _fields(parents)
     if name not in fields:
@@ -265,6 +302,9 @@ def _describe(problem: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{name} is missing, it must be {_allowed(fields[name])} @ {path}"
     hint = did_you_mean(value, _choices(fields[name])) if isinstance(value, str) else ""
+    model = _model_in(fields[name].annotation) if isinstance(loc[-1], int) else None
+    if model is not None:
+        return f"{name}[{loc[-1]}] must be {_mapping(model)}, got {value!r} @ {path}"
     return f"{name} must be {_allowed(fields[name])}, got {value!r}{hint} @ {path}"
 
 
@@ -292,7 +332,11 @@ def _allowed(field: FieldInfo) -> str:
     if field.description:
         return field.description
     model = _model_in(field.annotation)
-    return f"a mapping with the keys {', '.join(model.model_fields)}" if model else listed(_choices(field))
+    return _mapping(model) if model else listed(_choices(field))
+
+
+def _mapping(model: type[BaseModel]) -> str:
+    return f"a mapping with the keys {', '.join(model.model_fields)}"
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:

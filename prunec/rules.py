@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from prunec.language import LATE, Merge, Model, Scorer, Selector, Sites, Training
+from prunec.language import LATE, Merge, Model, Scorer, Selector, Sites, Training, listed
+
+
+class Misfit(ValueError):  # noqa: N818  it becomes a line of a PolicyError
+    """Two axes that do not go together; `place` is the one to change, as a path inside the step."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
 
 
 class Step(Model):
@@ -19,8 +27,9 @@ class Step(Model):
     scorer: Scorer
     selector: Selector
     fate: Literal["drop", "fuse", "merge", "preserve", "exit"]
-    reactivate: bool = Field(default=False, description="true or false")
-    weights: Literal["score", "uniform"] | None = None
+    # Validated even where they are left out: what they are by default may not go with the rest.
+    reactivate: bool = Field(default=False, validate_default=True, description="true or false")
+    weights: Literal["score", "uniform"] | None = Field(default=None, validate_default=True)
     merge: Merge | None = None
 
     @field_validator("fate")
@@ -29,15 +38,21 @@ class Step(Model):
         scorer, selector = info.data.get("scorer"), info.data.get("selector")
         if scorer is None or selector is None:
             return fate
-        for wrong, reason in _misfits(fate, scorer, selector):
+        for wrong, place, reason in _misfits(fate, scorer, selector):
             if wrong:
-                raise ValueError(reason)
+                raise Misfit(place, reason)
         return fate
 
     @field_validator("reactivate")
     @classmethod
     def _reactivate_needs_all(cls, reactivate: bool, info: ValidationInfo) -> bool:
-        fate, scorer = info.data.get("fate"), info.data.get("scorer")
+        fate, scorer, selector = (info.data.get(name) for name in ("fate", "scorer", "selector"))
+        if selector is not None and selector.stages > 1 and not reactivate:
+            raise Misfit(
+                "selector.stages",
+                "stages needs reactivate: without it every site prunes what is left; "
+                f"got stages {selector.stages}",
+            )
         if reactivate and fate not in (None, "preserve"):
             raise ValueError(f"reactivate needs fate preserve: what {fate} takes away cannot come back")
         if reactivate and scorer is not None and scorer.kind in LATE:
@@ -50,9 +65,19 @@ class Step(Model):
     @field_validator("weights")
     @classmethod
     def _weights_of_fuse(cls, weights: str | None, info: ValidationInfo) -> str | None:
-        fate = info.data.get("fate")
+        fate, scorer = info.data.get("fate"), info.data.get("scorer")
         if weights is not None and fate not in (None, "fuse"):
-            raise ValueError(f"weights belong to fate fuse, {fate} sums nothing up")
+            raise ValueError(f"weights belong to fate fuse, {fate} sums nothing up; got {weights!r}")
+        if fate == "fuse" and weights != "uniform" and scorer is not None and scorer.kind != "cls_attention":
+            # The fused token is the sum of the dropped ones, each times its own score, not normalised.
+            # Attention probabilities are non-negative and sum to at most 1, so it stays on the scale of one
+            # token. A norm grows with the tokens it weighs, and a random score says nothing about them.
+            raise Misfit(
+                "fate",
+                "fate fuse needs scorer.kind cls_attention or weights uniform: the fused token sums the "
+                "dropped tokens weighted by their scores, which must be shares of attention; "
+                f"{scorer.kind} scores are not",
+            )
         return weights
 
     @field_validator("merge")
@@ -61,24 +86,13 @@ class Step(Model):
         fate = info.data.get("fate")
         if merge is not None and fate not in (None, "merge"):
             raise ValueError(f"merge belongs to fate merge, not to {fate}")
-        return merge
-
-    @model_validator(mode="after")
-    def _together(self) -> Step:
-        if self.selector.stages > 1 and not self.reactivate:
-            raise ValueError("selector.stages needs reactivate: without it every site prunes what is left")
-        if self.fate == "fuse" and self.weights != "uniform" and self.scorer.kind != "cls_attention":
-            # The fused token is the sum of the dropped ones, each times its own score, not normalised.
-            # Attention probabilities are non-negative and sum to at most 1, so it stays on the scale of one
-            # token. A norm grows with the tokens it weighs, and a random score says nothing about them.
-            raise ValueError(
-                "fate fuse needs scorer.kind cls_attention or weights uniform: the fused token sums the "
-                "dropped tokens weighted by their scores, which must be shares of attention; "
-                f"{self.scorer.kind} scores are not"
+        scorer = info.data.get("scorer")
+        if merge is not None and merge.forget and scorer is not None and scorer.kind == "similarity":
+            raise Misfit(
+                "merge.forget",
+                f"forget needs scores that rank all tokens, similarity ranks pairs; got {merge.forget}",
             )
-        if self.merge is not None and self.merge.forget and self.scorer.kind == "similarity":
-            raise ValueError("merge.forget needs scores that rank all tokens, similarity ranks pairs")
-        return self
+        return merge
 
     @property
     def merging(self) -> Merge:
@@ -86,46 +100,70 @@ class Step(Model):
         return self.merge or Merge()
 
 
-def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, str]]:
-    """What does not go together with a fate, and why."""
+def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, str, str]]:
+    """What does not go together, where to change it, and why."""
     pairs, grader = scorer.kind == "similarity", scorer.kind == "grader"
     windows = scorer.pairs == "windows"
     return [
         (
             fate == "fuse" and selector.ragged,
-            "fate fuse needs selector.kind top_k: one token stands for a fixed number of others",
+            "selector.kind",
+            f"fate fuse needs selector.kind top_k, got {selector.kind}: "
+            "one token stands for a fixed number of others",
         ),
-        (pairs and fate != "merge", f"scorer similarity finds pairs, which {fate} does not merge: use merge"),
-        (grader and fate != "exit", f"scorer grader says what tokens are, so they exit; {fate} forgets it"),
+        (
+            pairs and fate != "merge",
+            "fate",
+            f"scorer similarity needs fate merge, got {fate}: it finds pairs, which nothing else merges",
+        ),
+        (
+            grader and fate != "exit",
+            "fate",
+            f"scorer grader needs fate exit, got {fate}: it says what tokens are, which is lost",
+        ),
         (
             fate == "exit" and not grader,
-            f"fate exit needs scorer grader: {scorer.kind} gives no class scores",
+            "scorer.kind",
+            f"fate exit needs scorer.kind grader, got {scorer.kind}: it gives no class scores",
         ),
         (
             fate == "exit" and selector.kind != "threshold",
-            f"fate exit needs selector.kind threshold: {selector.kind} knows no confidence",
+            "selector.kind",
+            f"fate exit needs selector.kind threshold, got {selector.kind}: it knows no confidence",
         ),
         (
             fate == "merge" and selector.ragged and not pairs,
-            "fate merge needs selector.kind top_k, or scorer similarity: others rank no pairs",
+            "selector.kind",
+            "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens are; "
+            f"got {selector.kind} of {scorer.kind}",
         ),
         (
             windows and selector.kind != "threshold",
-            f"pairs windows need selector.kind threshold: a window is merged whole, {selector.kind} cuts it",
+            "selector.kind",
+            f"pairs windows needs selector.kind threshold, got {selector.kind}: a window is merged whole",
         ),
         (
             selector.kind == "adaptive" and not pairs,
+            "selector.kind",
             f"selector.kind adaptive needs scorer similarity, {scorer.kind} scores have no such spread",
         ),
         (
             selector.kind == "sampling" and scorer.kind not in ("cls_attention", "received_attention"),
-            f"selector.kind sampling needs shares of attention to cumulate, {scorer.kind} scores are none",
+            "selector.kind",
+            "selector.kind sampling needs scorer cls_attention or received_attention, whose shares add up; "
+            f"{scorer.kind} scores do not",
         ),
         (
             selector.at is not None and not (pairs or scorer.learned),
-            f"at needs a scorer with a scale from 0 to 1 (similarity, or learned), {scorer.kind} has none",
+            "selector.at",
+            "at needs a scorer with a scale from 0 to 1 (similarity, or learned), "
+            f"{scorer.kind} has none; got {selector.at}",
         ),
-        (selector.spare > 0 and not grader, f"spare needs scorer grader, {scorer.kind} knows no classes"),
+        (
+            selector.spare > 0 and not grader,
+            "selector.spare",
+            f"spare needs scorer grader, {scorer.kind} knows no classes; got {selector.spare}",
+        ),
     ]
 
 
@@ -150,6 +188,14 @@ RESTORED: dict[str, tuple[Restore, ...]] = {
 }
 
 
+_LINE = r"^[^\n]*\S[^\n]*$"
+
+
+def _word(value: object) -> str:
+    """A value as a policy file has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Title(Model):
     """What a policy is called."""
 
@@ -158,8 +204,15 @@ class Title(Model):
         pattern=r"^[a-z][a-z0-9_-]*$",
         description="lower-case letters, digits, - and _, starting with a letter",
     )
-    summary: str = Field(pattern=r"^[^\n]*\S[^\n]*$", description="one line of text")
-    paper: str | None = Field(default=None, description="text that names the paper")
+    summary: str = Field(pattern=_LINE, description="one line of text")
+    paper: str | None = Field(default=None, pattern=_LINE, description="one line that names the paper")
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _a_number(cls, version: object) -> object:
+        if type(version) is not int:  # True and 1.0 equal 1
+            raise ValueError(f"version must be the number 1, got {version!r}")
+        return version
 
 
 class Rules(Step, Title):
@@ -176,7 +229,9 @@ class Rules(Step, Title):
     @classmethod
     def _proportional_needs_sizes(cls, attention: str, info: ValidationInfo) -> str:
         if attention == "proportional" and info.data.get("fate") not in (None, "merge"):
-            raise ValueError(f"attention proportional needs fate merge: with {info.data['fate']} no sizes")
+            raise ValueError(
+                f"attention proportional needs fate merge: {info.data['fate']} leaves each token for itself"
+            )
         return attention
 
     @field_validator("restore")
@@ -184,8 +239,7 @@ class Rules(Step, Title):
     def _restores(cls, restore: Restore | None, info: ValidationInfo) -> Restore | None:
         fate = info.data.get("fate")
         if restore is not None and fate is not None and restore not in RESTORED[fate]:
-            allowed = ", ".join(RESTORED[fate])
-            raise ValueError(f"fate {fate} is restored by {allowed}, not by {restore}")
+            raise ValueError(f"restore of fate {fate} must be {listed(RESTORED[fate])}, got {restore!r}")
         if restore == "rejoin" and info.data.get("reactivate"):
             raise ValueError("restore rejoin is for tokens that are gone for good; with reactivate none is")
         return restore
@@ -193,11 +247,14 @@ class Rules(Step, Title):
     @field_validator("then")
     @classmethod
     def _alike(cls, then: tuple[Step, ...], info: ValidationInfo) -> tuple[Step, ...]:
-        for step in then:
+        for number, step in enumerate(then):
             for name in ("fate", "reactivate"):
-                first = info.data.get(name)
-                if first is not None and getattr(step, name) != first:
-                    raise ValueError(f"all steps share one {name}: the first has {first}")
+                first, other = info.data.get(name), getattr(step, name)
+                if first is not None and other != first:
+                    raise Misfit(
+                        f"then[{number}].{name}",
+                        f"{name} must be {_word(first)} in all steps, as in the first; got {_word(other)}",
+                    )
         return then
 
     @property
@@ -232,7 +289,9 @@ class Rules(Step, Title):
             "attention map": "received_attention" in kinds,
             "calibration": self.calibrated,
             "class scores of tokens": "grader" in kinds,
-            "a known grid": any(step.scorer.pairs == "windows" for step in self.steps),
+            "a known grid": any(
+                step.scorer.pairs == "windows" or step.scorer.embedding == "own" for step in self.steps
+            ),
             "training for the paper's accuracy": self.training is not None and self.training.required,
         }
         return frozenset(need for need, given in needs.items() if given)
@@ -242,5 +301,7 @@ class Rules(Step, Title):
         """The tasks whose heads get what they read."""
         if self.restored == "canvas":
             return ("segmentation",)
-        tasks = ("classification", "detection tokens")  # heads that read protected rows, or a mean
-        return tasks if self.restored == "none" else ("classification", "detection", "segmentation")
+        prunes = any(step.sites.blocks != () for step in self.steps)
+        if prunes and self.restored == "none":
+            return ("classification", "detection tokens")  # heads that read protected rows, or a mean
+        return ("classification", "detection", "segmentation")

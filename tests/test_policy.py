@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,124 +13,9 @@ from pydantic import ValidationError
 from prunec import policy
 from prunec.errors import PolicyError
 from prunec.policy import Policy
+from tests.policies import GONE, written
 
-GONE = object()
-
-
-def written(**changes: Any) -> dict[str, Any]:
-    """A valid policy as a mapping, changed at `a__b=value` (that is, a.b); GONE removes the key."""
-    data: dict[str, Any] = {
-        "version": 1,
-        "name": "mine",
-        "summary": "What it does.",
-        "sites": {"where": "before_block", "depths": [0.25, 0.5]},
-        "scorer": {"kind": "norm"},
-        "selector": {"kind": "top_k", "keep": 0.5},
-        "fate": "drop",
-    }
-    for path, value in changes.items():
-        *parents, key = path.split("__")
-        place = data
-        for parent in parents:
-            place = place[parent]
-        place[key] = value
-        if value is GONE:
-            del place[key]
-    return data
-
-
-# Each row: the changes to a valid policy, and what the message must say, all of it.
-MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
-    ({"selector__keep": 1.5}, ["keep must be in (0, 1], got 1.5 @ selector.keep"]),
-    ({"selector__keep": 0}, ["keep must be in (0, 1], got 0 @ selector.keep"]),
-    ({"selector__keep": -0.1}, ["got -0.1 @ selector.keep"]),
-    ({"selector__keep": math.nan}, ["keep must be in (0, 1], got nan @ selector.keep"]),
-    ({"selector__keep": "0.5"}, ["keep must be in (0, 1], got '0.5' @ selector.keep"]),
-    ({"selector__keep": True}, ["keep must be in (0, 1], got True @ selector.keep"]),
-    ({"selector__keep": GONE}, ["keep is missing, it must be in (0, 1] @ selector.keep"]),
-    (
-        {"selector__kept": 0.5},
-        ["unknown key 'kept', allowed: kind, keep, multiple_of, least, stages; nearest: keep @ selector"],
-    ),
-    (
-        {"selector__kind": "topk"},
-        ["kind must be top_k or threshold, got 'topk'; nearest: top_k @ selector.kind"],
-    ),
-    (
-        {"selector__multiple_of": 0},
-        ["multiple_of must be a whole number, 1 or more, got 0 @ selector.multiple_of"],
-    ),
-    ({"selector__multiple_of": 8.0}, ["a whole number, 1 or more, got 8.0 @ selector.multiple_of"]),
-    (
-        {"selector": 0.5},
-        ["selector must be a mapping with the keys kind, keep, multiple_of, least, stages, got 0.5 @"],
-    ),
-    (
-        {"scorer__kind": "cls_atention"},
-        ["cls_attention, norm, random or mlp", "nearest: cls_attention @ scorer.kind"],
-    ),
-    (
-        {"scorer__kind": ["norm"]},
-        ["kind must be cls_attention, norm, random or mlp, got ['norm'] @ scorer.kind"],
-    ),
-    ({"scorer": GONE}, ["scorer is missing, it must be a mapping with the keys kind, hidden @ scorer"]),
-    ({"fate": "fues"}, ["fate must be drop, fuse or preserve, got 'fues'; nearest: fuse @ fate"]),
-    ({"fate": "fuse"}, ["fuse needs scorer.kind cls_attention", "norm scores are not @ fate"]),
-    ({"fate": "fuse", "scorer__kind": "random"}, ["random scores are not @ fate"]),
-    ({"sites__where": "after_mlp"}, ["where must be before_block or after_attention, got 'after_mlp'"]),
-    ({"sites__blocks": [3]}, ["give one of blocks, depths and between, got blocks and depths @ sites"]),
-    ({"sites__depths": GONE}, ["give one of blocks, depths and between, got none @ sites"]),
-    ({"sites__depths": []}, ["depths must be a list of fractions of the depth, each in [0, 1), got [] @"]),
-    ({"sites__depths": [0.5, 1.0]}, ["each in [0, 1), got 1.0 @ sites.depths[1]"]),
-    ({"sites__depths": 0.5}, ["depths must be a list of fractions", "got 0.5 @ sites.depths"]),
-    (
-        {"sites__depths": GONE, "sites__blocks": [3, -1]},
-        ["blocks must be a list of block numbers, counted from 0, got -1 @ sites.blocks[1]"],
-    ),
-    ({"sites__depths": GONE, "sites__blocks": [2.5]}, ["got 2.5 @ sites.blocks[0]"]),
-    ({"sites": {1: 2, "where": "before_block", "depths": [0.5]}}, ["unknown key '1'", "@ sites.1"]),
-    (
-        {"sites__depths": GONE, "sites__between": [0.5, 0.25]},
-        ["must rise", "got [0.5, 0.25] @ sites.between"],
-    ),
-    ({"sites__depths": GONE, "sites__between": [0.5]}, ["two fractions of the depth", "@ sites.between"]),
-    ({"sites__depths": GONE, "sites__between": [0.5, 1.5]}, ["got 1.5 @ sites.between[1]"]),
-    ({"sites__between": [0.5, 1.0]}, ["got depths and between @ sites"]),
-    ({"scorer__hidden": 0.5}, ["hidden belongs to the scorer mlp, norm has no", "@ scorer.hidden"]),
-    ({"scorer": {"kind": "mlp", "hidden": 0}}, ["hidden must be in (0, 4], got 0 @ scorer.hidden"]),
-    ({"selector__least": 0}, ["least must be a whole number, 1 or more, got 0 @ selector.least"]),
-    ({"selector__stages": 3}, ["selector.stages needs reactivate"]),
-    ({"selector__kind": "threshold"}, ["fate drop needs selector.kind top_k", "@ fate"]),
-    (
-        {"selector__kind": "threshold", "fate": "fuse", "scorer__kind": "cls_attention"},
-        ["fate fuse needs selector.kind top_k", "@ fate"],
-    ),
-    ({"reactivate": True}, ["reactivate needs fate preserve: what drop takes away", "@ reactivate"]),
-    (
-        {"reactivate": True, "fate": "preserve", "scorer__kind": "cls_attention"},
-        ["reactivate needs a scorer of all tokens (norm, random, mlp)", "@ reactivate"],
-    ),
-    ({"reactivate": "yes"}, ["reactivate must be true or false, got 'yes' @ reactivate"]),
-    ({"version": 2}, ["version must be 1, got 2 @ version"]),
-    ({"version": GONE}, ["version is missing, it must be 1 @ version"]),
-    ({"name": "My Policy"}, ["name must be lower-case letters", "got 'My Policy' @ name"]),
-    ({"summary": "two\nlines"}, ["summary must be one line of text, got 'two\\nlines' @ summary"]),
-    ({"summary": ""}, ["summary must be one line of text, got '' @ summary"]),
-    ({"paper": 2202.07800}, ["paper must be text that names the paper, got 2202.078 @ paper"]),
-    ({"protect": "cls"}, ["unknown key 'protect', allowed: version, name,", "@ protect"]),
-    ({"scorers": {}}, ["unknown key 'scorers'", "nearest: scorer"]),
-]
-
-
-@pytest.mark.parametrize(("changes", "parts"), MISTAKES)
-def test_a_mistake_names_its_place_the_value_and_what_is_allowed(
-    changes: dict[str, Any], parts: list[str]
-) -> None:
-    with pytest.raises(PolicyError) as caught:
-        Policy.load(written(**changes))
-    assert [part for part in parts if part not in caught.value.what] == []
-    assert caught.value.where
-    assert caught.value.remedy
+# What is wrong, beside the mistakes of test_policy_mistakes.py -------------------------------------------
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -150,7 +34,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(PolicyError, match=f"there is no policy '{name}'; nearest: {near}") as caught:
         Policy.load(name)
-    assert "choose one of dynamic, evit, none, norm, random" in (caught.value.remedy or "")
+    assert "choose one of algm, ats, bavit, cropr, cropr-drop, diffrate, " in (caught.value.remedy or "")
 
 
 def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
@@ -249,6 +133,60 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
     assert Policy.load(tmp_path / "mine.toml") == Policy.load(written())
 
 
+THEN_AND_TRAINING = """
+version = 1
+name = "mine"
+summary = "Merge, then merge more, and train."
+fate = "merge"
+attention = "proportional"
+sites = { where = "after_attention", blocks = [0] }
+scorer = { kind = "similarity", pairs = "windows" }
+selector = { kind = "threshold", at = 0.9 }
+[[then]]
+fate = "merge"
+sites = { where = "after_attention", between = [0.25, 0.5] }
+scorer = { kind = "cls_attention", values = true }
+selector = { kind = "top_k", keep = [0.9, 0.8, 0.7] }
+merge = { mean = "plain", forget = 0.5 }
+[training]
+epochs = 3
+rate = 1e-4
+[[training.losses]]
+kind = "task"
+[[training.losses]]
+kind = "ratio"
+weight = 2.0
+over = "image"
+"""
+
+
+def test_further_steps_and_training_in_all_formats(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(THEN_AND_TRAINING)
+    mine = Policy.load(tmp_path / "mine.toml")
+    assert [step.scorer.kind for step in mine.steps] == ["similarity", "cls_attention"]
+    assert mine.then[0].selector.keep == (0.9, 0.8, 0.7)
+    assert mine.training is not None
+    assert [(loss.kind, loss.over) for loss in mine.training.losses] == [("task", None), ("ratio", "image")]
+    (tmp_path / "mine.yaml").write_text(mine.to_yaml())
+    (tmp_path / "mine.json").write_text(mine.model_dump_json())
+    assert Policy.load(tmp_path / "mine.yaml") == Policy.load(tmp_path / "mine.json") == mine
+    assert "    - {kind: ratio, weight: 2.0, over: image}\n" in mine.to_yaml()
+
+
+@pytest.mark.parametrize("number", ["1e-5", "1E-5", "1.0e-5", "0.00001"])
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, number: str) -> None:
+    text = Policy.load(written()).to_yaml() + f"training: {{rate: {number}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    training = Policy.load(tmp_path / "mine.yaml").training
+    assert training is not None
+    assert training.rate == 1e-5
+
+
+def test_text_that_looks_like_a_number_stays_text() -> None:
+    mine = Policy.load(written(summary="1e5"))
+    assert Policy.load(policy._parse_yaml(mine.to_yaml())) == mine  # type: ignore[arg-type]
+
+
 def test_a_policy_loads_as_itself() -> None:
     mine = Policy.load(written())
     assert Policy.load(mine) is mine
@@ -265,19 +203,84 @@ def test_the_mapping_given_is_not_changed() -> None:
     assert data == written()
 
 
+# What each preset needs, and the tasks whose heads get what they read.
+HEADS = ("classification", "detection", "segmentation")
+ROWS = ("classification", "detection tokens")
+TRAINED = {"calibration", "training for the paper's accuracy"}
+PRESETS: dict[str, tuple[set[str], tuple[str, ...]]] = {
+    "algm": ({"a known grid"}, HEADS),
+    "ats": ({"class token"}, ROWS),
+    "bavit": (TRAINED, HEADS),
+    "cropr": (TRAINED, HEADS),
+    "cropr-drop": (TRAINED, ROWS),
+    "diffrate": ({"class token"}, HEADS),
+    "dtop": ({"class scores of tokens", *TRAINED}, ("segmentation",)),
+    "dynamic": ({"calibration"}, HEADS),
+    "dynamicvit": (TRAINED, ROWS),
+    "evit": ({"class token"}, HEADS),
+    "none": (set(), HEADS),
+    "norm": (set(), HEADS),
+    "pomt": ({"attention map"}, ROWS),
+    "random": (set(), HEADS),
+    "representation-shift": (set(), ROWS),
+    "svit": (TRAINED, HEADS),
+    "tome": (set(), HEADS),
+}
+
+
 def test_presets_are_in_name_order_and_named_like_their_files() -> None:
     presets = policy.presets()
-    assert list(presets) == ["dynamic", "evit", "none", "norm", "random"]
+    assert list(presets) == list(PRESETS)
     assert [preset.name for preset in presets.values()] == list(presets)
     assert all(Policy.load(name) == preset for name, preset in presets.items())
 
 
-@pytest.mark.parametrize("name", ["dynamic", "evit", "none", "norm", "random"])
-def test_a_preset_is_two_lines_of_comment_and_canonical_text(name: str) -> None:
+def test_what_each_preset_needs_and_fits() -> None:
+    assert {name: (set(each.needs), each.fits) for name, each in policy.presets().items()} == PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_two_lines_of_comment_and_canonical_text(name: str, tmp_path: Path) -> None:
     first, second, rest = (policy.PRESETS / f"{name}.yaml").read_text().split("\n", 2)
     assert first.startswith("# ")
     assert second.startswith("# ")
-    assert rest == Policy.load(name).to_yaml()
+    preset = Policy.load(name)
+    assert rest == preset.to_yaml()
+    (tmp_path / "mine.yaml").write_text(preset.to_yaml())
+    assert Policy.load(tmp_path / "mine.yaml") == preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_as_json(name: str, tmp_path: Path) -> None:
+    preset = Policy.load(name)
+    (tmp_path / "mine.json").write_text(preset.model_dump_json())
+    assert Policy.load(tmp_path / "mine.json") == preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_the_keep_of_every_preset_can_be_overridden(name: str, keep: float) -> None:
+    steps = Policy.load(name).override(keep=keep).steps
+    assert {step.selector.keep for step in steps} == {keep}
+    assert {step.selector.remove for step in steps} == {step.selector.at for step in steps} == {None}
+    assert {step.selector.kind for step in steps} <= {"top_k", "threshold", "sampling"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_places_of_every_preset_can_be_overridden(name: str) -> None:
+    preset = Policy.load(name)
+    assert preset.override(blocks=[7, 4]).site_blocks(12) == (4, 7)
+    moved = preset.override(sites={"where": "before_block", "between": [0.5, 0.75]})
+    assert {step.sites.where for step in moved.steps} == {"before_block"}
+    assert moved.site_blocks(12) == (6, 7, 8)
+    assert moved.model_dump(exclude={"sites", "then"}) == preset.model_dump(exclude={"sites", "then"})
+
+
+def test_blocks_and_sites_are_not_overridden_at_once() -> None:
+    sites = {"where": "before_block", "blocks": [1]}
+    with pytest.raises(PolicyError, match="blocks and sites both say where") as caught:
+        Policy.load("evit").override(blocks=[2], sites=sites)
+    assert (caught.value.where, caught.value.remedy) == ("an override of policy evit", "give one of them")
 
 
 def test_evit_is_evit() -> None:
@@ -376,9 +379,3 @@ def test_a_block_outside_the_model_is_refused() -> None:
 def test_a_model_without_blocks_is_refused(mine: Policy) -> None:
     with pytest.raises(PolicyError, match="the model has no blocks"):
         mine.site_blocks(0)
-
-
-def test_nearest_puts_the_best_first() -> None:
-    names = ["cls_attention", "norm", "random"]
-    assert policy.nearest("cls_attn", names)[0] == "cls_attention"
-    assert policy.nearest("xyz", names) == ()

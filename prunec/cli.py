@@ -28,8 +28,9 @@ from prunec.compiler import compile_source, recognise
 from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
 from prunec.figures import Progress
-from prunec.policy import presets
+from prunec.policy import Policy, presets, schema
 from prunec.program import Program
+from prunec.rules import rates
 from prunec.version import __version__
 
 app = typer.Typer(
@@ -186,18 +187,27 @@ def explain(
 
 
 @app.command("policies")
-def list_policies(as_json: JsonOption = False) -> None:
-    """List the presets, what each needs and where it prunes."""
-    known = presets()
-    if as_json:
-        _json({name: policy.model_dump(mode="json") for name, policy in known.items()})
-        return
-    table = Table("policy", "summary", "keep", "needs", box=None, pad_edge=False)
-    for name, policy in known.items():
-        table.add_row(
-            name, policy.summary, f"{policy.selector.keep:g}", ", ".join(sorted(policy.needs)) or "nothing"
-        )
-    out.print(table)
+def list_policies(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="print this one as YAML, to copy and edit")
+    ] = None,
+    show_schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of a policy file")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the presets, what each needs and which tasks it fits; or print one of them."""
+    if show_schema and name is not None:
+        raise typer.BadParameter("--schema is of every policy file, give no name")
+    if show_schema:
+        _json(schema())
+    elif name is not None:
+        policy = Policy.load(name)
+        _json(policy.as_dict()) if as_json else out.print(policy.to_yaml(), end="", markup=False)
+    elif as_json:
+        _json({name: policy.as_dict() for name, policy in presets().items()})
+    else:
+        out.print(_policies())
 
 
 @app.command("targets")
@@ -318,6 +328,19 @@ def _show_program(program: Program, *, as_json: bool) -> None:
     out.print(program.anatomy.summary(), markup=False)
     for entry in (*program.plan.sites, *program.plan.notes, *program.stages):
         out.print(str(entry), markup=False)
+
+
+def _policies() -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("summary")
+    table.add_column("rate", max_width=9)  # or a terminal of 80 columns would cut words
+    table.add_column("needs")
+    table.add_column("fits")
+    for name, policy in presets().items():
+        needs = ", ".join(sorted(policy.needs)) or "nothing"
+        table.add_row(name, policy.summary, rates(policy), needs, "\n".join(policy.fits))
+    return table
 
 
 def _explained(anatomy: Anatomy) -> Iterator[str]:

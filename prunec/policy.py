@@ -92,6 +92,10 @@ class Policy(Rules):
         data = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields, and what follows from them: needs and fits."""
+        return {**self.model_dump(mode="json"), "needs": sorted(self.needs), "fits": list(self.fits)}
+
     def site_blocks(self, depth: int) -> tuple[int, ...]:
         """The blocks that have a site in a model of `depth` blocks: sorted, without repetition."""
         return tuple(sorted({block for step in self.steps for block in self.blocks_of(step, depth)}))
@@ -130,6 +134,11 @@ class Policy(Rules):
 def presets() -> dict[str, Policy]:
     """The policies that ship with prunec, in the order of their names."""
     return {name: _preset(name) for name in _preset_names()}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a policy file: for editors, and for programs that write policies."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
 
 
 # Reading ----------------------------------------------------------------------------------------------------

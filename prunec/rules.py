@@ -167,6 +167,11 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
     ]
 
 
+def rates(rules: Rules) -> str:
+    """The rate of each step, those that are alike told once."""
+    return ", ".join(dict.fromkeys(rate(step) for step in rules.steps))
+
+
 def rate(step: Step) -> str:
     """`keep 0.7`, or whatever says how many stay."""
     selector = step.selector

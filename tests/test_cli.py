@@ -273,11 +273,35 @@ def test_explain(call: Call) -> None:
 def test_policies(call: Call) -> None:
     said = call("policies")
     assert (said.code, said.err) == (0, "")
-    words = {line.split()[0] for line in said.out.splitlines() if not line.startswith(" ")}
-    assert words == {"policy", *prunec.presets()}
-    assert call("policies", "--json").json == {
-        name: policy.model_dump(mode="json") for name, policy in prunec.presets().items()
-    }
+    rows = [line.split("  ") for line in said.out.splitlines() if not line.startswith(" ")]
+    assert [row[0].strip() for row in rows] == ["policy", *prunec.presets()]
+    assert said.out.split("\n", 1)[0].split() == ["policy", "summary", "rate", "needs", "fits"]
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    assert "…" not in said.out
+    told = " ".join(said.out.split())
+    assert "Merge uniform at 0.88, a known grid classification windows early adaptive detection and" in told
+    data = call("policies", "--json").json
+    assert list(data) == list(prunec.presets())
+    assert data["evit"]["selector"]["keep"] == 0.7
+    assert (data["evit"]["needs"], data["evit"]["fits"][0]) == (["class token"], "classification")
+
+
+def test_one_policy_is_printed_to_copy_and_edit(call: Call, home: Path) -> None:
+    said = call("policies", "algm")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == prunec.Policy.load("algm").to_yaml()
+    (home / "mine.yaml").write_text(said.out, encoding="utf-8")
+    assert call("policies", "mine.yaml") == said
+    assert call("policies", "mine.yaml", "--json").json == call("policies", "--json").json["algm"]
+    assert message(call("policies", "evti"), 2).startswith("there is no policy 'evti'; nearest: evit, svit\n")
+
+
+def test_the_schema_of_a_policy_file(call: Call) -> None:
+    said = call("policies", "--schema")
+    assert (said.code, said.err) == (0, "")
+    assert said.json["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(said.json["properties"]) == set(prunec.Policy.model_fields)
+    assert "--schema is of every policy file" in " ".join(call("policies", "evit", "--schema").err.split())
 
 
 def test_targets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,9 +362,10 @@ def test_keep_out_of_range(call: Call, keep: str) -> None:
 
 def test_an_unknown_policy(call: Call) -> None:
     assert message(call("graph", "models_of_a_user:vit", "--policy", "evti"), 2) == (
-        "there is no policy 'evti'; nearest: evit\n"
+        "there is no policy 'evti'; nearest: evit, svit\n"
         "  where: the presets\n"
-        "  to do: choose one of dynamic, evit, none, norm, random, "
+        "  to do: choose one of algm, ats, bavit, cropr, cropr-drop, diffrate, dtop, dynamic, dynamicvit, "
+        "evit, none, norm, pomt, random, representation-shift, svit, tome, "
         "or give the path of a .yaml, .json or .toml file"
     )
 

@@ -127,7 +127,8 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     assert anatomy is not None
     assert plan is not None
     learned = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
-    if not any(scorer.names for scorer in learned):
+    learned = [scorer for scorer in learned if scorer.trainable]
+    if not learned:
         return
     spans = [_span(anatomy, plan.sites[scorer.site]) for scorer in learned]
     seen = _Importance(dense, spans, anatomy).run(images)
@@ -239,7 +240,7 @@ def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
     target = (target - target.mean()) / target.std().clamp_min(1e-6)
     held_out = torch.arange(len(states)) % HELD_OUT == 0
     x, y, rows = states[~held_out], target[~held_out], BATCH
-    if not getattr(gate, "context", False):  # then each patch is an example by itself
+    if not getattr(gate, "context", False) and x.dim() == 3:  # then each patch is an example by itself
         x, y, rows = x.flatten(0, 1)[:, None], y.flatten()[:, None], ROWS
 
     def loss(chosen: Tensor) -> Tensor:

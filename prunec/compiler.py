@@ -13,6 +13,7 @@ from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
 from prunec.errors import CalibrationError
+from prunec.ops import Learned
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.plan import counted, make_plan
 from prunec.policy import Policy
@@ -66,7 +67,7 @@ def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None
     """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
     assert pruned.plan is not None
     unknown = any(not site.known for site in pruned.plan.sites)
-    if not (pruned.plan.sites and (policy.calibrated or (unknown and images))):
+    if not (has_blanks(pruned) or (unknown and images)):
         return None
     if images is None:
         raise CalibrationError(
@@ -74,6 +75,15 @@ def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None
             remedy="give images (--images DIR, calibration=...); --untrained does without, for timing only",
         )
     return calibrate(dense, pruned, images.images, images.name)
+
+
+def has_blanks(pruned: Program) -> bool:
+    """Whether images must give it numbers: a scorer's parameters, a threshold that the policy leaves open."""
+    assert pruned.plan is not None
+    selectors = [pruned.plan.step(site).selector for site in pruned.plan.sites]
+    return any(selector.kind == "threshold" and selector.at is None for selector in selectors) or any(
+        isinstance(node.target, Learned) and node.target.trainable for node in pruned.graph.nodes
+    )
 
 
 def plan(dense: Program, policy: Policy) -> Program:

@@ -159,7 +159,13 @@ def build(scorer: Scorer, setting: Setting) -> nn.Module:
 
 def _announced(scorer: Scorer, setting: Setting) -> nn.Module:
     """A scorer of another package."""
-    (point,) = entry_points(group=ENTRY_POINTS, name=scorer.kind)
+    point, *others = entry_points(group=ENTRY_POINTS, name=scorer.kind)
+    if others:
+        raise PolicyError(
+            f"the scorer {scorer.kind!r} is announced {1 + len(others)} times",
+            where=", ".join(each.value for each in (point, *others)),
+            remedy="uninstall all but one of these packages",
+        )
     try:
         module = point.load()(setting, **(scorer.options or {}))
     except Exception as error:  # whatever another package raises
@@ -174,7 +180,7 @@ def _announced(scorer: Scorer, setting: Setting) -> nn.Module:
             where=point.value,
             remedy="announce a class of modules, made from a prunec.gates.Setting",
         )
-    return module
+    return module.eval()  # what is random in training has no place in a kept set
 
 
 class _Layer(nn.Module):

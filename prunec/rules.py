@@ -274,7 +274,10 @@ class Rules(Step, Title):
 
     @property
     def calibrated(self) -> bool:
-        """Whether it has numbers that images must give it: a learned scorer, a threshold to be set."""
+        """Whether images may have to give it numbers: to a learned scorer, or for a threshold to be set.
+
+        A scorer of another package may have no parameters; the compiler looks once it is made.
+        """
         return any(
             step.scorer.learned or (step.selector.kind == "threshold" and step.selector.at is None)
             for step in self.steps

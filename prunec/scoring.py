@@ -74,21 +74,36 @@ class Scoring:
 
     def learned(self, kind: str, gate: nn.Module, *, classes: bool) -> Scored:
         """The score of a module, which says by `classes` what each token is, and so how sure it is."""
-        if getattr(gate, "context", False) and self.live is not None:
+        scorer = ops.Learned(gate, kind, self.writer.number)
+        if getattr(gate, "context", False) and not scorer.pixels and self.live is not None:
             raise PolicyError(
                 f"scorer {kind} looks at all patches together, and where images keep different numbers of "
                 "them some are padding",
                 where=f"the site before block {self.site.block}",
                 remedy="use selector.kind top_k, or fate preserve with reactivate",
             )
-        scorer = ops.Learned(gate, kind, self.writer.number)
         read = self.names[self.anatomy.pixels] if scorer.pixels else self.source
         tensors = ops.tensors_of(gate).items()
         operands = [self.writer.parameter(f"gate.{name}", tensor) for name, tensor in tensors]
         found = self.writer.call("score", scorer, (read, *self.ends, self.dim, *operands))
+        self._check_shape(kind, found, classes=classes)
+        if scorer.pixels:  # which knows nothing of what earlier sites have dropped
+            found = self.writer.call("there", ops.beside, (found, self.source, self.dim))
         if not classes:
             return Scored(found)
         return Scored(self.writer.call("doubt", ops.doubt, (found,)), classes=found)
+
+    def _check_shape(self, kind: str, found: fx.Node, *, classes: bool) -> None:
+        """One number for each patch, or one for each of its classes."""
+        source, made = self.source.meta["val"], found.meta["val"]
+        if made.dim() != 2 + classes or made.shape[1] != source.shape[self.dim]:
+            patches = [*made.shape[:1], made.shape[1] - sum(self.ends), *made.shape[2:]]
+            raise PolicyError(
+                f"scorer {kind} gives {patches}, and must give one number for each of "
+                f"{source.shape[self.dim] - sum(self.ends)} patches of each image",
+                where=f"scorer.kind, the site before block {self.site.block}",
+                remedy="let its forward return [B, N]",
+            )
 
     # --- what is read ---------------------------------------------------------------------------
 

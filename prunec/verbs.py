@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from prunec import artefact, figures, sources, targets
 from prunec.anatomy import Anatomy
-from prunec.calibrate import Calibration
-from prunec.compiler import compile_source, recognise
+from prunec.compiler import Compiled, compile_source, has_blanks, recognise
 from prunec.data import shapes
 from prunec.data.images import load_images
 from prunec.diff import compare, text
@@ -180,7 +179,7 @@ def optimize(
         images=pictures.name if pictures else "",
         accuracy=accuracy,
         latency=latency,
-        notes=(*given.notes, *_calibration_notes(chosen, compiled.calibration)),
+        notes=(*given.notes, *_calibration_notes(compiled)),
         arch=given.arch,
         calibration=compiled.calibration,
     )
@@ -298,10 +297,10 @@ def _scenes(source: Source) -> Pictures:
     return Pictures(normalised.to(image.device, image.dtype), None, SCENES)
 
 
-def _calibration_notes(policy: Policy, calibration: Calibration | None) -> tuple[str, ...]:
-    if calibration is not None and calibration.name == SCENES:
+def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:
+    if compiled.calibration is not None and compiled.calibration.name == SCENES:
         return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
-    if calibration is None and policy.calibrated:
+    if compiled.calibration is None and has_blanks(compiled.pruned):
         return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
     return ()
 

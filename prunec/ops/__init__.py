@@ -32,6 +32,7 @@ from prunec.ops.merging import (
 )
 from prunec.ops.scores import (
     attention_map,
+    beside,
     change,
     class_attention,
     class_row,
@@ -72,8 +73,8 @@ SELECTIONS = (select, select_pairs, pack)
 #: What says which rows pass, where images differ: (scores, bound, prefix, suffix, least, live).
 PASSING = (passing, sampled)
 DIALECT = (
-    *SCORES, *SELECTIONS, *PASSING, typical, spared, doubt, random_among, shuffled, live, key_mask, mask_keys,
-    key_bias, bias_keys, whole, gather, fuse, scatter, reconstruct, rows, put_first, compose, take,
+    *SCORES, *SELECTIONS, *PASSING, typical, spared, doubt, beside, random_among, shuffled, live, key_mask,
+    mask_keys, key_bias, bias_keys, whole, gather, fuse, scatter, reconstruct, rows, put_first, compose, take,
     token_keys, pairs, windows, nearest, members, remembered, sizes, merge, unmerge, repaint, paint,
 )  # fmt: skip
 
@@ -90,6 +91,7 @@ __all__ = [
     "SELECTIONS",
     "Learned",
     "attention_map",
+    "beside",
     "bias_keys",
     "change",
     "class_attention",

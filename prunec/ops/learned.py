@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import pad
@@ -40,8 +41,15 @@ class Learned:
     def alone(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The module with these parameters and buffers, apart from any graph and in single precision."""
         module = copy.deepcopy(self.module).to_empty(device=next(iter(tensors.values())).device)
-        module.load_state_dict({name: tensors[name] for name in self.names})
+        with torch.no_grad():
+            for name, value in tensors_of(module).items():  # a state dict would leave some buffers out
+                value.copy_(tensors[name])
         return module.float()
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has parameters, and so something to fit."""
+        return any(True for _ in self.module.parameters())
 
     def __repr__(self) -> str:
         return self.__name__

@@ -41,6 +41,11 @@ def random_among(score: Tensor) -> Tensor:
     return torch.where(score.isposinf(), score, torch.rand_like(score))
 
 
+def beside(score: Tensor, x: Tensor, dim: int = 1) -> Tensor:
+    """Scores of the tokens of a stream; those read off pixels are of all tokens, and must follow these."""
+    return score.expand(x.movedim(dim, 1).shape[:2])  # [B, T], x: [B, T, C] -> [B, T]
+
+
 def attention_map(
     query: Tensor, key: Tensor, scale: float | None = None, mask: Tensor | None = None
 ) -> Tensor:

@@ -169,6 +169,7 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
         for index in policy.blocks_of(step, anatomy.depth):
             _check_place(policy, step, index, anatomy)
     places = _places(policy, anatomy.depth)
+    _check_counts(policy, places)
     for one, other in itertools.pairwise(places):
         reads_late = policy.steps[other.step].scorer.kind in LATE
         same = one.block == other.block and one.late == other.late
@@ -179,6 +180,21 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
                 where="then",
                 remedy="move one of the steps to another block",
             )
+
+
+def _check_counts(policy: Policy, places: list[_Place]) -> None:
+    """The same number of every image cannot be chosen where images have different numbers already."""
+    ragged = False
+    for place in places:
+        selector = policy.steps[place.step].selector
+        if ragged and not selector.ragged and not policy.reactivate:
+            raise PolicyError(
+                f"policy {policy.name!r} keeps as many tokens of every image at block {place.block}, where "
+                "images have different numbers of them already",
+                where=f"then[{place.step - 1}].selector.kind" if place.step else "selector.kind",
+                remedy="choose by a threshold there too, or let that step come first",
+            )
+        ragged = ragged or selector.ragged
 
 
 def _check_place(policy: Policy, step: Step, index: int, anatomy: Anatomy) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from prunec.anatomy import Anatomy, Block, Branch, Core
 from prunec.errors import PolicyError
 from prunec.plan import make_plan
+from prunec.policy import Policy
 from prunec.program import Site
 from tests.tiny import policy
 
@@ -166,3 +168,26 @@ def test_no_site_keeps_fewer_patches_than_the_least() -> None:
 def test_counts_of_a_ragged_site_are_the_mean() -> None:
     plan = make_plan(policy(selector="threshold", fate="preserve", reactivate=True, blocks=[3]), anatomy())
     assert [str(site) for site in plan.sites] == ["before block 3: 26 -> 14 tokens on average"]
+
+
+def test_counts_that_differ_are_not_followed_by_one_that_does_not() -> None:
+    def merging(block: int, kind: str) -> dict[str, Any]:
+        choose = {"threshold": {"at": 0.9}, "top_k": {"remove": 0.1}}[kind]
+        return {
+            "sites": {"where": "after_attention", "blocks": [block]},
+            "scorer": {"kind": "similarity"}, "selector": {"kind": kind, **choose}, "fate": "merge",
+        }  # fmt: skip
+
+    title = {"version": 1, "name": "mine", "summary": "Merge, and merge again."}
+
+    def mine(first: dict[str, Any], second: dict[str, Any]) -> Policy:
+        return Policy.load({**title, **first, "then": [second]})
+
+    with pytest.raises(PolicyError, match="keeps as many tokens of every image at block 4, where") as caught:
+        make_plan(mine(merging(1, "threshold"), merging(4, "top_k")), anatomy())
+    assert caught.value.where == "then[0].selector.kind"
+    with pytest.raises(PolicyError, match="at block 4, where images have different numbers") as caught:
+        make_plan(mine(merging(4, "top_k"), merging(1, "threshold")), anatomy())
+    assert caught.value.where == "selector.kind"
+    plan = make_plan(mine(merging(1, "top_k"), merging(4, "threshold")), anatomy())
+    assert [(site.block, site.ragged) for site in plan.sites] == [(1, False), (4, True)]

@@ -1,0 +1,63 @@
+"""The guide on policies says what is so: its files load, its code is the example's, its table the presets'."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from prunec import policy
+from prunec.policy import Policy
+
+ROOT = Path(__file__).parents[1]
+GUIDE = (ROOT / "docs" / "guide" / "policies.md").read_text(encoding="utf-8")
+FITS = {
+    "all three": ("classification", "detection", "segmentation"),
+    "classification, detection tokens": ("classification", "detection tokens"),
+    "segmentation": ("segmentation",),
+}
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("text", [text for text in blocks("yaml") if text.startswith("version:")])
+def test_every_policy_of_the_guide_is_canonical(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert Policy.load(tmp_path / "mine.yaml").to_yaml() == text
+
+
+def test_what_is_shown_of_presets_is_theirs() -> None:
+    assert Policy.load("evit").to_yaml() in blocks("yaml")
+    (then,) = (text for text in blocks("yaml") if "then:" in text)
+    assert Policy.load("algm").to_yaml().endswith(then)
+
+
+def test_the_scorer_is_the_example() -> None:
+    source = (ROOT / "examples" / "scorer_package" / "prunec_edges.py").read_text(encoding="utf-8")
+    project = (ROOT / "examples" / "scorer_package" / "pyproject.toml").read_text(encoding="utf-8")
+    (code,), (table,) = blocks("python"), blocks("toml")
+    assert [line for line in code.splitlines() if line.strip() != "..." and line not in source] == []
+    assert [line for line in table.splitlines() if line not in project] == []
+
+
+def test_the_table_of_presets() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in GUIDE[GUIDE.index("## All presets") :].splitlines()
+        if line.startswith("| `")
+    ]
+    assert [name.strip("`") for name, *_ in rows] == list(policy.presets())
+    for name, needs, fits, _ in rows:
+        preset = Policy.load(name.strip("`"))
+        told = {need.replace("training", "training for the paper's accuracy") for need in needs.split(", ")}
+        assert told == (set(preset.needs) or {"nothing"})
+        assert FITS[fits] == preset.fits
+
+
+def test_the_readme_names_every_preset() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in policy.presets() if f"`{name}`" not in readme] == []
+    assert "docs/guide/policies.md" in readme

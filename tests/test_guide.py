@@ -1,4 +1,4 @@
-"""The guide on policies says what is so: its files load, its code is the example's, its table the presets'."""
+"""The guide on policies says what is so: its files load, its code is the example, its table the presets."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Row:
     accuracy: float | None = None
     random: float | None = None  # the same counts, mean over the seeds
     spread: float | None = None  # standard deviation over the seeds
-    follows: float | None = None  # rank correlation of an image's count with the area of its object
+    follows: float | None = None  # rank correlation of a busy scene's count with the area of its objects
     calibration: str = ""
     refused: str = ""
 
@@ -73,6 +73,7 @@ class Setting:
     dense_flops: int
     scenes: shapes.Scenes
     images: Tensor  # [n, 3, H, W], normalised
+    busy: shapes.Scenes  # of one to four objects; the classifier's own scenes have one
     control: int  # how many of them the random control sees
     fitted_on: Pictures
     seeds: int
@@ -122,14 +123,21 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
         _right(random, setting.images[few], setting.scenes.label[few], seed) for seed in range(setting.seeds)
     ]
     kept = torch.stack(counts).mean(dim=0)  # [n], mean over sites
-    area = setting.scenes.area.sum(dim=1).double()
+    varied = len(set(kept.tolist())) > 1
     return dataclasses.replace(
         row,
         patches=float(kept.mean()),
         random=statistics.mean(chances),
         spread=statistics.pstdev(chances),
-        follows=rank_correlation(kept, area) if len(set(kept.tolist())) > 1 else None,
+        follows=_follows(pruned, setting.busy) if varied else None,
     )
+
+
+def _follows(pruned: Program, scenes: shapes.Scenes) -> float:
+    """Whether scenes with more to see keep more patches."""
+    counter = Counter(pruned)
+    _right(counter.run, shapes.normalize(scenes.image), scenes.label)
+    return rank_correlation(torch.stack(counter.by_site()).mean(dim=0), scenes.area.sum(dim=1).double())
 
 
 class Counter(fx.Interpreter):
@@ -179,9 +187,11 @@ def setting_of(count: int, control: int, seeds: int) -> Setting:
     dense = recognise(source)
     scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 0, count)
     images = shapes.normalize(scenes.image)
+    busy = shapes.scenes(shapes.DETECTION, shapes.HELD_OUT_SEEDS[0], 0, count)
     fitted_on = source.calibration_images(CALIBRATION_PICTURES)
     assert fitted_on is not None
-    return Setting(dense, figures.flops(dense), scenes, images, min(control, count), fitted_on, seeds)
+    control = min(control, count)
+    return Setting(dense, figures.flops(dense), scenes, images, busy, control, fitted_on, seeds)
 
 
 # --- records and tables ------------------------------------------------------------------------------
@@ -214,13 +224,13 @@ def markdown(record: dict[str, Any], found: Sequence[Row]) -> str:
         "- *patches*: kept, of 81, mean over sites and images. *FLOPs*: of the dense model.",
         "- *random*: as many patches of each image, chosen at random; mean ± standard deviation over",
         f"  {record['seeds']} seeds, on the first {record['control_images']} of the images.",
-        "- *area*: rank correlation of the patches that an image keeps with the area of its object, where",
-        "  images differ.",
+        "- *busy*: where images differ, the rank correlation of the patches that a scene keeps with the area",
+        "  of its objects, on other scenes of one to four objects.",
         "",
         f"{record['device']}, threads: {record['threads']}, torch {record['torch']},",
         f"prunec {record['prunec']}, {record['date']}.",
         "",
-        "| preset | keep | patches | FLOPs | accuracy | random | area |",
+        "| preset | keep | patches | FLOPs | accuracy | random | busy |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(_cells(row))} |" for row in found if not row.refused]
@@ -288,7 +298,7 @@ def main() -> int:
 
 
 def _spoken(row: Row) -> str:
-    names = ("patches", "FLOPs", "accuracy", "random", "area")
+    names = ("patches", "FLOPs", "accuracy", "random", "busy")
     return ", ".join(f"{name} {cell}" for name, cell in zip(names, _cells(row)[2:], strict=True) if cell)
 
 

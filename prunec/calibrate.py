@@ -44,12 +44,18 @@ class Calibration:
     shares: tuple[tuple[float, float], ...]  # for each site: share of the patches asked for, and met
     counts: tuple[float, ...]  # for each site, where images differ: how many patches they keep on average
     seconds: float
+    graded: bool = False  # whether scorers say what tokens are; a fit is then the share that they get right
 
     def __str__(self) -> str:
         parts = [f"on {self.images} {self.name}"]
         if self.fits:
             mean = sum(self.fits) / len(self.fits)
-            parts.append(f"scorers rank held-out tokens at {mean:.2f} (worst site {min(self.fits):.2f})")
+            what = (
+                "graders agree with the model on held-out tokens"
+                if self.graded
+                else "scorers rank held-out tokens"
+            )
+            parts.append(f"{what} at {mean:.2f} (worst site {min(self.fits):.2f})")
         if self.counts and not self.shares:
             parts.append(
                 f"images keep {', '.join(f'{count:.1f}' for count in self.counts)} patches on average"
@@ -79,7 +85,8 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
         if _is_calibrated(pruned.plan.step(site).selector)
     )
     counts = count_kept(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
-    return Calibration(len(images), name, fits, shares, counts, time.perf_counter() - start)
+    seconds, graded = time.perf_counter() - start, pruned.plan.fate == "exit"
+    return Calibration(len(images), name, fits, shares, counts, seconds, graded)
 
 
 def _is_calibrated(selector: Selector) -> bool:

@@ -117,7 +117,9 @@ class Anatomy:
     @property
     def reads_patches(self) -> bool:
         """Whether patches are read behind the last block, and not protected tokens alone."""
-        return self.wants_all or bool({"mean", "max", "attention pooling"}.intersection(self.head))
+        named = [word for word in self.head if word.startswith(("class token", "token ", "tokens "))]
+        known = self.head and len(named) == len(self.head) and not self.unmatched
+        return self.wants_all or not known
 
     @property
     def cores(self) -> tuple[str, ...]:

@@ -156,6 +156,5 @@ def _arguments(value: object) -> str:
 def test_the_graph_before_and_after(dense: Program, golden: object) -> None:
     assert callable(golden)
     golden("tiny_vit_dense", lines(dense))
-    golden(
-        "tiny_vit_pruned", lines(pruned(dense, scorer="cls_attention", fate="fuse", where="after_attention"))
-    )
+    late = {"where": "after_attention", "blocks": [0]}
+    golden("tiny_vit_pruned", lines(pruned(dense, scorer="cls_attention", fate="fuse", **late)))

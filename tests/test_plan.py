@@ -142,7 +142,67 @@ def test_a_block_whose_parts_stand_side_by_side_has_no_place_between_them() -> N
     assert caught.value.where == "sites.where, blocks.1"
     assert caught.value.remedy == "use `where: before_block`"
     assert sites(beside) == [(1, 26, 13, 14)]
+    beside = dataclasses.replace(beside, head=("mean",))
     assert sites(beside, where="after_attention", blocks=[2]) == [(2, 26, 13, 14)]
+
+
+def test_behind_the_last_attention_nothing_is_pruned_that_nobody_reads() -> None:
+    late = {"where": "after_attention", "blocks": [10, 11]}
+    plan = make_plan(policy(**late), anatomy())
+    assert [site.block for site in plan.sites] == [10]
+    assert plan.notes == ("no site at block 11: behind its attention nobody reads patches",)
+    for head in (("mean",), ("class token", "tokens"), ("grid",), ()):
+        assert len(sites(anatomy(head=head), **late)) == 2  # type: ignore[arg-type]
+    assert len(sites(anatomy(head=("class token", "token 1", "tokens 1..4")), **late)) == 1  # type: ignore[arg-type]
+
+
+def test_what_lengths_are_rounded_up_by_is_taken_away_by_the_next_site() -> None:
+    removing = {"version": 1, "name": "mine", "summary": "For a test.", "fate": "drop", "restore": "stale"}
+    removing |= {"sites": {"where": "before_block", "between": [0.1, 1.0]}, "scorer": {"kind": "norm"}}
+    removing["selector"] = {"kind": "top_k", "remove": 0.04, "multiple_of": 8}
+    plan = make_plan(Policy.load(removing), anatomy(196))  # 8 patches a site, the first one a little less
+    assert [site.leaves for site in plan.sites] == [192, 184, 176, 168, 160, 152, 144, 136, 128, 120]
+    plan = make_plan(Policy.load(removing).override(blocks=range(1, 6)), anatomy(98))  # 4 a site
+    assert [(site.block, site.leaves) for site in plan.sites] == [(1, 96), (3, 88), (5, 80)]
+
+
+def test_two_steps_may_not_meet_in_one_place() -> None:
+    step = {"sites": {"where": "before_block", "blocks": [2]}, "scorer": {"kind": "norm"}}
+    step |= {"selector": {"kind": "top_k", "keep": 0.5}, "fate": "drop"}
+    twice = {
+        "version": 1,
+        "name": "mine",
+        "summary": "For a test.",
+        "restore": "stale",
+        **step,
+        "then": [step],
+    }
+    with pytest.raises(PolicyError, match="two sites with no block between them, at block 2"):
+        make_plan(Policy.load(twice), anatomy())
+    attending = {**step, "scorer": {"kind": "cls_attention"}}
+    late = {**step, "sites": {"where": "after_attention", "blocks": [1]}}
+    with pytest.raises(PolicyError, match="what the second one scores by has more tokens"):
+        make_plan(Policy.load({**twice, **late, "then": [attending]}), anatomy())
+    assert len(make_plan(Policy.load({**twice, **late}), anatomy()).sites) == 2
+
+
+def test_pairs_leave_at_most_half() -> None:
+    plan = make_plan(Policy.load("tome").override(keep=0.25, blocks=[1, 2]), anatomy(25))
+    assert [(site.keep, site.leaves) for site in plan.sites] == [(13, 14), (7, 8)]
+    assert plan.notes == (
+        "block 1: 12 of 25 patches can be merged at a time",
+        "block 2: 6 of 13 patches can be merged at a time",
+    )
+
+
+def test_a_rate_for_each_site() -> None:
+    data = policy(blocks=[1, 2, 3]).model_dump()
+    data["selector"]["keep"] = [0.8, 1.0, 0.5]
+    plan = make_plan(Policy.load(data), anatomy(25))
+    assert [(site.block, site.keep) for site in plan.sites] == [(1, 20), (3, 10)]
+    data["selector"]["keep"] = [0.8, 0.5]
+    with pytest.raises(PolicyError, match="keep lists 2 rates, and there are 3 sites"):
+        make_plan(Policy.load(data), anatomy(25))
 
 
 def test_a_block_that_does_not_exist_is_named() -> None:

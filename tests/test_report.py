@@ -9,6 +9,7 @@ from prunec.certificate import Certificate
 from prunec.cost import Timing
 from prunec.evaluate import Comparison, Score
 from prunec.figures import Latency
+from prunec.policy import Policy
 from prunec.program import Plan, Site, Stage
 from prunec.report import Report
 
@@ -17,7 +18,8 @@ ANATOMY = Anatomy(
     states=("s0",), pixels="x",
 )  # fmt: skip
 SITES = (Site(1, "after_attention", 26, 13, 15), Site(2, "after_attention", 15, 7, 9))
-POLICY = {"name": "evit", "selector": {"kind": "top_k", "keep": 0.5}}
+RULES = Policy.load("evit").override(keep=0.5)
+POLICY = RULES.model_dump(mode="json")
 SCORE = Score(similarity=0.9, agreement=0.8, divergence=0.1, accuracy=0.75)
 BARE = Report(
     source="shapes",
@@ -25,7 +27,7 @@ BARE = Report(
     target="eager",
     policy=POLICY,
     anatomy=ANATOMY,
-    plan=Plan("evit", "cls_attention", "fuse", SITES),
+    plan=Plan(RULES, SITES),
     stages=(Stage("plan", 0.1, {"sites": 2}), Stage("repair tokens", 0.2, {"literals": 4, "region_ends": 0})),
     certificate=Certificate(0.0, 2.5e-7, 1e-5, 0.1, 2),
 )
@@ -102,7 +104,7 @@ def test_text_names_what_was_not_recognised_and_what_the_plan_left_out() -> None
 
 
 def test_text_of_a_model_without_repairs_or_sites() -> None:
-    report = dataclasses.replace(BARE, stages=(), plan=Plan("evit", "cls_attention", "fuse", ()))
+    report = dataclasses.replace(BARE, stages=(), plan=Plan(RULES, ()))
     assert "repairs" in lines(report)
     assert not any(line.startswith("sites") for line in lines(report))
 
@@ -127,7 +129,7 @@ def test_dict_is_plain_data() -> None:
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {
-        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9, "ragged": False,
+        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9, "ragged": False, "step": 0, "known": True,
     }  # fmt: skip
     assert data["latency"]["rows"]["pruned"] == {"median_ms": 10.0, "spread": 0.0, "speedup": 2.0}
     assert data["latency"]["ideal_over_pruned"] == 0.8

@@ -128,8 +128,8 @@ class _Insertion:
         if fate == "merge":
             return self._merged(index, scored, kept, entering)
         if fate == "fuse":
-            uniform = self.step.weights == "uniform"
-            fused = (self.source, index, scored.score, self.anatomy.suffix, self.dim, uniform)
+            uniform = (True,) if self.step.weights == "uniform" else ()
+            fused = (self.source, index, scored.score, self.anatomy.suffix, self.dim, *uniform)
             return self.call("fuse", ops.fuse, fused, self.source.meta["val"])
         return self.call("gather", ops.gather, (self.source, index, self.dim))
 

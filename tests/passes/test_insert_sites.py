@@ -86,7 +86,7 @@ def test_fuse_takes_the_score_as_weights(dense: Program) -> None:
     made = site(program)
     assert dialect_of(program) == ["class_attention", "select", "fuse"]
     assert made["select"].args[-1] is True
-    assert made["fuse"].args[1:] == (made["select"], made["score"], 0, 1, False)
+    assert made["fuse"].args[1:] == (made["select"], made["score"], 0, 1)
 
 
 def test_a_random_score_is_of_the_stream(dense: Program) -> None:

@@ -133,9 +133,8 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     anatomy, plan = pruned.anatomy, pruned.plan
     assert anatomy is not None
     assert plan is not None
-    learned = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
-    learned = [scorer for scorer in learned if scorer.trainable]
-    if not learned:
+    scorers = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
+    if not (learned := [scorer for scorer in scorers if scorer.trainable]):
         return
     spans = [_span(anatomy, plan.sites[scorer.site]) for scorer in learned]
     seen = _Importance(dense, spans, anatomy).run(images)

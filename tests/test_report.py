@@ -129,7 +129,8 @@ def test_dict_is_plain_data() -> None:
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {
-        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9, "ragged": False, "step": 0, "known": True,
+        "block": 2, "where": "after_attention", "tokens": 15, "keep": 7, "leaves": 9, "ragged": False,
+        "step": 0, "known": True,
     }  # fmt: skip
     assert data["latency"]["rows"]["pruned"] == {"median_ms": 10.0, "spread": 0.0, "speedup": 2.0}
     assert data["latency"]["ideal_over_pruned"] == 0.8

@@ -29,11 +29,11 @@ from common import RESULTS
 from torch import Tensor, fx
 
 from prunec import cost, figures, ops
-from prunec.calibrate import rank_correlation
 from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
 from prunec.evaluate import Model, output
+from prunec.fitting import rank_correlation
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores
 from prunec.policy import Policy, presets

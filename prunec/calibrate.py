@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from prunec import compat, ops
 from prunec.anatomy import Anatomy
 from prunec.errors import CalibrationError
+from prunec.fitting import HELD_OUT, fit, fit_grader
 from prunec.heads import ClassScores, class_scores
 from prunec.language import Selector
 from prunec.program import Program, Site
 
 PROJECTIONS = 4  # of the output, for one image
 BATCH = 8
-STEPS, ROWS, RATE = 300, 1024, 3e-3  # of the regression: steps, tokens a step, peak learning rate
-HELD_OUT = 4  # each fourth image says how well the fit predicts
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
         own = ops.tensors_of(pruned.module.get_submodule(f"prunec.site_{scorer.site}.gate"))
         gate = scorer.alone(own)
         given = (images if scorer.pixels else states).float()
-        yield _fit(gate, given, importance) if grades is None else _fit_grader(gate, given, grades)
+        yield fit(gate, given, importance) if grades is None else fit_grader(gate, given, grades)
         with torch.no_grad():
             for name, value in ops.tensors_of(gate).items():
                 own[name].copy_(value)
@@ -238,67 +237,6 @@ def _projection(outputs: Any) -> Tensor:
             scale = output.detach().float().std().clamp_min(1e-6)
             total = total.to(output.device) + (output * signs).float().sum() / scale
     return total
-
-
-def _fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
-    """Regress how much each token matters on the state; the rank correlation on held-out images."""
-    target = _on_one_scale(importance)  # [n, N]
-    target = (target - target.mean()) / target.std().clamp_min(1e-6)
-    held_out = torch.arange(len(states)) % HELD_OUT == 0
-    x, y, rows = states[~held_out], target[~held_out], BATCH
-    if not getattr(gate, "context", False) and x.dim() == 3:  # then each patch is an example by itself
-        x, y, rows = x.flatten(0, 1)[:, None], y.flatten()[:, None], ROWS
-
-    def loss(chosen: Tensor) -> Tensor:
-        return nn.functional.mse_loss(gate(x[chosen]), y[chosen])
-
-    if any(parameter.requires_grad for parameter in gate.parameters()):
-        _descend(gate, loss, len(x), rows)
-    with torch.no_grad():
-        return rank_correlation(gate(states[held_out]).flatten(), target[held_out].flatten())
-
-
-def _on_one_scale(importance: Tensor) -> Tensor:
-    """The log of the importance: 0 for the median token of an image, 1 for the one that matters most."""
-    # how sensitive an output is, and how far tokens lie apart, does not say how many of them are needed
-    logs = importance.float().clamp_min(1e-12).log()  # [n, N]
-    median, most = logs.median(dim=1, keepdim=True).values, logs.amax(dim=1, keepdim=True)
-    return (logs - median) / (most - median).clamp_min(1e-6)
-
-
-def _fit_grader(gate: nn.Module, states: Tensor, grades: Tensor) -> float:
-    """Distil the model's own class scores; on how many held-out patches both name the same class."""
-    held_out = torch.arange(len(states)) % HELD_OUT == 0
-    x, y = states[~held_out].flatten(0, 1), grades[~held_out].flatten(0, 1).log_softmax(dim=-1)
-
-    def loss(rows: Tensor) -> Tensor:
-        found = gate(x[rows][None])[0].log_softmax(dim=-1)
-        return nn.functional.kl_div(found, y[rows], reduction="batchmean", log_target=True)
-
-    _descend(gate, loss, len(x), ROWS)
-    with torch.no_grad():
-        same = gate(states[held_out]).argmax(dim=-1) == grades[held_out].argmax(dim=-1)
-    return float(same.float().mean())
-
-
-def _descend(gate: nn.Module, loss_of: Callable[[Tensor], Tensor], count: int, rows: int) -> None:
-    """A few hundred steps on random examples out of `count`, `rows` at a time."""
-    generator = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.AdamW(gate.parameters(), lr=RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=STEPS)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            loss = loss_of(torch.randint(0, count, (min(rows, count),), generator=generator))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's: the correlation of the ranks."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
-    return float(torch.corrcoef(ranks)[0, 1])
 
 
 # --- the thresholds -----------------------------------------------------------------------------

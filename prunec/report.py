@@ -17,7 +17,7 @@ from prunec.certificate import Certificate
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.program import Plan, Stage
-from prunec.rules import rate
+from prunec.rules import rates
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Report:
             yield "", f"not recognised: {miss}"
         yield (
             "policy",
-            f"{self.policy['name']}, {rate(self.plan.rules)}, target {self.target}",
+            f"{self.policy['name']}, {rates(self.plan.rules)}, target {self.target}",
         )
         for number, site in enumerate(self.plan.sites):
             yield "sites" if number == 0 else "", str(site)

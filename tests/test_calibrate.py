@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import prunec
-from prunec import calibrate, ops
+from prunec import calibrate, fitting, ops
 from prunec.data import shapes
 from prunec.errors import CalibrationError, UsageError
 from prunec.passes import BACK, run_passes
@@ -174,13 +174,13 @@ def test_nothing_to_prune_needs_no_calibration() -> None:
 
 def test_rank_correlation() -> None:
     x = torch.tensor([3.0, 1.0, 2.0, 9.0])
-    assert calibrate.rank_correlation(x, x.exp()) == pytest.approx(1.0)
-    assert calibrate.rank_correlation(x, -x) == pytest.approx(-1.0)
+    assert fitting.rank_correlation(x, x.exp()) == pytest.approx(1.0)
+    assert fitting.rank_correlation(x, -x) == pytest.approx(-1.0)
 
 
 def test_importance_counts_by_its_place_between_the_median_and_the_most_of_its_image() -> None:
     image = torch.tensor([1.0, 2.0, 4.0, 8.0, 64.0])
-    found = calibrate._on_one_scale(torch.stack([image, 100 * image, image**3, torch.ones(5)]))
+    found = fitting.on_one_scale(torch.stack([image, 100 * image, image**3, torch.ones(5)]))
     expected = torch.tensor([-0.5, -0.25, 0.0, 0.25, 1.0])
     torch.testing.assert_close(found, torch.stack([expected, expected, expected, torch.zeros(5)]))
 
@@ -198,15 +198,15 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     images, area = shapes.normalize(scenes.image), scenes.area.sum(dim=1).double()
     batches = images.split(64)
     kept = torch.cat([torch.stack(counts(program, batch)) for batch in batches], dim=1).double()
-    assert calibrate.rank_correlation(kept.mean(dim=0), area) > 0.2
-    assert calibrate.rank_correlation(kept[-3:].mean(dim=0), area) > 0.6
+    assert fitting.rank_correlation(kept.mean(dim=0), area) > 0.2
+    assert fitting.rank_correlation(kept[-3:].mean(dim=0), area) > 0.6
     right = torch.cat([run(program, batch)[0].argmax(dim=1) for batch in batches]) == scenes.label
     assert float(right.double().mean()) > 0.97
 
     scenes = shapes.scenes(shapes.DETECTION, shapes.HELD_OUT_SEEDS[0], 0, 512)  # one to four objects
     batches = shapes.normalize(scenes.image).split(64)
     kept = torch.cat([torch.stack(counts(program, batch)) for batch in batches], dim=1).double()
-    assert calibrate.rank_correlation(kept.mean(dim=0), scenes.area.sum(dim=1).double()) > 0.6
+    assert fitting.rank_correlation(kept.mean(dim=0), scenes.area.sum(dim=1).double()) > 0.6
 
 
 def test_optimize_calibrates_reports_and_saves_what_it_fitted(tmp_path: Path) -> None:

@@ -260,7 +260,8 @@ def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
             raise SourceError(
                 f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
                 where=where,
-                remedy="name a function without arguments that returns an nn.Module, or one and an example",
+                remedy="name a function that takes no arguments and returns an nn.Module, or one with an "
+                "example",
             )
         try:
             module = factory()

@@ -342,3 +342,15 @@ def test_one_part_in_training_mode_is_enough() -> None:
     module.drop.train()
     assert not sources.from_module(module, torch.zeros(3, 4)).module.drop.training
     assert module.drop.training
+
+
+def test_a_function_may_give_an_example_with_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_with_example.py").write_text(
+        "import torch\n\ndef build():\n    return torch.nn.Linear(3, 2), torch.ones(5, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = sources.load("model_with_example:build")
+    assert isinstance(source.module, torch.nn.Linear)
+    assert [leaf.shape for leaf in source.args] == [torch.Size([5, 3])]

@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 from common import RESULTS
-from torch import Tensor, fx
+from torch import Tensor
 
-from prunec import cost, figures, ops
+from prunec import cost, figures
+from prunec.calibrate import KeptCounter
 from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
@@ -104,7 +105,7 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
         fitted = fit(setting.dense, pruned, policy, setting.fitted_on)
     except PruneError as error:
         return Row(name, keep, refused=_reason(error))
-    counter = Counter(pruned)
+    counter = KeptCounter(pruned)
     right = _right(counter.run, setting.images, setting.scenes.label)
     row = Row(
         name,
@@ -135,39 +136,9 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
 
 def _follows(pruned: Program, scenes: shapes.Scenes) -> float:
     """Whether scenes with more to see keep more patches."""
-    counter = Counter(pruned)
+    counter = KeptCounter(pruned)
     _right(counter.run, shapes.normalize(scenes.image), scenes.label)
     return rank_correlation(torch.stack(counter.by_site()).mean(dim=0), scenes.area.sum(dim=1).double())
-
-
-class Counter(fx.Interpreter):
-    """Runs a program, and counts the patches that each image keeps at each site."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.module)
-        assert program.anatomy is not None
-        assert program.plan is not None
-        self.protected = program.anatomy.prefix + program.anatomy.suffix
-        self.sites = iter(program.plan.sites)
-        self.found: dict[str, list[Tensor]] = {}
-        self.fixed: dict[str, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As it is, counting."""
-        value = super().run_node(n)
-        if n.target in ops.SELECTIONS:
-            if n.name not in self.found:
-                self.fixed[n.name] = next(self.sites).keep
-            if n.target is ops.pack:
-                count = self.env[n.all_input_nodes[0]].sum(dim=1) - self.protected
-            else:  # a fused token is none of the patches kept
-                count = torch.full((len(value),), self.fixed[n.name])
-            self.found.setdefault(n.name, []).append(count.double())
-        return value
-
-    def by_site(self) -> list[Tensor]:
-        """For each site, how many patches every image kept: [n]."""
-        return [torch.cat(parts) for parts in self.found.values()]
 
 
 def _right(model: Model, images: Tensor, labels: Tensor, seed: int = 0) -> float:

@@ -26,7 +26,6 @@ from prunec.anatomy import Anatomy
 from prunec.errors import CalibrationError
 from prunec.fitting import HELD_OUT, fit, fit_grader
 from prunec.heads import ClassScores, class_scores
-from prunec.language import Selector
 from prunec.program import Program, Site
 
 PROJECTIONS = 4  # of the output, for one image
@@ -81,15 +80,11 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
     shares = tuple(
         _set_threshold(pruned, number, site, images)
         for number, site in enumerate(pruned.plan.sites)
-        if _is_calibrated(pruned.plan.step(site).selector)
+        if pruned.plan.step(site).selector.blank
     )
     counts = count_kept(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
     seconds, graded = time.perf_counter() - start, pruned.plan.fate == "exit"
     return Calibration(len(images), name, fits, shares, counts, seconds, graded)
-
-
-def _is_calibrated(selector: Selector) -> bool:
-    return selector.kind == "threshold" and selector.at is None
 
 
 def _fitting(program: Program, images: Tensor) -> Tensor:
@@ -274,31 +269,41 @@ def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
 
 def count_kept(pruned: Program, images: Tensor) -> tuple[float, ...]:
     """How many patches images keep on average at each site."""
-    counter = _Counter(pruned)
+    counter = KeptCounter(pruned)
     for batch in images.split(_batch(pruned)):
         with torch.no_grad():
             counter.run(*call_on(pruned, batch))
-    return tuple(total / len(images) for total in counter.totals.values())
+    return tuple(float(kept.mean()) for kept in counter.by_site())
 
 
-class _Counter(fx.Interpreter):
-    """Runs a program and adds up the rows that go on."""
+class KeptCounter(fx.Interpreter):
+    """Runs a program, and counts the patches that each image keeps at each site."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.module, garbage_collect_values=True)
         assert program.anatomy is not None
+        assert program.plan is not None
         self.protected = program.anatomy.prefix + program.anatomy.suffix
-        self.totals: dict[str, int] = {}
+        self.sites = iter(program.plan.sites)
+        self.found: dict[str, list[Tensor]] = {}
+        self.fixed: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """As it is, counting."""
         value = super().run_node(n)
         if n.target in ops.SELECTIONS:
-            (chosen, *_) = n.all_input_nodes
-            kept = self.env[chosen] if n.target is ops.pack else torch.ones_like(value)
-            rows = int(kept.sum()) - self.protected * len(value)
-            self.totals[n.name] = self.totals.get(n.name, 0) + rows
+            if n.name not in self.found:
+                self.fixed[n.name] = next(self.sites).keep
+            if n.target is ops.pack:
+                count = self.env[n.all_input_nodes[0]].sum(dim=1) - self.protected
+            else:  # a fused token is none of the patches kept
+                count = torch.full((len(value),), self.fixed[n.name])
+            self.found.setdefault(n.name, []).append(count.double())
         return value
+
+    def by_site(self) -> list[Tensor]:
+        """For each site, how many patches every image kept: [n]."""
+        return [torch.cat(parts) for parts in self.found.values()]
 
 
 class _Enough(Exception):  # noqa: N818  not an error: what was asked for is known

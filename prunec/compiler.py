@@ -81,7 +81,7 @@ def has_blanks(pruned: Program) -> bool:
     """Whether images must give it numbers: a scorer's parameters, a threshold that the policy leaves open."""
     assert pruned.plan is not None
     selectors = [pruned.plan.step(site).selector for site in pruned.plan.sites]
-    return any(selector.kind == "threshold" and selector.at is None for selector in selectors) or any(
+    return any(selector.blank for selector in selectors) or any(
         isinstance(node.target, Learned) and node.target.trainable for node in pruned.graph.nodes
     )
 

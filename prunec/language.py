@@ -236,6 +236,11 @@ class Selector(Model):
         """Whether images keep different numbers of tokens."""
         return self.kind != "top_k"
 
+    @property
+    def blank(self) -> bool:
+        """Whether its threshold is left to calibration."""
+        return self.kind == "threshold" and self.at is None
+
 
 class Merge(Model):
     """How tokens that leave are merged into others.

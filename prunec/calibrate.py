@@ -294,8 +294,10 @@ class KeptCounter(fx.Interpreter):
         if n.target in ops.SELECTIONS:
             if n.name not in self.found:
                 self.fixed[n.name] = next(self.sites).keep
-            if n.target is ops.pack:
-                count = self.env[n.all_input_nodes[0]].sum(dim=1) - self.protected
+            if n.target in ops.RAGGED:
+                (rows,) = n.all_input_nodes
+                kept = rows.all_input_nodes[0] if rows.target is ops.joined else rows
+                count = self.env[kept].sum(dim=1) - self.protected
             else:  # a fused token is none of the patches kept
                 count = torch.full((len(value),), self.fixed[n.name])
             self.found.setdefault(n.name, []).append(count.double())

@@ -238,7 +238,7 @@ def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None
 
     None where every image keeps as many, or where the batch is fixed.
     """
-    ragged = any(node.target is ops.pack for node in pruned.graph.nodes)
+    ragged = any(node.target in ops.RAGGED for node in pruned.graph.nodes)
     if not ragged or pruned.interface.batch != batch or batch < 2:
         return None
     with torch.no_grad(), torch.random.fork_rng():

@@ -53,7 +53,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
 
     Where images keep different numbers of tokens it is the mean over the images of `flat`, each by itself.
     """
-    ragged = any(node.target is ops.pack for node in program.graph.nodes)
+    ragged = any(node.target in ops.RAGGED for node in program.graph.nodes)
     if flat is None or not ragged or program.interface.batch is None:
         runs = [with_batch(program, 1)]
     else:

@@ -199,7 +199,9 @@ class Selector(Model):
     to a multiple of `multiple_of`, though never above the length before it. Where every site chooses among
     all tokens again (reactivate), the share of a site in the second third of `stages: 3` is keep * keep, in
     the last third keep * keep * keep. `least` patches stay in any case; of each class, `spare` of those that
-    a grader is sure of stay as context.
+    a grader is sure of stay as context. With `budget: batch`, top_k chooses among all images of a batch: as
+    many tokens stay as with `budget: image`, but more of an image that needs them. What an image keeps then
+    depends on the others in its batch.
     """
 
     kind: Literal["top_k", "threshold", "adaptive", "sampling"]
@@ -214,6 +216,7 @@ class Selector(Model):
     least: int = Field(default=1, ge=1, description="a whole number, 1 or more")
     spare: int = Field(default=0, ge=0, description="a whole number, 0 or more")
     stages: int = Field(default=1, ge=1, description="a whole number, 1 or more")
+    budget: Literal["image", "batch"] = "image"
 
     @model_validator(mode="after")
     def _one_rate(self) -> Selector:
@@ -225,6 +228,8 @@ class Selector(Model):
             raise ValueError(
                 f"{self.kind} needs {' or '.join(allowed) or 'no rate'}, got {' and '.join(given) or 'none'}"
             )
+        if self.budget == "batch" and self.kind != "top_k":
+            raise ValueError(f"budget batch needs kind top_k, {self.kind} spends no budget")
         if self.stages > 1 and not isinstance(self.keep, float):
             raise ValueError(
                 f"stages needs one keep for all sites, to take powers of; got stages {self.stages}"
@@ -234,7 +239,7 @@ class Selector(Model):
     @property
     def ragged(self) -> bool:
         """Whether images keep different numbers of tokens."""
-        return self.kind != "top_k"
+        return self.kind != "top_k" or self.budget == "batch"
 
     @property
     def blank(self) -> bool:

@@ -1,9 +1,11 @@
 """Rows that must not be met: padding, and tokens that are only preserved.
 
 Where images keep different numbers of tokens, the shorter ones are padded with rows that they have dropped.
-Row by row these do no harm. Attention must not look at them: its keys are masked. Whatever else lets rows
-meet (a mean, a convolution, a cumulative sum) must not have them, nor may it have the kept tokens alone where
-those that were not kept are to take part: it gets the whole stream instead.
+Row by row these do no harm. Attention must not look at them: its keys are masked. Where a head sums tokens
+up (a mean, a maximum, a pooling attention), they are filled with what makes no difference to it; what that is
+is found by watching. Whatever else lets rows meet (a convolution, a cumulative sum) must not have them, nor
+may anything have the kept tokens alone where those that were not kept are to take part: it gets the whole
+stream instead.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from torch import fx
 from prunec import compat, ops
 from prunec.calls import signature
 from prunec.errors import PolicyError
-from prunec.graph import is_getitem, is_size, op, place
+from prunec.graph import is_getitem, is_size, is_tensor, op, place
 from prunec.tables import Space
-from prunec.watch import is_row_local
+from prunec.watch import Neutral, is_row_local, neutral
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
 
@@ -33,11 +35,16 @@ class Padding:
         axes: Callable[[Any], tuple[int, ...]],
         sizes: Callable[[], Mapping[sympy.Symbol, int]],
         call: Call,
+        missing: Callable[[Any], tuple[int, int]],
     ) -> None:
         self.cores = cores  # attention over tokens, by node
         self.axes, self.sizes = axes, sizes  # token axes of a value; numbers for token counts
         self.call = call
+        self.missing = (
+            missing  # how many protected rows, in front and at the end, an axis of this size has not
+        )
         self.local: dict[Any, bool] = {}  # calls that were watched
+        self.neutral: dict[Any, Neutral | None] = {}
 
     def is_reached_by(self, node: fx.Node, made: fx.Node) -> bool:
         """Whether an operator other than attention over tokens lets rows of its stream meet."""
@@ -59,6 +66,56 @@ class Padding:
             )
         return not self.local[key]
 
+    def without(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node | None:
+        """What the call yields when it does not see padding; None where nothing can be done about it."""
+        if op(node) == "scaled_dot_product_attention":
+            self.hide(node, made, space)
+            return made
+        result = self.axes(made.meta["val"])
+        for operand in made.all_input_nodes:
+            axes = self.axes(operand.meta.get("val"))
+            images = _images(operand, space)
+            if len(axes) != 1 or images is None or axes[0] == images or is_size(operand):
+                continue
+            (axis,) = axes
+            key = (
+                node.target,
+                signature(made.args),
+                signature(made.kwargs),
+                made.all_input_nodes.index(operand),
+            )
+            if key not in self.neutral:
+                lengths = (axis, result[0] if result else None)
+                self.neutral[key] = neutral(made, operand, lengths, self.sizes())
+            found = self.neutral[key]
+            if found is not None:
+                return self._filled(node, made, operand, (axis, images), found, space)
+        return None
+
+    def _filled(
+        self,
+        node: fx.Node,
+        made: fx.Node,
+        operand: fx.Node,
+        axes: tuple[int, int],
+        found: Neutral,
+        space: Space,
+    ) -> fx.Node | None:
+        """The call with padding rows of one operand filled."""
+        axis, images = axes
+        first, _ = self.missing(operand.meta["val"].shape[axis])
+        result_images = _images(made, space)
+        if found.mean and result_images is None:
+            return None
+        with made.graph.inserting_before(made):
+            args = (operand, space.live, found.value, axis, images, first)
+            filled = self.call(ops.fill, args, f"{operand.name}_live")
+        made.replace_input_with(operand, filled)
+        if not found.mean:
+            return made
+        scaled = (made, filled, space.live, axis, result_images, first)
+        return self.call(ops.rescale, scaled, f"{node.name}_live")
+
     def hide(self, node: fx.Node, made: fx.Node, space: Space) -> None:
         """Let attention (the old node, and the one made of it) not look at padding rows."""
         logits = made.args[0]
@@ -77,6 +134,13 @@ class Padding:
                 return
             keys = self.call(ops.key_mask, (space.live, mask_of(made)), f"{node.name}_live")
         set_mask(made, keys)
+
+
+def _images(value: fx.Node, space: Space) -> int | None:
+    """The axis of the images."""
+    batch = compat.expression(space.selection.meta["val"].shape[0])
+    sizes = [compat.expression(size) for size in value.meta["val"].shape] if is_tensor(value) else []
+    return sizes.index(batch) if batch in sizes else None
 
 
 def mask_of(attention: fx.Node) -> fx.Node | None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from prunec.anatomy import Anatomy
 from prunec.errors import PolicyError
 from prunec.language import LATE, Selector
+from prunec.lowering import Lowering, choose
 from prunec.policy import Policy, presets
 from prunec.program import Plan, Site
 from prunec.rules import Step
 
 
-def make_plan(policy: Policy, anatomy: Anatomy) -> Plan:
+def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None) -> Plan:
     """Sites and counts of `policy` on a model; PolicyError with what fits where the policy does not."""
     _check_fit(policy, anatomy)
     rejoin = anatomy.depth - 1 if policy.restored == "rejoin" and anatomy.depth > 1 else None
@@ -38,7 +39,7 @@ def make_plan(policy: Policy, anatomy: Anatomy) -> Plan:
         if site is not None:
             sites.append(site)
             tokens = site.leaves
-    return Plan(policy, tuple(sites), tuple(notes), rejoin)
+    return Plan(policy, tuple(sites), tuple(notes), rejoin, lowering or choose(policy))
 
 
 def counted(plan: Plan | None, counts: tuple[float, ...]) -> Plan | None:

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from prunec import compat, graph
 from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
+from prunec.lowering import Lowering
 from prunec.rules import Rules, Step
 
 Where = Literal["before_block", "after_attention"]
@@ -196,6 +197,7 @@ class Plan:
     sites: tuple[Site, ...]
     notes: tuple[str, ...] = ()
     rejoin: int | None = None  # the block before which all tokens come back
+    lowering: Lowering = field(default_factory=Lowering)
 
     @property
     def policy(self) -> str:
@@ -215,7 +217,13 @@ class Plan:
         """Plain data, for reports."""
         sites = [dataclasses.asdict(site) for site in self.sites]
         rules = self.rules.model_dump(mode="json", exclude_none=True)
-        return {"policy": rules, "sites": sites, "notes": list(self.notes), "rejoin": self.rejoin}
+        return {
+            "policy": rules,
+            "sites": sites,
+            "notes": list(self.notes),
+            "rejoin": self.rejoin,
+            "lowering": self.lowering.as_dict(),
+        }
 
 
 class Counts(dict[str, int]):

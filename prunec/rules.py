@@ -106,12 +106,6 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
     windows = scorer.pairs == "windows"
     return [
         (
-            fate == "fuse" and selector.ragged,
-            "selector.kind",
-            f"fate fuse needs selector.kind top_k, got {selector.kind}: "
-            "one token stands for a fixed number of others",
-        ),
-        (
             pairs and fate != "merge",
             "fate",
             f"scorer similarity needs fate merge, got {fate}: it finds pairs, which nothing else merges",

@@ -66,7 +66,7 @@ class Scoring:
             return Scored(self._class_attention(times_values=scorer.values))
         if kind == "received_attention":
             value = self._of_heads(self._attention().value)
-            return Scored(call("score", ops.received, (self._map(), value, *self.ends)))
+            return Scored(call("score", ops.received, (self._map(), value, *self.ends, self.live)))
         if kind == "change":
             return Scored(call("score", ops.change, (*self._mlp_before(), self.dim)))
         function = {"norm": ops.token_norm, "random": ops.random_score}[kind]
@@ -75,17 +75,20 @@ class Scoring:
     def learned(self, kind: str, gate: nn.Module, *, classes: bool) -> Scored:
         """The score of a module, which says by `classes` what each token is, and so how sure it is."""
         scorer = ops.Learned(gate, kind, self.writer.number)
-        if getattr(gate, "context", False) and not scorer.pixels and self.live is not None:
+        alone = not getattr(gate, "context", False) or scorer.pixels or scorer.takes_live
+        if self.live is not None and not alone:
             raise PolicyError(
                 f"scorer {kind} looks at all patches together, and where images keep different numbers of "
                 "them some are padding",
                 where=f"the site before block {self.site.block}",
-                remedy="use selector.kind top_k, or fate preserve with reactivate",
+                remedy="let it take which patches count (prunec.gates.Gate.takes_live), use selector.kind "
+                "top_k in mode static, or fate preserve with reactivate",
             )
         read = self.names[self.anatomy.pixels] if scorer.pixels else self.source
         tensors = ops.tensors_of(gate).items()
         operands = [self.writer.parameter(f"gate.{name}", tensor) for name, tensor in tensors]
-        found = self.writer.call("score", scorer, (read, *self.ends, self.dim, *operands))
+        live = self.live if scorer.takes_live else None
+        found = self.writer.call("score", scorer, (read, *self.ends, self.dim, live, *operands))
         self._check_shape(kind, found, classes=classes)
         if scorer.pixels:  # which knows nothing of what earlier sites have dropped
             found = self.writer.call("there", ops.beside, (found, self.source, self.dim))

@@ -37,7 +37,7 @@ from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import SizeNodes, sizes_of
 from prunec.tables import Space, Tables, of_these_images
 
-_MOVES = (ops.gather, ops.fuse, ops.merge)
+_MOVES = (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
 
 #: How many kept tokens one that was not kept is made of, and how fast their weight falls with the distance.
 NEAREST, SHARPNESS = 20, 20.0
@@ -102,7 +102,7 @@ class TokenAxis:
         self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
         self.literals = Literals(self.calls, self.sizes)
         self.rows: dict[Any, RowRead | None] = {}
-        self.padding = Padding(self.cores, self._axes, self._sizes, self._call)
+        self.padding = Padding(self.cores, self._axes, self._sizes, self._call, self._missing)
 
     # --- the walk ---------------------------------------------------------------------------
 
@@ -139,7 +139,8 @@ class TokenAxis:
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
                 return self._end_region(node, f"patch rows are read by position: {_brief(read.rows)}", made)
         elif (space.live is not None or self.preserve) and self.padding.is_reached_by(node, made):
-            return self._end_region(node, "tokens meet here that are not kept", made)
+            alone = None if self.preserve else self.padding.without(node, made, space)
+            return alone or self._end_region(node, "tokens meet here that are not kept", made)
         if space.live is not None and node.name in self.cores:
             self.padding.hide(node, made, space)
         return made
@@ -217,7 +218,7 @@ class TokenAxis:
             return self.whole[node]
         if (
             space.source is not None
-            and node.target in (ops.gather, ops.fuse)
+            and node.target in (ops.gather, ops.fuse, ops.fuse_each)
             and node.args[0] is space.source
         ):
             result = self.full(space.source)
@@ -324,6 +325,10 @@ class TokenAxis:
     def _sizes(self) -> dict[sympy.Symbol, int]:
         """Numbers for the token counts, to run operators at."""
         return self.literals.hints
+
+    def _missing(self, size: int | torch.SymInt) -> tuple[int, int]:
+        """Which protected rows an axis of this size has not."""
+        return self.tables.missing(int(self.calls.at_full_length(compat.expression(size))))
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""

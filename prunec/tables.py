@@ -101,12 +101,15 @@ class Tables:
         for _ in range(rank - table.meta["val"].dim()):
             table = self.call(torch.ops.aten.unsqueeze.default, (table, 0), f"{operand.name}_row")
         for dim in dims:
-            missing = self.tokens - sizes[dim]
-            first = min(missing, self.prefix)
-            args = (table, space.origin(self.call), dim + rank, batch_dim, first, missing - first)
+            args = (table, space.origin(self.call), dim + rank, batch_dim, *self.missing(sizes[dim]))
             table = self.call(ops.take, args, f"{operand.name}_taken")
         self.taken[key] = table
         return table
+
+    def missing(self, size: int) -> tuple[int, int]:
+        """How many protected rows, in front and at the end, an axis that counts so many tokens has not."""
+        first = min(self.tokens - size, self.prefix)
+        return first, self.tokens - size - first
 
 
 def of_these_images(node: fx.Node, operand: fx.Node, space: Space) -> bool:

@@ -7,6 +7,7 @@ it is run on random tensors of the recorded types, with whole numbers in place o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -84,6 +85,90 @@ def is_row_local(
     except Exception:  # noqa: BLE001  what does not run on random numbers is not known to be local
         return False
     return all(_follow(parts, changed) for changed in zip(*found, strict=True))
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """What rows of an operand may hold so that a call does not see them."""
+
+    value: float
+    mean: bool  # if the result is scaled as well: by all rows over those that count
+
+
+def neutral(
+    node: fx.Node, operand: fx.Node, axes: tuple[int, int | None], lengths: Mapping[sympy.Symbol, int]
+) -> Neutral | None:
+    """What extra rows of one operand must hold so that a call yields what it does without them, if anything.
+
+    Zero for a sum, minus infinity for a maximum or a softmax, zero and a scale for a mean.
+
+    Args:
+        node: the call, with the types of its operands in their meta.
+        operand: the one that is to be filled.
+        axes: the rows' axis of the operand, and of the result (None: it has none).
+        lengths: numbers for symbolic sizes; those of the operand's rows are made longer.
+    """
+    size = compat.expression(operand.meta["val"].shape[axes[0]])
+    longer = {**lengths, **{symbol: lengths[symbol] + _EXTRA for symbol in size.free_symbols & set(lengths)}}
+    for value in (0.0, float("-inf"), float("inf")):
+        for mean in (False, True) if value == 0.0 else (False,):
+            found = Neutral(value, mean)
+            if all(_is_neutral(found, node, operand, axes, lengths, longer, seed) for seed in (0, 50)):
+                return found
+    return None
+
+
+_EXTRA = 5  # rows more in a trial of what makes no difference
+
+
+def _is_neutral(
+    found: Neutral,
+    node: fx.Node,
+    operand: fx.Node,
+    axes: tuple[int, int | None],
+    short: Mapping[sympy.Symbol, int],
+    long: Mapping[sympy.Symbol, int],
+    seed: int,
+) -> bool:
+    """Whether a call on operands with extra rows, those of one filled, gives what it gives without them."""
+    given = {
+        source: _signed(numbers(source.meta["val"], seed + place, long), seed)
+        for place, source in enumerate(node.all_input_nodes)
+    }
+    rows = given[operand].shape[axes[0]]
+    extra = torch.zeros(rows, dtype=torch.bool)
+    extra[torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:_EXTRA]] = True
+    counts = (~extra).nonzero()[:, 0]
+    fewer = {source: _at(value, source.meta["val"], short, counts) for source, value in given.items()}
+    shape = [1] * given[operand].dim()
+    shape[axes[0]] = rows
+    given[operand] = given[operand].masked_fill(extra.view(shape), found.value)
+    try:
+        with_extra, without = run(node, given), run(node, fewer)
+    except Exception:  # noqa: BLE001  what does not run on random numbers is not known to ignore anything
+        return False
+    if axes[1] is not None:
+        with_extra = with_extra.index_select(axes[1], counts)
+    scale = rows / len(counts) if found.mean else 1.0
+    return with_extra.shape == without.shape and torch.allclose(with_extra * scale, without, 1e-4, 1e-5)
+
+
+def _signed(value: Any, seed: int) -> Any:
+    """All below zero in one trial, of both signs in the other, or a maximum would take zero for nothing."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return -0.1 - value if seed else value - 0.5
+
+
+def _at(value: Any, like: Any, sizes: Mapping[sympy.Symbol, int], rows: torch.Tensor) -> Any:
+    """An operand without the extra rows: on axes that would be shorter, the rows that count."""
+    if isinstance(like, torch.SymInt):
+        return _known(compat.expression(like), sizes)
+    if isinstance(value, torch.Tensor):
+        for axis, size in enumerate(like.shape):
+            if _known(compat.expression(size), sizes) != value.shape[axis]:
+                value = value.index_select(axis, rows)
+    return value
 
 
 def _changed_rows(once: Any, again: Any, axis: int) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from prunec.ops.canvas import paint, repaint
 from prunec.ops.learned import Learned, tensors_of
-from prunec.ops.masks import bias_keys, key_bias, key_mask, mask_keys
+from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, mask_keys, rescale
 from prunec.ops.merging import (
     members,
     merge,
@@ -44,8 +44,14 @@ from prunec.ops.scores import (
     token_norm,
 )
 from prunec.ops.selections import (
+    best,
+    best_of_batch,
+    every,
+    joined,
     live,
+    only,
     pack,
+    pack_all,
     passing,
     sampled,
     select,
@@ -57,6 +63,7 @@ from prunec.ops.selections import (
 from prunec.ops.streams import (
     compose,
     fuse,
+    fuse_each,
     gather,
     put_first,
     reconstruct,
@@ -68,13 +75,16 @@ from prunec.ops.streams import (
 
 #: What each operation is, for the printer and for the checks between passes.
 SCORES = (class_attention, class_row, attention_map, received, times_values, token_norm, random_score, change)
-#: Fixed counts first, the one that reads a count off a tensor last.
-SELECTIONS = (select, select_pairs, pack)
-#: What says which rows pass, where images differ: (scores, bound, prefix, suffix, least, live).
-PASSING = (passing, sampled)
+#: As many rows of every image: (scores, count, prefix, suffix, ..).
+FIXED = (select, select_pairs)
+#: Rows where images may differ, out of a mask of those that are kept.
+RAGGED = (pack, pack_all, only, every)
+SELECTIONS = (*FIXED, *RAGGED)
+#: What says which rows are kept, where images may differ: (scores, bound, prefix, suffix, least, live).
+PASSING = (passing, sampled, best, best_of_batch)
 DIALECT = (
-    *SCORES, *SELECTIONS, *PASSING, typical, spared, doubt, beside, random_among, shuffled, live, key_mask,
-    mask_keys, key_bias, bias_keys, whole, gather, fuse, scatter, reconstruct, rows, put_first, compose, take,
+    *SCORES, *SELECTIONS, *PASSING, typical, spared, joined, doubt, beside, random_among, shuffled, live,
+    key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter, reconstruct, rows, put_first, compose, take,
     token_keys, pairs, windows, nearest, members, remembered, sizes, merge, unmerge, repaint, paint,
 )  # fmt: skip
 
@@ -86,21 +96,29 @@ def is_ours(target: Any) -> bool:
 
 __all__ = [
     "DIALECT",
+    "FIXED",
     "PASSING",
+    "RAGGED",
     "SCORES",
     "SELECTIONS",
     "Learned",
     "attention_map",
     "beside",
+    "best",
+    "best_of_batch",
     "bias_keys",
     "change",
     "class_attention",
     "class_row",
     "compose",
     "doubt",
+    "every",
+    "fill",
     "fuse",
+    "fuse_each",
     "gather",
     "is_ours",
+    "joined",
     "key_bias",
     "key_mask",
     "live",
@@ -108,7 +126,9 @@ __all__ = [
     "members",
     "merge",
     "nearest",
+    "only",
     "pack",
+    "pack_all",
     "paint",
     "pairs",
     "passing",
@@ -119,6 +139,7 @@ __all__ = [
     "reconstruct",
     "remembered",
     "repaint",
+    "rescale",
     "rows",
     "sampled",
     "scatter",

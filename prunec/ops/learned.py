@@ -20,8 +20,9 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 class Learned:
     """Calls a scorer module with parameters that are operands of the graph: saved, moved and trained there.
 
-    x, prefix, suffix, axis, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or, of
-    classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C].
+    x, prefix, suffix, axis, live, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or,
+    of classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C]; one
+    that asks for it is told which of these count, where some are padding.
     """
 
     def __init__(self, module: nn.Module, name: str, site: int) -> None:
@@ -29,13 +30,19 @@ class Learned:
         self.module = copy.deepcopy(module).to("meta")  # its parameters and buffers come with each call
         self.names = tuple(tensors_of(module))
         self.pixels = getattr(module, "reads", "patches") == "pixels"
+        self.takes_live = bool(getattr(module, "takes_live", False)) and not self.pixels
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__
 
-    def __call__(self, x: Tensor, prefix: int, suffix: int, dim: int, *parameters: Tensor) -> Any:
+    def __call__(
+        self, x: Tensor, prefix: int, suffix: int, dim: int, live: Tensor | None, *parameters: Tensor
+    ) -> Any:
         """The scores."""
-        given = x if self.pixels else x.movedim(dim, 1)[:, prefix : x.shape[dim] - suffix]
-        found: Tensor = functional_call(self.module, dict(zip(self.names, parameters, strict=True)), (given,))
+        given = [x if self.pixels else x.movedim(dim, 1)[:, prefix : x.shape[dim] - suffix]]
+        if self.takes_live and live is not None:
+            given.append(live[:, prefix : live.shape[1] - suffix])
+        own = dict(zip(self.names, parameters, strict=True))
+        found: Tensor = functional_call(self.module, own, tuple(given))
         return pad(found, (0, 0) * (found.dim() - 2) + (prefix, suffix))
 
     def alone(self, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -19,6 +19,28 @@ def mask_keys(logits: Tensor, live: Tensor) -> Tensor:
     return logits.masked_fill(~live[:, None, None, :], float("-inf"))
 
 
+def fill(x: Tensor, live: Tensor, value: float, dim: int, batch_dim: int, first: int = 0) -> Tensor:
+    """Padding rows of an operand hold what makes no difference to the operator that reads it.
+
+    Zero to a sum, minus infinity to a maximum. `first` rows of the stream have none in the operand.
+    """
+    live = live[:, first : first + x.shape[dim]]  # [B, n]
+    live = live.T if dim < batch_dim else live
+    shape = [1] * x.dim()
+    first_axis, second_axis = sorted((batch_dim, dim))
+    shape[first_axis], shape[second_axis] = live.shape
+    return x.masked_fill(~live.reshape(shape), value)
+
+
+def rescale(y: Tensor, x: Tensor, live: Tensor, dim: int, batch_dim: int, first: int = 0) -> Tensor:
+    """A mean over all rows of `x`, padding filled with zeros, as the mean over those that count."""
+    rows = x.shape[dim]
+    count = live[:, first : first + rows].sum(dim=1).clamp_min(1)  # [B]
+    shape = [1] * y.dim()
+    shape[batch_dim] = count.shape[0]
+    return y * (rows / count).to(y.dtype).reshape(shape)
+
+
 def key_bias(size: Tensor, mask: Tensor | None = None) -> Tensor:
     """A bias for fused attention by which each key counts as many as it stands for, on top of any mask."""
     bias = size.log()[:, None, None, :]  # [B, n] -> [B, 1, 1, n]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from prunec.ops.selections import best
 from prunec.ops.streams import gather
 
 
@@ -29,14 +30,14 @@ def pairs(metric: Tensor, prefix: int, suffix: int, live: Tensor | None = None) 
         odd = (rows % 2 == 1) & (rows >= prefix) & (rows < tokens - suffix)
         even = (rows % 2 == 0) & (rows >= prefix) & (rows < tokens - suffix)
         alike = (unit @ unit.transpose(1, 2)).masked_fill(~(odd & live)[:, None], float("-inf"))
-        best, place = alike.max(dim=-1)
-        return torch.where(even, -best, float("inf")), torch.where(even, place, rows)
+        likest, place = alike.max(dim=-1)
+        return torch.where(even, -likest, float("inf")), torch.where(even, place, rows)
     first, other = prefix + prefix % 2, prefix + 1 - prefix % 2
     halves = slice(first, tokens - suffix, 2), slice(other, tokens - suffix, 2)
-    best, place = (unit[:, halves[0]] @ unit[:, halves[1]].transpose(1, 2)).max(dim=-1)  # [B, N / 2]
-    score = best.new_full((metric.shape[0], tokens), float("inf"))
+    likest, place = (unit[:, halves[0]] @ unit[:, halves[1]].transpose(1, 2)).max(dim=-1)  # [B, N / 2]
+    score = likest.new_full((metric.shape[0], tokens), float("inf"))
     partner, movable = rows.expand(metric.shape[0], -1), rows[halves[0]]
-    return score.index_copy(1, movable, -best), partner.index_copy(1, movable, other + 2 * place)
+    return score.index_copy(1, movable, -likest), partner.index_copy(1, movable, other + 2 * place)
 
 
 def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tensor, Tensor]:
@@ -58,11 +59,17 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
     return score, partner.index_copy(1, others, firsts)
 
 
-def nearest(x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1) -> tuple[Tensor, Tensor]:
+def nearest(
+    x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1, live: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """For each token the most similar patch that stays: likeness [B, T], partner [B, T]."""
     unit = normalize(x.movedim(dim, 1), dim=-1)  # [B, T, C]
-    kept = index[:, prefix : index.shape[1] - suffix]
-    alike, place = (unit @ gather(unit, kept).transpose(1, 2)).max(dim=-1)
+    patches = slice(prefix, index.shape[1] - suffix)
+    kept = index[:, patches]
+    alike = unit @ gather(unit, kept).transpose(1, 2)  # [B, T, n]
+    if live is not None:
+        alike = alike.masked_fill(~live[:, None, patches], float("-inf"))
+    alike, place = alike.max(dim=-1)
     return alike, kept.gather(1, place)
 
 
@@ -80,11 +87,18 @@ def stay(index: Tensor, tokens: int) -> Tensor:
     return nothing.scatter(1, index, True)
 
 
-def remembered(score: Tensor, index: Tensor, count: int, prefix: int, suffix: int) -> Tensor:
+def remembered(
+    score: Tensor,
+    index: Tensor,
+    count: int,
+    prefix: int,
+    suffix: int,
+    kept: Tensor | None = None,
+    live: Tensor | None = None,
+) -> Tensor:
     """1 for rows that stay and for others among the `count` best patches, 0 for those that are dropped."""
-    patches = score[:, prefix : score.shape[1] - suffix]
-    best = patches.argsort(dim=1, descending=True, stable=True)[:, :count] + prefix
-    return stay(index, score.shape[1]).to(score.dtype).scatter(1, best, 1.0)
+    stays = stay(index, score.shape[1]) if kept is None else kept
+    return (stays | best(score, count, prefix, suffix, live=live)).to(score.dtype)
 
 
 def sizes(

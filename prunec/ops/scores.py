@@ -65,14 +65,20 @@ def times_values(score: Tensor, value: Tensor) -> Tensor:
     return score * value.square().sum(dim=(1, 3)).sqrt()  # [B, T], [B, h, T, d] -> [B, T]
 
 
-def received(attention: Tensor, value: Tensor, prefix: int, suffix: int) -> Tensor:
+def received(
+    attention: Tensor, value: Tensor, prefix: int, suffix: int, live: Tensor | None = None
+) -> Tensor:
     """What all patches pay to a token, and its value's share of the image's.
 
     Of the heads the one that pays most counts, relative to the token that gets most.
     """
     end = attention.shape[-1] - suffix  # attention: [B, h, T, T], value: [B, h, T, d]
-    paid = attention[:, :, prefix:end, prefix:end].amax(dim=1).sum(dim=1)  # [B, N]
-    share = value[:, :, prefix:end].amax(dim=1).sum(dim=-1).softmax(dim=-1)
+    paid = attention[:, :, prefix:end, prefix:end].amax(dim=1)  # [B, N, N]
+    worth = value[:, :, prefix:end].amax(dim=1).sum(dim=-1)  # [B, N]
+    if live is not None:
+        there = live[:, prefix:end]
+        paid, worth = paid * there.unsqueeze(-1), worth.masked_fill(~there, float("-inf"))
+    paid, share = paid.sum(dim=1), worth.softmax(dim=-1)
     score = paid / paid.amax(dim=1, keepdim=True) + share
     return torch.nn.functional.pad(score, (prefix, suffix))
 

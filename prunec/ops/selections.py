@@ -41,6 +41,33 @@ def select_pairs(score: Tensor, keep: int, prefix: int, suffix: int) -> Tensor:
 
 
 # --- as many as every image needs ----------------------------------------------------------------
+#
+# What says which rows go on has one form: (scores, bound, prefix, suffix, least, live) -> [B, T].
+
+
+def best(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on: the `count` best patches of each image, as `select` has them, and protected ones."""
+    patches, there = _patches(score, prefix, suffix, live)
+    order = patches.argsort(dim=1, descending=True, stable=True)[:, : max(count, least)]
+    return _with_ends(torch.zeros_like(there).scatter(1, order, True) & there, prefix, suffix)
+
+
+def best_of_batch(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+) -> Tensor:
+    """Which rows go on: the best patches of all images together, `count` of each on average.
+
+    The `least` best ones of each image go on in any case, so how many do is the same for every batch.
+    """
+    patches, there = _patches(score, prefix, suffix, live)
+    first = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
+    surely = torch.zeros_like(there).scatter(1, first, True) & there
+    ranked = patches.masked_fill(surely, float("inf")).flatten()
+    order = ranked.argsort(descending=True, stable=True)[: score.shape[0] * count]
+    kept = torch.zeros_like(there).flatten().scatter(0, order, True).view_as(there)
+    return _with_ends(kept & there, prefix, suffix)
 
 
 def passing(
@@ -50,13 +77,18 @@ def passing(
 
     Rows that the selection before has dropped already (not `live`) do not come back.
     """
-    patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
-    there = torch.ones_like(patches, dtype=torch.bool)
-    if live is not None:
-        there = live[:, prefix : score.shape[1] - suffix]
-        patches = patches.masked_fill(~there, float("-inf"))
-    best = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
-    return _with_ends((patches > threshold).scatter(1, best, True) & there, prefix, suffix)  # [B, T]
+    patches, there = _patches(score, prefix, suffix, live)
+    first = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
+    return _with_ends((patches > threshold).scatter(1, first, True) & there, prefix, suffix)  # [B, T]
+
+
+def _patches(score: Tensor, prefix: int, suffix: int, live: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores of the patches, the lowest where one has been dropped already, and which are there: [B, N]."""
+    patches = score[:, prefix : score.shape[1] - suffix]
+    if live is None:
+        return patches, torch.ones_like(patches, dtype=torch.bool)
+    there = live[:, prefix : score.shape[1] - suffix]
+    return patches.masked_fill(~there, float("-inf")), there
 
 
 def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
@@ -83,18 +115,69 @@ def shuffled(
     return _with_ends(lucky, prefix, suffix)
 
 
-def pack(kept: Tensor, prefix: int, suffix: int, multiple_of: int = 1) -> Tensor:
-    """Rows of every image, as many as the longest needs, rounded up: kept ones first, in order."""
+def joined(kept: Tensor, score: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
+    """Those rows, and of the patches that leave the best one: its place is where they are summed up."""
+    patches, there = _patches(score, prefix, suffix, live)
+    leaving = there & ~kept[:, prefix : kept.shape[1] - suffix]
+    rank = patches.masked_fill(~leaving, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    first = torch.zeros_like(leaving).scatter(1, rank[:, :1], True) & leaving  # none where none leaves
+    return kept | torch.nn.functional.pad(first, (prefix, suffix))
+
+
+def pack(
+    kept: Tensor,
+    prefix: int,
+    suffix: int,
+    multiple_of: int = 1,
+    in_pairs: bool = False,
+    buckets: tuple[int, ...] = (),
+) -> Tensor:
+    """Rows of every image, as many as the longest needs, rounded up: kept ones first, in order.
+
+    `buckets` are the numbers of patches to round up to, the last one large enough for all. With `in_pairs`,
+    rows at odd places come after those at even ones, as `select_pairs` has them.
+    """
     tokens = kept.shape[1]
     patches = kept[:, prefix : tokens - suffix]
-    most: Any = patches.sum(dim=1).amax().item()  # not int(..): exported, it is a symbol
+    longest = patches.sum(dim=1).amax()
+    if buckets:
+        sizes = torch.tensor(buckets, device=kept.device)
+        longest = sizes[(sizes >= longest).to(torch.uint8).argmax()]
+    most: Any = longest.item()  # not int(..): exported, it is a symbol
     rounded = torch.sym_max(-(-most // multiple_of) * multiple_of, 2)
     length = torch.sym_min(rounded, patches.shape[1])
     compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
-    # kept, then dropped, both in ascending order
-    order = (~patches).to(torch.uint8).argsort(dim=1, stable=True) + prefix
-    rows = torch.arange(tokens, device=kept.device).expand(kept.shape[0], -1)
-    return torch.cat([rows[:, :prefix], order[:, :length], rows[:, tokens - suffix :]], dim=1)
+    return _in_order(kept, prefix, suffix, length, in_pairs)
+
+
+def pack_all(kept: Tensor, prefix: int, suffix: int, in_pairs: bool = False) -> Tensor:
+    """The same with all rows: a length that no batch changes, and nothing is read off a tensor."""
+    return _in_order(kept, prefix, suffix, kept.shape[1] - prefix - suffix, in_pairs)
+
+
+def _in_order(kept: Tensor, prefix: int, suffix: int, length: int, in_pairs: bool) -> Tensor:
+    """Kept patches, then dropped ones, both in ascending order; protected rows around them."""
+    tokens = kept.shape[1]
+    rows = torch.arange(tokens, device=kept.device)
+    rank = (~kept[:, prefix : tokens - suffix]).to(torch.uint8)
+    if in_pairs:
+        rank = 2 * rank + (rows[prefix : tokens - suffix] % 2).to(torch.uint8)
+    order = rank.argsort(dim=1, stable=True)[:, :length] + prefix
+    rows = rows.expand(kept.shape[0], -1)
+    return torch.cat([rows[:, :prefix], order, rows[:, tokens - suffix :]], dim=1)
+
+
+def only(kept: Tensor) -> Tensor:
+    """The rows of the one image that there is: nothing pads them."""
+    index = kept[0].nonzero()[:, 0].unsqueeze(0)  # [1, T] -> [1, n]
+    compat.assume(index.shape[1] >= 2)
+    compat.assume(index.shape[1] <= kept.shape[1])
+    return index
+
+
+def every(kept: Tensor) -> Tensor:
+    """All rows, in place: for a lowering that computes them all and hides those that are not kept."""
+    return torch.arange(kept.shape[1], device=kept.device).expand(kept.shape[0], -1)
 
 
 def live(kept: Tensor, index: Tensor) -> Tensor:

@@ -36,6 +36,29 @@ def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uni
     return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
 
 
+def fuse_each(
+    x: Tensor,
+    index: Tensor,
+    score: Tensor,
+    kept: Tensor,
+    dim: int,
+    joined: Tensor,
+    live: Tensor | None = None,
+    uniform: bool = False,
+) -> Tensor:
+    """The same where images keep different numbers: the row that joined the kept ones becomes the sum.
+
+    Rows that the selection before has dropped already (not `live`) are not in it.
+    """
+    leaving = ~kept if live is None else live & ~kept  # [B, T]
+    weight = torch.where(leaving, 1.0 if uniform else score, 0.0).to(x.dtype)
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if uniform else weight
+    extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
+    here = (joined & ~kept).gather(1, index)  # [B, n]
+    rows = gather(x, index, dim)
+    return torch.where(_rows(here, rows, dim), extra, rows)
+
+
 def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor | None = None) -> Tensor:
     """The full stream again: `base`, with rows `index` replaced by the pruned stream's (only `live` ones)."""
     rows = _rows(index, x, dim)

@@ -60,10 +60,13 @@ class Slices:
 
 
 #: Operators that slices have no use for, and which operand stands in their place.
-_UNDONE = {ops.key_mask: 1, ops.mask_keys: 0, ops.key_bias: 1, ops.bias_keys: 0, ops.paint: 0}
+_UNDONE = {
+    ops.key_mask: 1, ops.mask_keys: 0, ops.key_bias: 1, ops.bias_keys: 0, ops.paint: 0, ops.fill: 0,
+    ops.rescale: 0,
+}  # fmt: skip
 
 #: What reads a selection only to tell other operators about it; it dies with them.
-_SCAFFOLD = (ops.live, ops.members, ops.nearest, ops.remembered, ops.sizes)
+_SCAFFOLD = (ops.live, ops.joined, ops.members, ops.nearest, ops.remembered, ops.sizes)
 
 
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
@@ -77,7 +80,7 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
     if node.target is ops.gather:
         x, index, dim = args
         new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
-    elif node.target in (ops.fuse, ops.merge):
+    elif node.target in (ops.fuse, ops.fuse_each, ops.merge):
         x, index, _, _, dim, *_ = args
         new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
     elif node.target is ops.take:
@@ -131,10 +134,12 @@ class RandomScores:
         for selection in selections:
             score = selection.args[0]
             assert isinstance(score, fx.Node)
-            ragged = selection.target is ops.pack
+            ragged = selection.target in ops.RAGGED
+            score = score.args[0] if score.target is ops.joined else score
+            assert isinstance(score, fx.Node)
             with module.graph.inserting_before(score.next):
                 if ragged:
-                    *_, prefix, suffix, _ = selection.args
+                    _, prefix, suffix, *_ = selection.args
                     live = score.args[5] if len(score.args) > 5 else None
                     made = module.graph.call_function(
                         ops.shuffled, (score, prefix, suffix, live, _pairs_of(score))
@@ -156,7 +161,7 @@ class RandomScores:
         assert all(node.args[0].target in _RANDOM for node in selections)
 
 
-_RANDOM = (ops.random_score, ops.random_among, ops.shuffled)
+_RANDOM = (ops.random_score, ops.random_among, ops.shuffled, ops.joined)
 
 
 def _pairs_of(kept: fx.Node) -> fx.Node | None:
@@ -170,7 +175,11 @@ def _pairs_of(kept: fx.Node) -> fx.Node | None:
 
 def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
     """The state of the stream that a selection takes its rows from, before it or before its attention."""
-    taken = [user.args[0] for user in selection.users if user.target in (ops.gather, ops.fuse, ops.merge)]
+    taken = [
+        user.args[0]
+        for user in selection.users
+        if user.target in (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
+    ]
     state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
     assert state is not None, f"{selection.name} takes no rows of the token stream"
     return state

@@ -3,7 +3,7 @@
     s3 ----------------------------------> block         s3 ------------------------------ gather --> block
                                                     ==>   '-- score -- select -----------'
 
-    and where every image keeps as many as it needs (the threshold is a buffer of the program):
+    and where images may keep different numbers (the threshold is a buffer of the program):
 
     s3 ----------------------------------> block         s3 ------------------------------ gather --> block
                                                     ==>   '-- score -- passing -- pack ---'
@@ -118,20 +118,46 @@ class _Insertion:
     def _pruned(self) -> fx.Node:
         """What is left of the source."""
         scored, kept, fate, entering = self._scored(), None, self.step.fate, self.live
-        if self.now.ragged:
-            kept = self._passing(scored)
-            rows = (kept, *self.ends, self.step.selector.multiple_of)
-            index = self.call("pack", ops.pack, rows, self._rows())
-            self.live = self.call("live", ops.live, (kept, index))
-        else:
+        if self.plan.lowering.fixed:
             index, self.live = self._selected(scored), None
+        else:
+            kept = self._kept(scored)
+            staying = kept
+            if fate == "fuse":
+                staying = self.call("joined", ops.joined, (kept, scored.score, *self.ends, entering))
+            index = self._packed(staying)
+            self.live = self.call("live", ops.live, (staying, index))
         if fate == "merge":
             return self._merged(index, scored, kept, entering)
         if fate == "fuse":
-            uniform = (True,) if self.step.weights == "uniform" else ()
-            fused = (self.source, index, scored.score, self.anatomy.suffix, self.dim, *uniform)
-            return self.call("fuse", ops.fuse, fused, self.source.meta["val"])
+            return self._fused(index, scored.score, kept, entering)
         return self.call("gather", ops.gather, (self.source, index, self.dim))
+
+    def _packed(self, staying: fx.Node) -> fx.Node:
+        """Rows of every image, as many as the longest needs."""
+        lengths = self.plan.lowering.buckets
+        patches = self.anatomy.grid
+        sizes = [size for length in lengths if 0 < (size := length - sum(self.ends)) < patches]
+        rest = (
+            (self.step.scorer.pairs == "alternating", (*sizes, patches))
+            if lengths
+            else ((True,) if self.step.scorer.pairs == "alternating" else ())
+        )
+        rows = (staying, *self.ends, self.step.selector.multiple_of, *rest)
+        return self.call("pack", ops.pack, rows, self._rows())
+
+    def _fused(
+        self, index: fx.Node, score: fx.Node, kept: fx.Node | None, entering: fx.Node | None
+    ) -> fx.Node:
+        """The rows of an index, one of them the sum of those that leave."""
+        uniform, value = self.step.weights == "uniform", self.source.meta["val"]
+        if kept is None:
+            rest = (True,) if uniform else ()
+            fused = (self.source, index, score, self.anatomy.suffix, self.dim, *rest)
+            return self.call("fuse", ops.fuse, fused, value)
+        (joined,) = index.all_input_nodes
+        each = (self.source, index, score, kept, self.dim, joined, entering, uniform)
+        return self.call("fuse", ops.fuse_each, each, value)
 
     def _scored(self) -> Scored:
         scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.live)
@@ -148,12 +174,15 @@ class _Insertion:
         counts = (*counts, self.step.fate == "fuse") if scored.partner is None else counts
         return self.call("select", function, (scored.score, *counts), self._rows())
 
-    def _passing(self, scored: Scored) -> fx.Node:
-        """Which rows of every image go on, if they differ."""
+    def _kept(self, scored: Scored) -> fx.Node:
+        """Which rows of every image go on, if they may differ."""
         selector, exiting = self.step.selector, self.step.fate == "exit"
         before = self.kept if exiting else self.live
         least = 0 if selector.spare and selector.least == 1 else selector.least  # those spared are some
         rest = (*self.ends, least, before)
+        if selector.kind == "top_k":
+            function = ops.best_of_batch if selector.budget == "batch" else ops.best
+            return self.call("kept", function, (scored.score, self.now.keep, *rest))
         if selector.kind == "sampling":
             return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
         if selector.kind == "adaptive":
@@ -182,11 +211,12 @@ class _Insertion:
         """Groups in the place of the rows of an index; of those that enter, some may be padding."""
         rule, partner, alike = self.step.merging, scored.partner, None
         if partner is None:
-            pair = self.call("nearest", ops.nearest, (self.source, index, *self.ends, self.dim))
+            among = (self.source, index, *self.ends, self.dim, self.live)
+            pair = self.call("nearest", ops.nearest, among)
             alike, partner = self.writer.two(pair, "alike", "partner")
         elif rule.sizes == "by_similarity":
             alike = self.call("alike", torch.neg, (scored.score,))
-        weight = self._remembered(index, scored.score) if rule.forget else None
+        weight = self._remembered(index, scored.score, kept, entering) if rule.forget else None
         group = self.call("group", ops.members, (partner, index, kept))
         by = entering if weight is None else weight
         if rule.mean == "by_size" and self.size is not None:
@@ -199,11 +229,14 @@ class _Insertion:
             self._weigh_keys(self.size)
         return merged
 
-    def _remembered(self, index: fx.Node, score: fx.Node) -> fx.Node:
+    def _remembered(
+        self, index: fx.Node, score: fx.Node, kept: fx.Node | None, entering: fx.Node | None
+    ) -> fx.Node:
         """Which rows are not dropped altogether."""
         leaving = self.now.tokens - sum(self.ends) - self.now.keep
         count = self.now.keep + round(leaving * (1 - self.step.merging.forget))
-        return self.call("remembered", ops.remembered, (score, index, count, *self.ends))
+        rest = () if kept is None else (kept, entering)
+        return self.call("remembered", ops.remembered, (score, index, count, *self.ends, *rest))
 
     def _weigh_keys(self, size: fx.Node) -> None:
         """In all attention from here on, a key counts as many as it stands for."""

@@ -95,7 +95,7 @@ def _settings(target: fx.Graph, images: int) -> list[Lengths]:
         score = node.args[0]
         tokens, symbol = score.meta["val"].shape[1], compat.expression(node.meta["val"].shape[1])
         entering, full[symbol] = Lengths(kept, images).size(tokens), Lengths(full, images).size(tokens)
-        if node.target is not ops.pack:
+        if node.target in ops.FIXED:
             _, keep, prefix, suffix, *fused = node.args
             kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
         else:  # images differ; any length will do

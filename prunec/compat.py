@@ -6,6 +6,7 @@ Everything else in the project uses the names below, so a change in PyTorch is m
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import linecache
@@ -279,9 +280,38 @@ def fake_like(
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
-def assume(condition: Any) -> None:
+def assume(condition: Any, otherwise: str | None = None) -> None:
     """Tell PyTorch what holds of a size that it does not know while it traces; checked when the code runs."""
-    torch._check(condition)
+    torch._check(condition, None if otherwise is None else lambda: otherwise)
+
+
+def has_varlen_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has a kernel for sequences of different lengths side by side."""
+    fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    return fits and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+def varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    counts: torch.Tensor,
+    scale: float,
+    longest: int,
+) -> torch.Tensor:
+    """Attention of packed rows [1, h, S, d], `counts` of them for each image, at most `longest`."""
+    from torch.nn.attention.varlen import (
+        varlen_attn,
+    )  # CUDA only; its signature grows from release to release
+
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+    options = {"scale": scale}
+    if "scale" not in inspect.signature(varlen_attn).parameters:
+        query, options = query * (scale * query.shape[-1] ** 0.5), {}
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, h, d]
+    attention: Callable[..., Any] = varlen_attn
+    found: torch.Tensor = attention(*rows, offsets, offsets, longest, longest, **options)
+    return found.transpose(0, 1).unsqueeze(0)
 
 
 def scalar_outputs() -> contextlib.AbstractContextManager[None]:

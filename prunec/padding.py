@@ -74,8 +74,8 @@ class Padding:
         result = self.axes(made.meta["val"])
         for operand in made.all_input_nodes:
             axes = self.axes(operand.meta.get("val"))
-            images = _images(operand, space)
-            if len(axes) != 1 or images is None or axes[0] == images or is_size(operand):
+            images, each = _images(operand, space)
+            if len(axes) != 1 or images in (None, *axes) or is_size(operand):
                 continue
             (axis,) = axes
             key = (
@@ -89,7 +89,7 @@ class Padding:
                 self.neutral[key] = neutral(made, operand, lengths, self.sizes())
             found = self.neutral[key]
             if found is not None:
-                return self._filled(node, made, operand, (axis, images), found, space)
+                return self._filled(node, made, operand, (axis, images, each), found, space)
         return None
 
     def _filled(
@@ -97,18 +97,18 @@ class Padding:
         node: fx.Node,
         made: fx.Node,
         operand: fx.Node,
-        axes: tuple[int, int],
+        axes: tuple[int, int, int],
         found: Neutral,
         space: Space,
     ) -> fx.Node | None:
         """The call with padding rows of one operand filled."""
-        axis, images = axes
+        axis, images, each = axes
         first, _ = self.missing(operand.meta["val"].shape[axis])
-        result_images = _images(made, space)
-        if found.mean and result_images is None:
+        result_images, heads = _images(made, space)
+        if found.mean and (result_images is None or heads > 1):
             return None
         with made.graph.inserting_before(made):
-            args = (operand, space.live, found.value, axis, images, first)
+            args = (operand, space.live, found.value, axis, images, first, each)
             filled = self.call(ops.fill, args, f"{operand.name}_live")
         made.replace_input_with(operand, filled)
         if not found.mean:
@@ -136,11 +136,14 @@ class Padding:
         set_mask(made, keys)
 
 
-def _images(value: fx.Node, space: Space) -> int | None:
-    """The axis of the images."""
+def _images(value: fx.Node, space: Space) -> tuple[int | None, int]:
+    """The axis of the images, and how many entries each has on it."""
     batch = compat.expression(space.selection.meta["val"].shape[0])
-    sizes = [compat.expression(size) for size in value.meta["val"].shape] if is_tensor(value) else []
-    return sizes.index(batch) if batch in sizes else None
+    for axis, size in enumerate(value.meta["val"].shape if is_tensor(value) else ()):
+        each = sympy.cancel(compat.expression(size) / batch)
+        if each.is_Integer:
+            return axis, int(each)
+    return None, 1
 
 
 def mask_of(attention: fx.Node) -> fx.Node | None:

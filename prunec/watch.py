@@ -87,6 +87,35 @@ def is_row_local(
     return all(_follow(parts, changed) for changed in zip(*found, strict=True))
 
 
+def treats_rows_alike(
+    node: fx.Node,
+    axes: Mapping[fx.Node, int],
+    result_axis: int,
+    sizes: Mapping[sympy.Symbol, int] | None = None,
+) -> bool:
+    """Whether a call does the same to each row, wherever it stands, and lets none meet.
+
+    Args:
+        node: the call, with the types of its operands in their meta.
+        axes: the rows' axis of every operand that has rows; one row of each makes one of the result.
+        result_axis: the rows' axis of (every tensor of) the result.
+        sizes: numbers for symbolic sizes.
+    """
+    if not all(is_row_local(node, operand, (axis, result_axis), sizes) for operand, axis in axes.items()):
+        return False
+    given = {
+        source: numbers(source.meta["val"], seed, sizes) for seed, source in enumerate(node.all_input_nodes)
+    }
+    length = next(given[operand].shape[axis] for operand, axis in axes.items())
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    moved = {operand: given[operand].index_select(axis, order) for operand, axis in axes.items()}
+    once, again = run(node, given), run(node, {**given, **moved})
+    return all(
+        torch.allclose(one.index_select(result_axis, order), other, 1e-4, 1e-5)
+        for one, other in zip(compat.tree_leaves(once), compat.tree_leaves(again), strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Neutral:
     """What rows of an operand may hold so that a call does not see them."""

@@ -11,11 +11,13 @@ A selection whose count differs from image to image is padded to the longest; `l
     score -- passing -- pack -- index     [B, n], each image's kept rows first, then rows that it dropped
                     '-- live  -- live      [B, n], true for kept ones; attention, scatter look at it
 
-One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit).
+One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit),
+packing (the tokens of all images as rows of one), attention (of such rows).
 """
 
 from typing import Any
 
+from prunec.ops.attention import attend
 from prunec.ops.canvas import paint, repaint
 from prunec.ops.learned import Learned, tensors_of
 from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, mask_keys, rescale
@@ -29,6 +31,19 @@ from prunec.ops.merging import (
     token_keys,
     unmerge,
     windows,
+)
+from prunec.ops.packing import (
+    fixed_rows_of,
+    keep,
+    numbers,
+    pick,
+    places,
+    places_among,
+    put,
+    put_among,
+    rows_of,
+    slots,
+    spread,
 )
 from prunec.ops.scores import (
     attention_map,
@@ -84,8 +99,10 @@ SELECTIONS = (*FIXED, *RAGGED)
 PASSING = (passing, sampled, best, best_of_batch)
 DIALECT = (
     *SCORES, *SELECTIONS, *PASSING, typical, spared, joined, doubt, beside, random_among, shuffled, live,
-    key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter, reconstruct, rows, put_first, compose, take,
-    token_keys, pairs, windows, nearest, members, remembered, sizes, merge, unmerge, repaint, paint,
+    key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter,
+    reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
+    sizes, merge, unmerge, repaint, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
+    numbers, pick, keep, spread, put, put_among,
 )  # fmt: skip
 
 
@@ -102,6 +119,7 @@ __all__ = [
     "SCORES",
     "SELECTIONS",
     "Learned",
+    "attend",
     "attention_map",
     "beside",
     "best",
@@ -114,11 +132,13 @@ __all__ = [
     "doubt",
     "every",
     "fill",
+    "fixed_rows_of",
     "fuse",
     "fuse_each",
     "gather",
     "is_ours",
     "joined",
+    "keep",
     "key_bias",
     "key_mask",
     "live",
@@ -126,12 +146,18 @@ __all__ = [
     "members",
     "merge",
     "nearest",
+    "numbers",
     "only",
     "pack",
     "pack_all",
     "paint",
     "pairs",
     "passing",
+    "pick",
+    "places",
+    "places_among",
+    "put",
+    "put_among",
     "put_first",
     "random_among",
     "random_score",
@@ -141,13 +167,16 @@ __all__ = [
     "repaint",
     "rescale",
     "rows",
+    "rows_of",
     "sampled",
     "scatter",
     "select",
     "select_pairs",
     "shuffled",
     "sizes",
+    "slots",
     "spared",
+    "spread",
     "take",
     "tensors_of",
     "times_values",

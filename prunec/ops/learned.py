@@ -30,6 +30,7 @@ class Learned:
         self.module = copy.deepcopy(module).to("meta")  # its parameters and buffers come with each call
         self.names = tuple(tensors_of(module))
         self.pixels = getattr(module, "reads", "patches") == "pixels"
+        self.context = self.pixels or bool(getattr(module, "context", False))
         self.takes_live = bool(getattr(module, "takes_live", False)) and not self.pixels
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__

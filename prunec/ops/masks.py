@@ -19,16 +19,18 @@ def mask_keys(logits: Tensor, live: Tensor) -> Tensor:
     return logits.masked_fill(~live[:, None, None, :], float("-inf"))
 
 
-def fill(x: Tensor, live: Tensor, value: float, dim: int, batch_dim: int, first: int = 0) -> Tensor:
+def fill(
+    x: Tensor, live: Tensor, value: float, dim: int, batch_dim: int, first: int = 0, each: int = 1
+) -> Tensor:
     """Padding rows of an operand hold what makes no difference to the operator that reads it.
 
-    Zero to a sum, minus infinity to a maximum. `first` rows of the stream have none in the operand.
+    Zero to a sum, minus infinity to a maximum. `first` rows of the stream have none in the operand; every
+    image has `each` entries of it, one after the other, such as heads.
     """
-    live = live[:, first : first + x.shape[dim]]  # [B, n]
+    live = live[:, first : first + x.shape[dim]].repeat_interleave(each, dim=0)  # [B * each, n]
     live = live.T if dim < batch_dim else live
     shape = [1] * x.dim()
-    first_axis, second_axis = sorted((batch_dim, dim))
-    shape[first_axis], shape[second_axis] = live.shape
+    shape[min(batch_dim, dim)], shape[max(batch_dim, dim)] = live.shape
     return x.masked_fill(~live.reshape(shape), value)
 
 

@@ -50,8 +50,7 @@ def best(
 ) -> Tensor:
     """Which rows go on: the `count` best patches of each image, as `select` has them, and protected ones."""
     patches, there = _patches(score, prefix, suffix, live)
-    order = patches.argsort(dim=1, descending=True, stable=True)[:, : max(count, least)]
-    return _with_ends(torch.zeros_like(there).scatter(1, order, True) & there, prefix, suffix)
+    return _with_ends(_highest(patches, max(count, least)) & there, prefix, suffix)
 
 
 def best_of_batch(
@@ -62,11 +61,9 @@ def best_of_batch(
     The `least` best ones of each image go on in any case, so how many do is the same for every batch.
     """
     patches, there = _patches(score, prefix, suffix, live)
-    first = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
-    surely = torch.zeros_like(there).scatter(1, first, True) & there
-    ranked = patches.masked_fill(surely, float("inf")).flatten()
-    order = ranked.argsort(descending=True, stable=True)[: score.shape[0] * count]
-    kept = torch.zeros_like(there).flatten().scatter(0, order, True).view_as(there)
+    surely = _highest(patches, least) & there
+    ranked = patches.masked_fill(surely, float("inf")).reshape(1, -1)
+    kept = _highest(ranked, score.shape[0] * count).view_as(there)
     return _with_ends(kept & there, prefix, suffix)
 
 
@@ -78,8 +75,18 @@ def passing(
     Rows that the selection before has dropped already (not `live`) do not come back.
     """
     patches, there = _patches(score, prefix, suffix, live)
-    first = patches.argsort(dim=1, descending=True, stable=True)[:, :least]
-    return _with_ends((patches > threshold).scatter(1, first, True) & there, prefix, suffix)  # [B, T]
+    kept = (patches > threshold) | _highest(patches, least)
+    return _with_ends(kept & there, prefix, suffix)  # [B, T]
+
+
+def _highest(score: Tensor, count: int) -> Tensor:
+    """Which `count` of each row are the highest; ties go to the lower index.
+
+    Their ranks are compared, not the first of them cut off: that asks nothing of a length that is a symbol.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    return torch.zeros_like(order).scatter(1, order, places) < count
 
 
 def _patches(score: Tensor, prefix: int, suffix: int, live: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -119,8 +126,7 @@ def joined(kept: Tensor, score: Tensor, prefix: int, suffix: int, live: Tensor |
     """Those rows, and of the patches that leave the best one: its place is where they are summed up."""
     patches, there = _patches(score, prefix, suffix, live)
     leaving = there & ~kept[:, prefix : kept.shape[1] - suffix]
-    rank = patches.masked_fill(~leaving, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    first = torch.zeros_like(leaving).scatter(1, rank[:, :1], True) & leaving  # none where none leaves
+    first = _highest(patches.masked_fill(~leaving, float("-inf")), 1) & leaving  # none where none leaves
     return kept | torch.nn.functional.pad(first, (prefix, suffix))
 
 
@@ -204,8 +210,7 @@ def sampled(
     hit = (reached[:, None, :] - steps[None, :, None]).abs().argmin(dim=2)  # [B, count]
     hits = torch.zeros_like(there).scatter(1, order.gather(1, hit), True)
     rank = patches.masked_fill(~there, float("-inf")).masked_fill(hits, float("inf"))
-    first = rank.argsort(dim=1, descending=True, stable=True)[:, :least]
-    return _with_ends(hits.scatter(1, first, True) & there, prefix, suffix)
+    return _with_ends((hits | _highest(rank, least)) & there, prefix, suffix)
 
 
 def typical(score: Tensor, divisor: int, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:

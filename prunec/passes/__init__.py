@@ -11,9 +11,12 @@ import time
 from typing import Protocol
 
 from prunec import graph
+from prunec.lowering import Lowering
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.liveness import Liveness
+from prunec.passes.lower_packed import LowerPacked
+from prunec.passes.lower_single import LowerSingle
 from prunec.passes.normalise import Normalise
 from prunec.passes.recognise import Recognise
 from prunec.passes.repair_tokens import RepairTokens
@@ -41,6 +44,13 @@ class Pass(Protocol):
 FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
 BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness())
+
+
+def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
+    """After all others: what a mode does to the padded program that they make."""
+    if lowering.single:
+        return (LowerSingle(),)
+    return {"packed": (LowerPacked(),), "masked": ()}.get(lowering.mode, ())
 
 
 def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:

@@ -1,0 +1,87 @@
+"""Packing: the tokens that all images keep as rows of one image, one after the other.
+
+    live [B, n] -- rows_of -- rows [1, S]     where in the padded stream [B * n] each packed row stands
+               '-- slots                      and where in the packed one each padded row stands: [B, n]
+
+    padded [B, n, C] -- pick -- packed [1, S, C] -- spread -- padded
+
+What only reads a row at a time runs on packed rows as it is. Padding, spread again, holds some other row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunec import compat
+
+
+def rows_of(live: Tensor, bound: int | None = None) -> Tensor:
+    """Where the rows that count stand among those of all images: [B, n] to [1, S]."""
+    found = live.flatten().nonzero()[:, 0].unsqueeze(0)
+    total = found.shape[1]
+    compat.assume(total >= 2)  # a compiler that does not know the number wants to know whether it is one
+    compat.assume(total <= live.numel())
+    if bound is not None:
+        compat.assume(total <= bound, f"a batch has more than the {bound} {TOO_MANY}")
+    return found
+
+
+#: How a batch above its bound is told from other failures.
+TOO_MANY = "packed rows that it may have"
+
+
+def fixed_rows_of(live: Tensor, each: int) -> Tensor:
+    """The same where a batch has `each` rows for every image on average, whatever is in it."""
+    order = (~live).to(torch.uint8).flatten().argsort(stable=True)
+    return order[: live.shape[0] * each].sort().values.unsqueeze(0)
+
+
+def slots(live: Tensor) -> Tensor:
+    """Where each padded row stands among the packed ones; padding points at its neighbour: [B, n]."""
+    return (live.flatten().cumsum(0) - 1).clamp_min(0).view_as(live)
+
+
+def places(index: Tensor, rows: Tensor, tokens: int) -> Tensor:
+    """Where packed rows stand in a whole stream [B * T] that `index` [B, n] was chosen from: [1, S]."""
+    first = torch.arange(index.shape[0], device=index.device).unsqueeze(1) * tokens
+    return (index + first).flatten()[rows]
+
+
+def places_among(slots: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Where packed rows stand among those that were packed before: [1, S]."""
+    return slots.gather(1, index).flatten()[rows]
+
+
+def numbers(index: Tensor, rows: Tensor) -> Tensor:
+    """The token that each packed row is, as `index` [B, n] counts them: [1, S]."""
+    return index.flatten()[rows]
+
+
+def pick(x: Tensor, places: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
+    """Rows of all images, one after the other: [B, T, C] and places in B * T to [1, S, C]."""
+    rows = x.movedim((batch_dim, dim), (0, 1)).flatten(0, 1)
+    return rows.index_select(0, places[0]).unsqueeze(0).movedim((0, 1), (batch_dim, dim))
+
+
+def keep(x: Tensor, places: Tensor, dim: int = 1) -> Tensor:
+    """Some of the packed rows: [1, S, C] to [1, S', C]."""
+    return x.index_select(dim, places[0])
+
+
+def spread(x: Tensor, slots: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
+    """Packed rows as padded ones: [1, S, C] to [B, n, C]."""
+    return x.movedim((batch_dim, dim), (0, 1))[0][slots].movedim((0, 1), (batch_dim, dim))
+
+
+def put(base: Tensor, x: Tensor, places: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
+    """The whole stream with packed rows in their places: [B, T, C]."""
+    whole = base.movedim((batch_dim, dim), (0, 1))
+    rows = x.movedim((batch_dim, dim), (0, 1))[0]
+    filled = whole.flatten(0, 1).index_copy(0, places[0], rows)
+    return filled.view_as(whole).movedim((0, 1), (batch_dim, dim))
+
+
+def put_among(base: Tensor, x: Tensor, places: Tensor, dim: int = 1) -> Tensor:
+    """Packed rows with fewer packed rows in their places: [1, S, C]."""
+    return base.index_copy(dim, places[0], x)

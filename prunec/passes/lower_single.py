@@ -1,0 +1,49 @@
+"""Lower a padded program to one image at a time: it has no padding, so nothing need be hidden.
+
+pack(kept)                        ==>  only(kept)
+attention(.., key_mask(live, m))  ==>  attention(.., m)       the fused kernel without a mask
+scatter(base, x, index, d, live)  ==>  scatter(base, x, index, d)
+fill(x, live, ..), rescale(y, ..) ==>  x, y
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prunec import graph, ops
+from prunec.program import Program
+
+
+@dataclass(frozen=True)
+class LowerSingle:
+    """Keep what one image keeps, and hide nothing."""
+
+    name: ClassVar[str] = "one image"
+
+    def requires(self, program: Program) -> None:
+        """A padded program."""
+        assert program.plan is not None and program.plan.lowering.single
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program without masks."""
+        module = graph.copy(program.module)
+        undone = 0
+        for node in list(module.graph.nodes):
+            if node.target is ops.pack:
+                node.target, node.args = ops.only, node.args[:1]
+            elif node.target is ops.scatter:
+                node.args = node.args[:4]
+            elif node.target in _HIDING:
+                node.replace_all_uses_with(node.args[_HIDING[node.target]])
+                module.graph.erase_node(node)
+                undone += 1
+        return program.replace(module=module), {"masks": undone}
+
+    def ensures(self, program: Program) -> None:
+        """Nothing is hidden."""
+        assert not any(node.target in (*_HIDING, ops.pack) for node in program.graph.nodes)
+
+
+#: What hides padding, and which operand stands in its place when there is none.
+_HIDING = {ops.key_mask: 1, ops.mask_keys: 0, ops.fill: 0, ops.rescale: 0}

@@ -183,6 +183,13 @@ def reachable(start: Iterable[fx.Node], within: Collection[fx.Node] | None = Non
     return found
 
 
+def operand(node: fx.Node, place: int) -> fx.Node:
+    """A positional argument that is a node."""
+    found = node.args[place]
+    assert isinstance(found, fx.Node)
+    return found
+
+
 def is_getitem(node: fx.Node) -> bool:
     """Whether the node picks one element of a tuple."""
     return node.op == "call_function" and node.target is operator.getitem

@@ -12,7 +12,7 @@ A selection whose count differs from image to image is padded to the longest; `l
                     '-- live  -- live      [B, n], true for kept ones; attention, scatter look at it
 
 One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit),
-packing (the tokens of all images as rows of one), attention (of such rows).
+packing (the tokens of all images as rows of one), attention (of such rows), training (masks with gradients).
 """
 
 from typing import Any
@@ -87,6 +87,7 @@ from prunec.ops.streams import (
     take,
     whole,
 )
+from prunec.ops.training import attend_kept, blend, softmax_kept, straight_through
 
 #: What each operation is, for the printer and for the checks between passes.
 SCORES = (class_attention, class_row, attention_map, received, times_values, token_norm, random_score, change)
@@ -102,7 +103,7 @@ DIALECT = (
     key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter,
     reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
     sizes, merge, unmerge, repaint, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
-    numbers, pick, keep, spread, put, put_among,
+    numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept, softmax_kept,
 )  # fmt: skip
 
 
@@ -120,11 +121,13 @@ __all__ = [
     "SELECTIONS",
     "Learned",
     "attend",
+    "attend_kept",
     "attention_map",
     "beside",
     "best",
     "best_of_batch",
     "bias_keys",
+    "blend",
     "change",
     "class_attention",
     "class_row",
@@ -175,8 +178,10 @@ __all__ = [
     "shuffled",
     "sizes",
     "slots",
+    "softmax_kept",
     "spared",
     "spread",
+    "straight_through",
     "take",
     "tensors_of",
     "times_values",

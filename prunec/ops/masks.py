@@ -25,13 +25,17 @@ def fill(
     """Padding rows of an operand hold what makes no difference to the operator that reads it.
 
     Zero to a sum, minus infinity to a maximum. `first` rows of the stream have none in the operand; every
-    image has `each` entries of it, one after the other, such as heads.
+    image has `each` entries of it, one after the other, such as heads. A mask that is trained (numbers)
+    weighs the rows of a sum.
     """
     live = live[:, first : first + x.shape[dim]].repeat_interleave(each, dim=0)  # [B * each, n]
     live = live.T if dim < batch_dim else live
     shape = [1] * x.dim()
     shape[min(batch_dim, dim)], shape[max(batch_dim, dim)] = live.shape
-    return x.masked_fill(~live.reshape(shape), value)
+    live = live.reshape(shape)
+    if live.dtype != torch.bool and value == 0.0:
+        return x * live.to(x.dtype)
+    return x.masked_fill(live == 0, value)
 
 
 def rescale(y: Tensor, x: Tensor, live: Tensor, dim: int, batch_dim: int, first: int = 0) -> Tensor:

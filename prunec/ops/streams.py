@@ -16,7 +16,7 @@ def whole(x: Tensor) -> Tensor:
 
 def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     """Rows `index` of a stream, each image its own."""
-    return x.gather(dim, _rows(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
+    return x.gather(dim, spread_over(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
 
 
 def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uniform: bool = False) -> Tensor:
@@ -56,14 +56,14 @@ def fuse_each(
     extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
     here = (joined & ~kept).gather(1, index)  # [B, n]
     rows = gather(x, index, dim)
-    return torch.where(_rows(here, rows, dim), extra, rows)
+    return torch.where(spread_over(here, rows, dim), extra, rows)
 
 
 def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor | None = None) -> Tensor:
     """The full stream again: `base`, with rows `index` replaced by the pruned stream's (only `live` ones)."""
-    rows = _rows(index, x, dim)
+    rows = spread_over(index, x, dim)
     if live is not None:
-        x = torch.where(_rows(live, x, dim), x, base.gather(dim, rows))
+        x = torch.where(spread_over(live, x, dim), x, base.gather(dim, rows))
     return base.scatter(dim, rows, x)
 
 
@@ -133,8 +133,8 @@ def take(
     return table.gather(dim, index.reshape(shape).expand(target))
 
 
-def _rows(index: Tensor, x: Tensor, dim: int) -> Tensor:
-    """`index` [B, n] spread over the other dimensions of a stream [B, .., n, .., C]."""
+def spread_over(index: Tensor, x: Tensor, dim: int) -> Tensor:
+    """Numbers of rows [B, n] spread over the other dimensions of a stream [B, .., n, .., C]."""
     batch = 1 if dim == 0 else 0
     index = index.T if dim < batch else index
     shape, target = [1] * x.dim(), list(x.shape)

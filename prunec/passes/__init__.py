@@ -11,10 +11,11 @@ import time
 from typing import Protocol
 
 from prunec import graph
-from prunec.lowering import Lowering
+from prunec.lowering import Lowering, Mode
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.liveness import Liveness
+from prunec.passes.lower_masked import LowerMasked
 from prunec.passes.lower_packed import LowerPacked
 from prunec.passes.lower_single import LowerSingle
 from prunec.passes.normalise import Normalise
@@ -45,12 +46,17 @@ FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
 BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness())
 
+#: After all others: what a mode does to the padded program that they make.
+LOWERING: dict[Mode, tuple[Pass, ...]] = {
+    "static": (), "padded": (), "packed": (LowerPacked(),), "masked": (LowerMasked(),),
+}  # fmt: skip
+
 
 def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
-    """After all others: what a mode does to the padded program that they make."""
+    """The passes of a mode; one image at a time has its own."""
     if lowering.single:
         return (LowerSingle(),)
-    return {"packed": (LowerPacked(),), "masked": ()}.get(lowering.mode, ())
+    return LOWERING[lowering.mode]
 
 
 def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:

@@ -163,7 +163,7 @@ class _Packing:
         if space is None or not self._has_both_forms(node):
             return None
         if graph.is_getitem(node):
-            made = self.packed.get(_operand(node, 0))
+            made = self.packed.get(graph.operand(node, 0))
             return made and self._call(operator.getitem, (made, node.args[1]), node.name)
         if node.target is ops.gather:
             return self._gathered(node, space)
@@ -204,7 +204,7 @@ class _Packing:
         return made
 
     def _gathered(self, node: fx.Node, space: _Space) -> fx.Node | None:
-        source, index = _operand(node, 0), _operand(node, 1)
+        source, index = graph.operand(node, 0), graph.operand(node, 1)
         axis, images = self._axes(node)
         before = self._space(source)
         if index is not space.selection:
@@ -217,7 +217,7 @@ class _Packing:
 
     def _scattered(self, node: fx.Node, space: _Space) -> fx.Node | None:
         """Packed rows back among those that were packed before."""
-        base, x, index = (_operand(node, place) for place in range(3))
+        base, x, index = (graph.operand(node, place) for place in range(3))
         inner = self._space(x)
         if inner is None or index is not inner.selection or self._space(base) is not space:
             return None
@@ -227,7 +227,7 @@ class _Packing:
 
     def _taken(self, node: fx.Node, space: _Space) -> fx.Node | None:
         """Rows of a table that all images share."""
-        table, index = _operand(node, 0), _operand(node, 1)
+        table, index = graph.operand(node, 0), graph.operand(node, 1)
         dim, images, *skipped = node.args[2:]
         assert isinstance(images, int)
         shared = self._space(table) is None and table.meta["val"].shape[images] == 1
@@ -264,7 +264,7 @@ class _Packing:
             slots = self._call(ops.rows, (space.slots, 1, *span), f"{node.name}_slots")
             return self._call(ops.spread, (self.packed[source], slots, *self._axes(source)), node.name)
         if node.target is ops.scatter:
-            base, x, index = (_operand(node, place) for place in range(3))
+            base, x, index = (graph.operand(node, place) for place in range(3))
             space = self._space(x) if x in self.packed else None
             if space is None or self._space(base) is not None:
                 return None
@@ -361,12 +361,6 @@ class _Packing:
         node = self.graph.create_node("call_function", function, args, {}, name)
         node.meta["val"] = value
         return node
-
-
-def _operand(node: fx.Node, place: int) -> fx.Node:
-    operand = node.args[place]
-    assert isinstance(operand, fx.Node)
-    return operand
 
 
 def _unprotected(node: fx.Node) -> tuple[Any, ...]:

@@ -1,0 +1,138 @@
+"""Lower a padded program to masks: every token is computed, and what is not kept is hidden and blended out.
+
+    pack(kept)                          ==>  every(kept)                       all rows, in place
+    gather(x, index)                    ==>  x
+    take(table, index)                  ==>  table
+    attention(q, k, v, key_mask(live))  ==>  attend_kept(q, k, v, m)           keys weigh m
+    scatter(base, x, index, live)       ==>  blend(base, x, m)                 m * x + (1 - m) * base
+    mean(fill(x, live)) * n / live      ==>  the same of m
+
+m is the mask of what is kept. Where a learned scorer chose, it is a number that is 0 or 1 and has the
+gradient of how surely it was chosen (straight through): that is how scorers are trained. All else is as it
+was, so the outputs are those of the padded program. Where tokens are merged in pairs, their places in the
+pruned stream tell which, so there the rows are put in that order: all of them, kept ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+
+from prunec import compat, graph, ops
+from prunec.padding import mask_of
+from prunec.program import Program
+
+
+@dataclass(frozen=True)
+class LowerMasked:
+    """Compute all tokens, hide those that are not kept."""
+
+    name: ClassVar[str] = "mask"
+
+    def requires(self, program: Program) -> None:
+        """A padded program."""
+        assert program.plan is not None and program.plan.lowering.mode == "masked"
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program on all tokens."""
+        assert program.anatomy is not None
+        module = graph.copy(program.module)
+        selections = [node for node in module.graph.nodes if node.target is ops.pack]
+        if any(node.target is ops.pairs for node in module.graph.nodes):
+            for node in selections:
+                node.target, node.args = ops.pack_all, (*node.args[:3], *node.args[4:5])
+            return program.replace(module=module), {"all rows": len(selections)}
+        masking = _Masking(module.graph, program.anatomy.cores)
+        masking.run(selections)
+        return program.replace(module=module), masking.counts
+
+    def ensures(self, program: Program) -> None:
+        """No row is left out."""
+        assert not any(node.target is ops.pack for node in program.graph.nodes)
+
+
+class _Masking:
+    """Rewrites one graph in place."""
+
+    def __init__(self, target: fx.Graph, cores: tuple[str, ...]) -> None:
+        self.graph, self.cores = target, cores
+        self.masks: dict[fx.Node, fx.Node] = {}  # live -> m
+        self.counts = {"masked": 0, "blended": 0, "trained": 0}
+
+    def run(self, selections: list[fx.Node]) -> None:
+        """Rewrite it from front to back."""
+        for selection in selections:
+            selection.target, selection.args = ops.every, selection.args[:1]
+        for node in list(self.graph.nodes):
+            if node.target is ops.live:
+                self._mask(node)
+            elif node.target in (ops.gather, ops.take):
+                if graph.operand(node, 1).target is ops.every:  # all rows, in place
+                    node.replace_all_uses_with(graph.operand(node, 0))
+            elif node.target is ops.compose:
+                node.replace_all_uses_with(graph.operand(node, 1))
+            elif node.target is ops.scatter:
+                mask = self.masks[graph.operand(node, 4)]
+                _becomes(node, ops.blend, (*node.args[:2], mask, node.args[3]))
+                self.counts["blended"] += 1
+            elif node.target in (ops.fill, ops.rescale):
+                node.args = fx.map_arg(node.args, lambda source: self.masks.get(source, source))
+            elif node.name in self.cores:
+                self._weigh(node)
+
+    def _mask(self, live: fx.Node) -> None:
+        """What says which rows are kept, as a number that can be trained where a learned scorer chose."""
+        kept = chosen = graph.operand(live, 0)
+        live.replace_all_uses_with(kept)
+        self.masks[kept] = kept
+        while chosen.target in (ops.joined, ops.spared):
+            chosen = graph.operand(chosen, 0)
+        score, bound, prefix, suffix, _, before, *_ = (*chosen.args, None)
+        if not _is_learned(score):
+            return
+        earlier = _node(before)
+        mask = self.masks[earlier] if earlier is not None else None
+        given = (kept, score, _node(bound), prefix, suffix, mask)
+        with self.graph.inserting_after(kept):
+            made = self.graph.create_node(
+                "call_function", ops.straight_through, given, name=f"{kept.name}_trained"
+            )
+        made.meta["val"] = graph.operand(chosen, 0).meta["val"]
+        self.masks[kept] = made
+        self.counts["trained"] += 1
+
+    def _weigh(self, node: fx.Node) -> None:
+        """Keys of attention weigh as much as they are kept."""
+        if graph.op(node) == "scaled_dot_product_attention":
+            hidden, names = mask_of(node), compat.argument_names_of(node.target)
+            if hidden is None or hidden.target is not ops.key_mask:
+                return
+            given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+            own = hidden.args[1] if len(hidden.args) > 1 else None
+            mask = self.masks[graph.operand(hidden, 0)]
+            _becomes(node, ops.attend_kept, (*node.args[:3], mask, own, given.get("scale")))
+        else:
+            hidden = graph.operand(node, 0)
+            if hidden.target is not ops.mask_keys:
+                return
+            mask = self.masks[graph.operand(hidden, 1)]
+            _becomes(node, ops.softmax_kept, (hidden.args[0], mask, node.meta["val"].dtype))
+        self.counts["masked"] += 1
+
+
+def _becomes(node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    node.target, node.args, node.kwargs = function, args, {}
+
+
+def _node(argument: object) -> fx.Node | None:
+    return argument if isinstance(argument, fx.Node) else None
+
+
+def _is_learned(score: object) -> bool:
+    """Whether a scorer with parameters gave these scores."""
+    while isinstance(score, fx.Node) and score.target in (ops.beside, ops.doubt):
+        score = score.args[0]
+    return isinstance(score, fx.Node) and isinstance(score.target, ops.Learned) and score.target.trainable

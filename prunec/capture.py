@@ -22,7 +22,8 @@ from torch.export.graph_signature import InputKind
 from prunec import compat
 from prunec.errors import CaptureError, UsageError
 from prunec.graph import keep_parameters
-from prunec.program import Interface, Program, Stage
+from prunec.interface import Interface
+from prunec.program import Program, Stage
 
 
 def capture(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from prunec import compat, graph, ops
 from prunec.errors import VerificationError
 from prunec.program import Program, with_tensors
+from prunec.scattering import Scattering
 
 #: Largest difference relative to the output's scale that still counts as equal, by precision.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -242,9 +243,9 @@ def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None
     if not ragged or pruned.interface.batch != batch or batch < 2:
         return None
     with torch.no_grad(), torch.random.fork_rng():
-        together = _seeded(_Scattering(pruned, range(batch)).run, flat)
+        together = _seeded(Scattering(pruned, range(batch)).run, flat)
         alone = [
-            _seeded(_Scattering(pruned, [image]).run, tuple(_one(leaf, image, batch) for leaf in flat))
+            _seeded(Scattering(pruned, [image]).run, tuple(_one(leaf, image, batch) for leaf in flat))
             for image in range(batch)
         ]
     worst = 0.0
@@ -255,33 +256,54 @@ def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None
     return worst
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """A program in its mode beside the one that it was made from."""
+
+    difference: float
+    tolerance: float
+    seconds: float
+    images: int
+
+    def __str__(self) -> str:
+        return (
+            f"the same outputs as before, on token sets of all sizes: {self.difference:.1e} "
+            f"(largest relative difference, at most {self.tolerance:.0e})"
+        )
+
+
+def agree(plain: Program, lowered: Program, flat: tuple[Any, ...] | None = None) -> Agreement:
+    """Compare a lowered program with the one it was made from; VerificationError when they differ.
+
+    Both keep the same tokens, chosen at random: each image another share of its own.
+    """
+    assert plain.plan is not None
+    start, flat = time.perf_counter(), plain.interface.example if flat is None else flat
+    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    tolerance = _tolerance(plain)
+    if tolerance >= _HALF:
+        (plain, lowered, flat), tolerance = _in_float32(plain, lowered, flat), TOLERANCE[torch.float32]
+    assert plain.plan is not None
+    together = [(flat, range(batch))]
+    apart = [(tuple(_one(leaf, image, batch) for leaf in flat), [image]) for image in range(batch)]
+    worst = 0.0
+    with torch.no_grad(), torch.random.fork_rng():
+        for inputs, images in apart if plain.plan.lowering.single else together:
+            expected = _seeded(Scattering(plain, images).run, inputs)
+            worst = max(worst, _worst(_seeded(Scattering(lowered, images).run, inputs), expected))
+    if worst > tolerance:
+        raise VerificationError(
+            f"the model in mode {plain.plan.lowering} differs from what it was made from: {worst:.1e}, "
+            f"at most {tolerance:.0e} is allowed",
+            where="mode",
+            remedy="use mode padded, and please report the model's name",
+        )
+    return Agreement(worst, tolerance, time.perf_counter() - start, batch)
+
+
 def _one(leaf: Any, image: int, batch: int) -> Any:
     is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
     return leaf[image : image + 1] if is_batch else leaf
-
-
-class _Scattering(fx.Interpreter):
-    """Runs a ragged graph in which every image keeps rows of its own, whatever their scores."""
-
-    def __init__(self, program: Program, images: Iterable[int]) -> None:
-        super().__init__(program.module, garbage_collect_values=True)
-        assert program.anatomy is not None
-        self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Everything as it is, but which rows pass: a share of an image's rows that is its own."""
-        if target not in ops.PASSING:
-            return super().call_function(target, args, kwargs)
-        scores = torch.stack([self._chance(image)[: args[0].shape[1]] for image in self.images])
-        scores = torch.where(args[0].isposinf(), args[0], scores.to(args[0]))  # others are merged into those
-        self.site += 1
-        return ops.passing(scores, scores.new_zeros(()), *args[2:])
-
-    def _chance(self, image: int) -> Tensor:
-        """The same for an image whatever its batch pads it to."""
-        generator = torch.Generator().manual_seed(1000 * self.site + image)
-        share = 0.8 if (image + self.site) % 2 else 0.3  # neighbours differ, or nothing would pad
-        return torch.rand(self.tokens, generator=generator) - (1 - share)
 
 
 def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator | None) -> Tensor:

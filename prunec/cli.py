@@ -28,6 +28,7 @@ from prunec.compiler import compile_source, recognise
 from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
 from prunec.figures import Progress
+from prunec.lowering import choose
 from prunec.policy import Policy, presets, schema
 from prunec.program import Program
 from prunec.rules import rates
@@ -65,6 +66,16 @@ RestoreOption = Annotated[
     str | None,
     typer.Option("--restore", metavar="HOW", help="how tokens come back for a head that reads all of them"),
 ]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="MODE", help="static, padded, packed or masked; what suits, if left out"),
+]
+BucketsOption = Annotated[
+    str | None, typer.Option("--buckets", metavar="64,128", help="lengths to round padded batches up to")
+]
+BoundOption = Annotated[
+    int | None, typer.Option("--bound", min=1, help="tokens that a packed batch may have at most")
+]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 Format = Literal["text", "json"]
@@ -94,6 +105,9 @@ def optimize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
     ] = False,
+    mode: ModeOption = None,
+    buckets: BucketsOption = None,
+    bound: BoundOption = None,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
     ] = False,
@@ -103,14 +117,17 @@ def optimize(
     as_json: JsonOption = False,
 ) -> None:
     """Transform a model, prove it, measure it, and write the artefact."""
-    targets.load(target)
+    backend = targets.load(target)
     chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
+    lengths = _numbers(buckets, "--buckets", "lengths such as 64,128") or ()
+    lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
     folder = output or _folder(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     if dry_run:
-        _show_program(compile_source(given, chosen, untrained=True).pruned, as_json=as_json)
+        compiled = compile_source(given, chosen, untrained=True, lowering=lowering)
+        _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), _progress() as say:
         result = verbs.optimize(
@@ -121,6 +138,9 @@ def optimize(
             batch=batch,
             rounds=rounds,
             untrained=untrained,
+            mode=mode,
+            buckets=lengths,
+            bound=bound,
             say=say,
         )
         result.save(folder)
@@ -140,6 +160,7 @@ def graph(
     keep: KeepOption = None,
     blocks: BlocksOption = None,
     restore: RestoreOption = None,
+    mode: ModeOption = None,
     show_diff: Annotated[bool, typer.Option("--diff", help="show what the policy changes")] = False,
     form: Annotated[Format, typer.Option("--format", help="text or json")] = "text",
     pretrained: Annotated[
@@ -157,7 +178,7 @@ def graph(
         shown = compare(recognise(given))
     else:
         chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
-        compiled = compile_source(given, chosen, untrained=True)
+        compiled = compile_source(given, chosen, untrained=True, lowering=choose(chosen, mode))
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:
             shown = without_changes(shown)
@@ -298,15 +319,15 @@ def _progress() -> Iterator[Progress]:
         yield lambda step: chatter.print(f"prunec: {step}", markup=False)
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _numbers(
+    text: str | None, option: str = "--blocks", what: str = "block numbers such as 3,6,9"
+) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is no list of block numbers such as 3,6,9", param_hint="--blocks"
-        ) from error
+        raise typer.BadParameter(f"{text!r} is no list of {what}", param_hint=option) from error
 
 
 def _folder(source: str, policy: str) -> str:
@@ -326,6 +347,7 @@ def _show_program(program: Program, *, as_json: bool) -> None:
         )
         return
     out.print(program.anatomy.summary(), markup=False)
+    out.print(f"mode {program.plan.lowering}", markup=False)
     for entry in (*program.plan.sites, *program.plan.notes, *program.stages):
         out.print(str(entry), markup=False)
 

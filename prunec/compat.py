@@ -295,22 +295,22 @@ def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    counts: torch.Tensor,
+    counts: tuple[torch.Tensor, torch.Tensor],
     scale: float,
-    longest: int,
+    longest: tuple[int, int],
 ) -> torch.Tensor:
-    """Attention of packed rows [1, h, S, d], `counts` of them for each image, at most `longest`."""
+    """Attention of packed rows [1, h, S, d]: for each image so many queries and keys, at most `longest`."""
     from torch.nn.attention.varlen import (
         varlen_attn,
     )  # CUDA only; its signature grows from release to release
 
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+    offsets = [torch.nn.functional.pad(count.cumsum(0), (1, 0)).int() for count in counts]
     options = {"scale": scale}
     if "scale" not in inspect.signature(varlen_attn).parameters:
         query, options = query * (scale * query.shape[-1] ** 0.5), {}
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, h, d]
     attention: Callable[..., Any] = varlen_attn
-    found: torch.Tensor = attention(*rows, offsets, offsets, longest, longest, **options)
+    found: torch.Tensor = attention(*rows, *offsets, *longest, **options)
     return found.transpose(0, 1).unsqueeze(0)
 
 

@@ -1,7 +1,7 @@
 """The compiler, on one screen.
 
 capture -> normalise -> flatten grid -> recognise -> plan -> insert sites -> repair tokens -> liveness
--> calibrate -> certify
+-> calibrate -> certify -> lower
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
-from prunec.certificate import Certificate, certify
+from prunec.certificate import Certificate, agree, certify
 from prunec.errors import CalibrationError
+from prunec.lowering import Lowering, choose
 from prunec.ops import Learned
-from prunec.passes import BACK, FRONT, run_passes
+from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.plan import counted, make_plan
 from prunec.policy import Policy
 from prunec.program import Program, Stage
@@ -26,6 +27,7 @@ class Compiled:
     """One model through the compiler: before, after, and the proof."""
 
     dense: Program  # captured, normalised, recognised; nothing inserted
+    plain: Program  # pruned and certified, before its mode has changed it: what controls are made of
     pruned: Program
     certificate: Certificate
     calibration: Calibration | None = None  # of a policy with learned parts or thresholds
@@ -41,7 +43,12 @@ def recognise(source: Source) -> Program:
 
 
 def compile_source(
-    source: Source, policy: Policy, calibration: Pictures | None = None, *, untrained: bool = False
+    source: Source,
+    policy: Policy,
+    calibration: Pictures | None = None,
+    *,
+    untrained: bool = False,
+    lowering: Lowering | None = None,
 ) -> Compiled:
     """The whole way from a module to a certified program.
 
@@ -50,17 +57,31 @@ def compile_source(
         policy: what to do.
         calibration: images for the policy's learned parts and thresholds.
         untrained: leave those as they are at first: good for timing and for weights that are loaded later.
+        lowering: the mode; when left out, what suits the policy.
     """
     dense = recognise(source)
-    planned = plan(dense, policy)
-    pruned = run_passes(BACK, planned)
-    fitted = None if untrained else fit(dense, pruned, policy, calibration)
+    planned = plan(dense, policy, lowering or choose(policy))
+    plain = run_passes(BACK, planned)
+    fitted = None if untrained else fit(dense, plain, policy, calibration)
     if fitted is not None:
         stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
-        pruned = pruned.replace(plan=counted(pruned.plan, fitted.counts), stages=(*pruned.stages, stage))
-    certificate = certify(dense, pruned, original=source.module)
+        plain = plain.replace(plan=counted(plain.plan, fitted.counts), stages=(*plain.stages, stage))
+    certificate = certify(dense, plain, original=source.module)
     stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
-    return Compiled(dense, pruned.replace(stages=(*pruned.stages, stage)), certificate, fitted)
+    plain = plain.replace(stages=(*plain.stages, stage))
+    return Compiled(dense, plain, lower(plain), certificate, fitted)
+
+
+def lower(plain: Program) -> Program:
+    """The program in its mode, and the proof that it computes the same."""
+    assert plain.plan is not None
+    passes = lowering_passes(plain.plan.lowering)
+    lowered = run_passes(passes, plain)
+    if not passes:
+        return lowered
+    agreement = agree(plain, lowered)
+    stage = Stage("agree", agreement.seconds, {"images": agreement.images}, (str(agreement),))
+    return lowered.replace(stages=(*lowered.stages, stage))
 
 
 def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None) -> Calibration | None:
@@ -86,10 +107,10 @@ def has_blanks(pruned: Program) -> bool:
     )
 
 
-def plan(dense: Program, policy: Policy) -> Program:
+def plan(dense: Program, policy: Policy, lowering: Lowering) -> Program:
     """The policy made concrete for this model."""
     assert dense.anatomy is not None
     start = time.perf_counter()
-    made = make_plan(policy, dense.anatomy)
+    made = make_plan(policy, dense.anatomy, lowering)
     stage = Stage("plan", time.perf_counter() - start, {"sites": len(made.sites)}, made.notes)
     return dense.replace(plan=made, stages=(*dense.stages, stage))

@@ -76,7 +76,7 @@ def inputs(program: Program, batch: int, images: Tensor | None) -> tuple[Any, ..
 
 def latency(
     dense: Program,
-    pruned: Program,
+    plain: Program,
     lowered: dict[str, Flat],
     target: Target,
     flat: tuple[Any, ...],
@@ -85,9 +85,10 @@ def latency(
 ) -> Latency:
     """Time the compiled dense and pruned models beside plain slices of the same lengths.
 
-    `lowered` holds the callables of "dense" and "pruned"; the ideal is lowered here.
+    `lowered` holds the callables of "dense" and "pruned"; the ideal is made of the pruned program as it was
+    before its mode changed it, and lowered here.
     """
-    ideal = run_passes((Slices(),), pruned)
+    ideal = run_passes((Slices(),), plain)
     calls = {**lowered, "ideal": target.lower(ideal)}
     with torch.no_grad():
         for name, call in calls.items():
@@ -101,9 +102,9 @@ def latency(
     return Latency(timings, batch, cost.device_facts(device))
 
 
-def accuracy(dense: Program, pruned: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
+def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
     """Accuracy or agreement of dense, pruned and random at the same counts."""
-    random = run_passes((RandomScores(),), pruned)
+    random = run_passes((RandomScores(),), plain)
     labels, classes = pictures.labels, _classes(dense)
     fits = labels is not None and classes is not None and int(labels.max()) < classes
     if pictures.classes not in (None, classes):  # the third of ten names is not the third of a thousand

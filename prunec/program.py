@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
@@ -16,158 +15,14 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from prunec import compat, graph
+from prunec import compat, graph, ops
 from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
+from prunec.interface import Interface, name_of
 from prunec.lowering import Lowering
 from prunec.rules import Rules, Step
 
 Where = Literal["before_block", "after_attention"]
-
-
-@dataclass(frozen=True)
-class Interface:
-    """How a call of the user's model maps to the flat inputs and outputs of its graph."""
-
-    parameters: tuple[str, ...]  # forward()'s own parameters, in order
-    defaults: Mapping[str, Any]  # those that may be left out
-    positional: tuple[str, ...]  # the ones captured as positional arguments
-    keyword: tuple[str, ...]  # the ones captured as keywords
-    in_spec: compat.TreeSpec
-    out_spec: compat.TreeSpec
-    example: tuple[Any, ...]  # flat example inputs, batch first
-    batch: int | None  # the example's batch, None when the batch is fixed
-
-    def flatten(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Sequence[Tensor | None] | None = None
-    ) -> list[Any]:
-        """The flat graph inputs of one call, however its arguments were spelled.
-
-        Args:
-            args: positional arguments of the model's forward.
-            kwargs: keyword arguments.
-            weights: for each flat input a weight that had its precision at capture. Its precision and its
-                device now are those that are expected; the example's precision where there is none.
-        """
-        weights = [None] * len(self.example) if weights is None else weights
-        self._check_names(args, kwargs, weights)
-        given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
-        call = (tuple(given[name] for name in self.positional), {name: given[name] for name in self.keyword})
-        flat, spec = compat.tree_flatten(call)
-        if spec != self.in_spec:
-            raise UsageError(
-                "the inputs nest differently from the example", remedy=f"expected {self.call(weights)}"
-            )
-        leaves = zip(self.leaf_names(), flat, self.example, weights, strict=True)
-        for name, value, example, weight in leaves:
-            self._check_leaf(name, value, example, weight)
-        return flat
-
-    def _check_names(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Sequence[Tensor | None]
-    ) -> None:
-        """No input is missing, given twice, or one that the graph has no place for."""
-
-        def wrong(what: str, more: str = "") -> UsageError:
-            return UsageError(what, remedy=f"call the model with {self.call(weights)}{more}")
-
-        if len(args) > len(self.parameters):
-            raise wrong(f"forward takes {len(self.parameters)} arguments, got {len(args)}")
-        given = dict(zip(self.parameters, args, strict=False))
-        captured = (*self.positional, *self.keyword)
-        for name, value in (*given.items(), *kwargs.items()):
-            if name in given and name in kwargs:
-                raise wrong(f"input {name!r} is given twice, by position and by name")
-            if name not in captured and value is not self.defaults.get(name):
-                raise wrong(
-                    f"input {name!r} was not given at capture, so the graph has no place for it",
-                    ", or transform the model again with an example that holds this input",
-                )
-        for name in captured:
-            if name not in given and name not in kwargs:
-                raise wrong(f"missing input {name!r}")
-
-    def unflatten(self, outputs: Any) -> Any:
-        """The model's own output structure (a tensor, a tuple, a ModelOutput) from the flat tuple."""
-        return compat.tree_unflatten(list(outputs), self.out_spec)
-
-    def leaf_names(self) -> tuple[str, ...]:
-        """A name for each flat input; nested inputs repeat their parameter's name."""
-        names: list[str] = []
-        for name, child in zip((*self.positional, *self.keyword), _children(self.in_spec), strict=True):
-            names.extend([name] * child.num_leaves)
-        return tuple(names)
-
-    def call(self, weights: Sequence[Tensor | None] | None = None) -> str:
-        """The expected call in words, such as `pixel_values=float32[B, 3, 224, 224]`."""
-        weights = [None] * len(self.example) if weights is None else weights
-        leaves = zip(self.leaf_names(), self.example, weights, strict=True)
-        return ", ".join(
-            f"{name}={self.describe(leaf, _precision(leaf, weight))}" for name, leaf, weight in leaves
-        )
-
-    def describe(self, leaf: Any, precision: torch.dtype | None = None) -> str:
-        """`float32[B, 3, 224, 224]` for a tensor (or the other precision), its repr for anything else."""
-        if not isinstance(leaf, Tensor):
-            return reprlib.repr(leaf)
-        sizes = [str(size) for size in leaf.shape]
-        if sizes and self.batch is not None and leaf.shape[0] == self.batch:
-            sizes[0] = "B"
-        return f"{_name(precision or leaf.dtype)}[{', '.join(sizes)}]"
-
-    def _check_leaf(self, name: str, value: Any, example: Any, weight: Tensor | None) -> None:
-        if isinstance(example, Tensor):
-            self._check_tensor(name, value, example, weight)
-        elif isinstance(value, Tensor) or value != example:
-            raise UsageError(
-                f"input {name!r} is {self.describe(value)}, the model was captured with {example!r}",
-                remedy="transform the model again with an example that holds this value",
-            )
-
-    def _check_tensor(self, name: str, value: Any, example: Tensor, weight: Tensor | None) -> None:
-        precision = _precision(example, weight)
-        free = self.batch is not None and example.dim() > 0 and example.shape[0] == self.batch
-        start = 1 if free else 0
-        fits = isinstance(value, Tensor) and value.dim() == example.dim()
-        if not fits or value.shape[start:] != example.shape[start:]:
-            remedy = "give inputs of that shape, or transform the model again with an example of yours"
-        elif weight is not None and value.dim() > 0 and value.device != weight.device:
-            raise UsageError(
-                f"input {name!r} is on {value.device}, expected {self.describe(example, precision)} "
-                f"on {weight.device}",
-                remedy=f"move it to where the weights are: {name}.to({str(weight.device)!r})",
-            )
-        elif value.dtype != precision and not _is_cast(value, example):
-            remedy = f"prepare it as for the model itself, or convert it: {name}.to({precision})"
-        else:
-            return
-        raise UsageError(
-            f"input {name!r} is {self.describe(value)}, expected {self.describe(example, precision)}",
-            remedy=remedy,
-        )
-
-
-def _is_cast(value: Tensor, example: Tensor) -> bool:
-    """Whether autocast gives an input the precision that each operator wants."""
-    kind = value.device.type
-    both = value.is_floating_point() and example.is_floating_point()
-    return both and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
-def _precision(leaf: Any, weight: Tensor | None) -> torch.dtype | None:
-    """What an input must have: the precision that its weight has now, or the example's own."""
-    if not isinstance(leaf, Tensor):
-        return None
-    return leaf.dtype if weight is None or not leaf.is_floating_point() else weight.dtype
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _children(spec: compat.TreeSpec) -> list[compat.TreeSpec]:
-    arguments, keywords = spec.children()
-    return [*arguments.children(), *keywords.children()]
 
 
 @dataclass(frozen=True)
@@ -292,6 +147,38 @@ def with_tensors(module: fx.GraphModule, change: Callable[[Tensor], Tensor]) -> 
     return made
 
 
+def within_bound(program: Program, call: Callable[[], Any]) -> Any:
+    """The call's result; a batch with more packed rows than are allowed is an error that says what to do."""
+    bound = program.plan.lowering.bound if program.plan is not None else None
+    if bound is None:
+        return call()
+    try:
+        return call()
+    except RuntimeError as error:
+        if ops.TOO_MANY not in str(error) and "Runtime assertion failed" not in str(error):
+            raise
+        raise UsageError(
+            f"the images of this batch keep more than {bound} tokens together, the bound that was given",
+            remedy="give fewer images at a time or a higher bound, or use another mode: padded, masked",
+        ) from error
+
+
+def _check_single(program: Program, flat: Sequence[Any]) -> None:
+    """One image at a time, where that is what the program was made for."""
+    if program.plan is None or not program.plan.lowering.single:
+        return
+    for leaf, example in zip(flat, program.interface.example, strict=True):
+        batched = (
+            isinstance(example, Tensor) and example.dim() and example.shape[0] == program.interface.batch
+        )
+        if batched and leaf.shape[0] != 1:
+            raise UsageError(
+                f"in mode static, policy {program.plan.policy!r} runs one image at a time, and these are "
+                f"{leaf.shape[0]}: each keeps as many tokens as it needs",
+                remedy="transform the model again in a mode that can: padded, packed, masked",
+            )
+
+
 #: What makes a module's tree of tensors; shared by a program's graph and the module that it is.
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
@@ -321,7 +208,8 @@ class ProgramModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's forward, with fewer tokens."""
         program: Program = self.__dict__["program"]
-        return program.interface.unflatten(program.module(*self.flat(args, kwargs)))
+        flat = self.flat(args, kwargs)
+        return program.interface.unflatten(within_bound(program, lambda: program.module(*flat)))
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""
@@ -332,12 +220,14 @@ class ProgramModule(nn.Module):
         ):
             if weight is not None and place is not None and weight.dtype != example.dtype:
                 raise UsageError(
-                    f"the weights are {_name(weight.dtype)} now, and the graph converts to "
-                    f"{_name(example.dtype)}, in which it was captured",
+                    f"the weights are {name_of(weight.dtype)} now, and the graph converts to "
+                    f"{name_of(example.dtype)}, in which it was captured",
                     where=place,
                     remedy=f"convert the model first: prunec.transform(model.to({weight.dtype}), ...)",
                 )
-        return interface.flatten(args, kwargs, weights)
+        flat = interface.flatten(args, kwargs, weights)
+        _check_single(self.__dict__["program"], flat)
+        return flat
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProgramModule:
         """What .to(), .cuda(), .half() and the like do; tensors that the graph makes follow the weights."""

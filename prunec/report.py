@@ -79,6 +79,8 @@ class Report:
             "policy",
             f"{self.policy['name']}, {rates(self.plan.rules)}, target {self.target}",
         )
+        if self.plan.sites:
+            yield "mode", str(self.plan.lowering)
         for number, site in enumerate(self.plan.sites):
             yield "sites" if number == 0 else "", str(site)
         yield from (("", note) for note in self.plan.notes)
@@ -94,6 +96,9 @@ class Report:
         yield "", f"(largest relative difference from the original, allowed {allowed})"
         if self.certificate.padding is not None:
             yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
+        for stage in self.stages:
+            if stage.name == "agree":
+                yield "", f"in its mode: {stage.notes[0]}"
         if self.calibration:
             yield "calibrated", str(self.calibration)
         if self.flops:

@@ -21,6 +21,7 @@ from prunec.data.images import load_images
 from prunec.diff import compare, text
 from prunec.errors import CalibrationError, SourceError, UsageError
 from prunec.figures import Progress
+from prunec.lowering import choose
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
 from prunec.report import Report
@@ -46,6 +47,9 @@ def transform(
     within: str | None = None,
     calibration: Tensor | None = None,
     untrained: bool = False,
+    mode: str | None = None,
+    buckets: tuple[int, ...] = (),
+    bound: int | None = None,
 ) -> nn.Module:
     """An unmodified Vision Transformer in, the same model with fewer tokens out.
 
@@ -60,6 +64,11 @@ def transform(
             inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
         calibration: images [n, ...], normalised, for a policy with learned parts or thresholds.
         untrained: leave those parts as they are at first, for timing only, or because weights follow.
+        mode: how a batch lies in memory whose images keep different numbers of tokens: static, padded,
+            packed, or masked (for training); see prunec.lowering. Left out: static where all keep as many,
+            else padded.
+        buckets: for mode padded, stream lengths to round up to, so that few lengths ever occur.
+        bound: for mode packed, how many tokens a batch may have; more are an error.
 
     Returns:
         A module with the same signature, outputs and parameter names. With `within`, a copy of the model with
@@ -69,6 +78,7 @@ def transform(
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
     chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
+    lowering = choose(chosen, mode, buckets=buckets, bound=bound)
     pictures = None if calibration is None else Pictures(calibration, None, "images")
     if within is not None and pictures is not None:
         raise UsageError(
@@ -78,7 +88,8 @@ def transform(
         )
 
     def pruned(source: Source) -> nn.Module:
-        return ProgramModule(compile_source(source, chosen, pictures, untrained=untrained).pruned)
+        compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
+        return ProgramModule(compiled.pruned)
 
     if within is None:
         return pruned(sources.from_module(model, example))
@@ -127,6 +138,9 @@ def optimize(
     batch: int = 8,
     rounds: int = 20,
     untrained: bool = False,
+    mode: str | None = None,
+    buckets: tuple[int, ...] = (),
+    bound: int | None = None,
     say: Progress = lambda step: None,
 ) -> Result:
     """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
@@ -145,25 +159,30 @@ def optimize(
         batch: images at a time when latency is measured.
         rounds: interleaved rounds of the latency measurement.
         untrained: do not calibrate, for timing only.
+        mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
+            tokens of every image.
+        buckets: as for `transform`.
+        bound: as for `transform`.
         say: called with each step's name.
     """
     backend = targets.load(target)
     chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
+    lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
     given = _as_source(source)
     pictures = _pictures(given, images)
     fitted_on = None
     if (chosen.calibrated or chosen.ragged) and not untrained:
         pictures, fitted_on = _split(given, pictures)
     say("capture, recognise, rewrite, certify")
-    compiled = compile_source(given, chosen, fitted_on, untrained=untrained)
-    dense, pruned = compiled.dense, compiled.pruned
+    compiled = compile_source(given, chosen, fitted_on, untrained=untrained, lowering=lowering)
+    dense, pruned, plain = compiled.dense, compiled.pruned, compiled.plain
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     scenes = pictures or fitted_on
     inputs = figures.inputs(dense, batch, scenes.images if scenes else None)
-    latency = figures.latency(dense, pruned, lowered, backend, inputs, rounds, say)
+    latency = figures.latency(dense, plain, lowered, backend, inputs, rounds, say)
     if pictures:
         say("compare on images")
-    accuracy = figures.accuracy(dense, pruned, lowered, pictures) if pictures else None
+    accuracy = figures.accuracy(dense, plain, lowered, pictures) if pictures else None
     assert pruned.anatomy is not None
     assert pruned.plan is not None
     report = Report(
@@ -220,7 +239,9 @@ def load(
     module = copy.deepcopy(source.module) if model is not None else source.module
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
-    compiled = compile_source(source, Policy.load(manifest["policy"]), untrained=True)
+    policy, options = Policy.load(manifest["policy"]), manifest["plan"].get("lowering", {})
+    lowering = choose(policy, **{**options, "buckets": tuple(options.get("buckets", ()))}, can=backend.modes)
+    compiled = compile_source(source, policy, untrained=True, lowering=lowering)
     _check_names(compiled.pruned, state, folder)
     own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}
     compiled.pruned.module.load_state_dict(own, strict=False)

@@ -33,6 +33,7 @@ from prunec.ops.merging import (
     windows,
 )
 from prunec.ops.packing import (
+    TOO_MANY,
     fixed_rows_of,
     keep,
     numbers,
@@ -119,6 +120,7 @@ __all__ = [
     "RAGGED",
     "SCORES",
     "SELECTIONS",
+    "TOO_MANY",
     "Learned",
     "attend",
     "attend_kept",

@@ -6,6 +6,7 @@ on CUDA the kernel for sequences of different lengths where PyTorch has it (comp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,19 +18,33 @@ from prunec import compat
 
 
 @torch.library.custom_op("prunec::attend", mutates_args=())
-def _attend(query: Tensor, key: Tensor, value: Tensor, counts: Tensor, scale: float, longest: int) -> Tensor:
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    scale: float,
+    most_queries: int,
+    most_keys: int,
+) -> Tensor:
     """One operator for any number of images, so that nothing is compiled again for another batch."""
     if query.is_cuda:
-        return compat.varlen_attention(query, key, value, counts, scale, longest)
+        longest = (most_queries, most_keys)
+        return compat.varlen_attention(query, key, value, (queries, keys), scale, longest)
     result = _empty(query)
-    start = 0
-    for count in counts.tolist():
-        one = slice(start, start + count)
-        result[:, :, one] = scaled_dot_product_attention(
-            query[:, :, one], key[:, :, one], value[:, :, one], scale=scale
-        )
-        start += count
+    for one, others in _images(queries, keys):
+        rows = query[:, :, one], key[:, :, others], value[:, :, others]
+        result[:, :, one] = scaled_dot_product_attention(*rows, scale=scale)
     return result
+
+
+def _images(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+    """The rows of each image, among the queries and among the keys."""
+    first = other = 0
+    for count, others in zip(queries.tolist(), keys.tolist(), strict=True):
+        yield slice(first, first + count), slice(other, other + others)
+        first, other = first + count, other + others
 
 
 def _empty(query: Tensor) -> Tensor:
@@ -38,30 +53,27 @@ def _empty(query: Tensor) -> Tensor:
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, counts: Tensor, scale: float, longest: int) -> Tensor:
+def _(query: Tensor, *_: Any) -> Tensor:
     return _empty(query)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, scale, _ = inputs
+    *tensors, scale, _, _ = inputs
     ctx.save_for_backward(*tensors)
     ctx.scale = scale
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, counts = ctx.saved_tensors
+    query, key, value, queries, keys = ctx.saved_tensors
     found: list[list[Tensor]] = [[], [], []]
-    start = 0
-    for count in counts.tolist():
-        one = slice(start, start + count)
-        parts = [tensor[:, :, one].detach().requires_grad_() for tensor in tensors]
+    for one, others in _images(queries, keys):
+        rows = query[:, :, one], key[:, :, others], value[:, :, others]
+        one_query, one_key, one_value = parts = [row.detach().requires_grad_() for row in rows]
         with torch.enable_grad():
-            query, key, value = parts
-            out = scaled_dot_product_attention(query, key, value, scale=ctx.scale)
+            out = scaled_dot_product_attention(one_query, one_key, one_value, scale=ctx.scale)
         for place, part in enumerate(torch.autograd.grad(out, parts, grad[:, :, one])):
             found[place].append(part)
-        start += count
-    return *(torch.cat(parts, dim=2) for parts in found), None, None, None
+    return *(torch.cat(parts, dim=2) for parts in found), None, None, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_remember)
@@ -79,9 +91,14 @@ def attend(
     key: Tensor,
     value: Tensor,
     live: Tensor,
+    among: Tensor,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of packed rows [1, h, S, d]; of image i there are as many as row i of `live` [B, n] has."""
+    """Attention of packed rows [1, h, S, d].
+
+    Of image i there are as many queries as row i of `live` [B, n] has, and as many keys as that of `among`.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = _attend(query, key, value, live.sum(dim=1), scale, live.shape[1])
+    counts = live.sum(dim=1), among.sum(dim=1)
+    out: Tensor = _attend(query, key, value, *counts, scale, live.shape[1], among.shape[1])
     return out

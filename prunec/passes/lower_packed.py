@@ -8,6 +8,9 @@ Every value of a pruned stream can be had in two forms: padded [B, n, ..], as th
 [1, S, ..]. A call that does the same to each row, which is found by watching it, runs on packed rows: the
 same call, on one image of S tokens. Everything else runs on padded ones as before. Where the form changes,
 `spread` or `pick` stands between: so there is nothing that cannot be packed, only what does not gain by it.
+
+`spread` leaves anything in padding rows. Where these must hold something (what hides a key, or fills a mean)
+the padded form is the only one.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class LowerPacked:
     def ensures(self, program: Program) -> None:
         """No key is hidden from attention on packed rows."""
         cores = [node for node in program.graph.nodes if node.target is ops.attend]
-        assert all(len(core.args) == 5 for core in cores)
+        assert all(len(core.args) == 6 for core in cores)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class _Packing:
         self.packed: dict[fx.Node, fx.Node] = {}
         self.spaces: dict[sympy.Symbol, _Space] = {}
         self.batch: sympy.Expr | None = None
+        self.filled: dict[fx.Node, int | None] = {}
         self.alike: dict[Any, bool] = {}  # calls that were watched
         self.counts = {"packed": 0, "attention": 0, "picks": 0, "spreads": 0}
 
@@ -102,6 +106,7 @@ class _Packing:
                 self.padded[node] = self._out_of_rows(node) or self._copy(node)
             if node.target in ops.SELECTIONS:
                 self._open(node)
+            self.filled[node] = self._filled_axis(node)
         return graph.with_graph(self.module, self.graph)
 
     # --- the two forms --------------------------------------------------------------------------
@@ -160,7 +165,7 @@ class _Packing:
     def _packed_call(self, node: fx.Node) -> fx.Node | None:
         """The call on packed rows; None where it needs padded ones, or yields them."""
         space = self._space(node)
-        if space is None or not self._has_both_forms(node):
+        if space is None or not self._has_both_forms(node) or self._filled_axis(node) is not None:
             return None
         if graph.is_getitem(node):
             made = self.packed.get(graph.operand(node, 0))
@@ -246,12 +251,13 @@ class _Packing:
         plain = mask is not None and mask.target is ops.key_mask and not any(mask.args[1:])
         if self.attention != "rows" or not plain or any(given.values()):
             return None
-        nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
-        if len(nodes) < 3 or not self._are_rows_of(space, nodes):
+        query, *others = nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
+        among = self._space(others[0])
+        if among is None or not self._are_rows_of(space, [query]) or not self._are_rows_of(among, others):
             return None
         self.counts["attention"] += 1
         rows = [self._in_packed_form(operand) for operand in nodes]
-        return self._call(ops.attend, (*rows, space.live, scale), node.name)
+        return self._call(ops.attend, (*rows, space.live, among.live, scale), node.name)
 
     def _out_of_rows(self, node: fx.Node) -> fx.Node | None:
         """Padded or whole values that are better made of packed rows."""
@@ -298,6 +304,18 @@ class _Packing:
             and sorted(str(size) for size in sizes_of(leaf) if not size.is_number) == wanted
             for leaf in leaves
         )
+
+    def _filled_axis(self, node: fx.Node) -> int | None:
+        """The axis, from the end, on which padding rows of a value hold something on purpose."""
+        if graph.op(node) == "scaled_dot_product_attention":
+            return None
+        (value, *_) = compat.tree_leaves(node.meta.get("val"))
+        sizes = sizes_of(value) if isinstance(value, torch.Tensor) else ()
+        axes = [self.filled.get(source) for source in node.all_input_nodes]
+        if node.target in _FILLING:
+            axes.append(int(node.args[3]) - len(sizes) if node.target is ops.fill else -1)  # type: ignore[arg-type]
+        found = [axis for axis in axes if axis is not None and -axis <= len(sizes)]
+        return next((axis for axis in found if sizes[axis].free_symbols & set(self.spaces)), None)
 
     def _are_rows_of(self, space: _Space, nodes: list[fx.Node]) -> bool:
         return all(self._space(node) is space and self._has_both_forms(node) for node in nodes)
@@ -361,6 +379,10 @@ class _Packing:
         node = self.graph.create_node("call_function", function, args, {}, name)
         node.meta["val"] = value
         return node
+
+
+#: What hides padding, or makes no difference of it.
+_FILLING = (ops.key_mask, ops.mask_keys, ops.key_bias, ops.bias_keys, ops.fill)
 
 
 def _unprotected(node: fx.Node) -> tuple[Any, ...]:

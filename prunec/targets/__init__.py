@@ -9,7 +9,8 @@ from typing import Any, Protocol, cast
 import torch
 
 from prunec.errors import TargetError, did_you_mean
-from prunec.program import Program, ProgramModule
+from prunec.lowering import Mode
+from prunec.program import Program, ProgramModule, within_bound
 
 Flat = Callable[..., Any]
 
@@ -26,6 +27,10 @@ class Target(Protocol):
     @property
     def summary(self) -> str:
         """One line for `prunec targets`."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that it can run."""
 
     def missing(self) -> str | None:
         """Why the backend cannot run here; None when it can."""
@@ -64,8 +69,9 @@ class LoweredModule(ProgramModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original model's forward, on this backend."""
-        interface = self.__dict__["program"].interface
-        return interface.unflatten(self.__dict__["lowered"](*self.flat(args, kwargs)))
+        program, lowered = self.__dict__["program"], self.__dict__["lowered"]
+        flat = self.flat(args, kwargs)
+        return program.interface.unflatten(within_bound(program, lambda: lowered(*flat)))
 
 
 def device_of(program: Program) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunec.lowering import MODES, Mode
 from prunec.program import Program
 from prunec.targets import Flat
 
@@ -10,6 +11,7 @@ class Eager:
     """Run the graph without compiling it."""
 
     summary = "the graph as it is, on whatever device the model is on"
+    modes: tuple[Mode, ...] = MODES
 
     def missing(self) -> str | None:
         """Always there."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prunec import compat
+from prunec.lowering import MODES, Mode
 from prunec.program import Program
 from prunec.targets import Flat
 
@@ -25,6 +26,7 @@ class Inductor:
 
     dynamic_batch: bool = True
     summary = "torch.compile with Inductor, CPU and CUDA"
+    modes: tuple[Mode, ...] = MODES
 
     def missing(self) -> str | None:
         """A C++ compiler is needed for CPU code."""

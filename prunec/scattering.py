@@ -37,6 +37,10 @@ class Scattering(fx.Interpreter):
             made = super().call_function(target, args, kwargs)
             self.tokens_of.append((made, self._tokens(kept).gather(1, index)))
             return made
+        if target in (ops.joined, ops.spared):
+            made = super().call_function(target, args, kwargs)
+            self.tokens_of.append((made, self._tokens(args[0])))
+            return made
         if target not in ops.PASSING or target is ops.best_of_batch:  # which has a total to meet
             return super().call_function(target, args, kwargs)
         tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])

@@ -216,39 +216,43 @@ class TokenAxis:
             return made
         if node in self.whole:
             return self.whole[node]
-        if (
-            space.source is not None
-            and node.target in (ops.gather, ops.fuse, ops.fuse_each)
-            and node.args[0] is space.source
-        ):
-            result = self.full(space.source)
+        source = space.source if node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
+        if source is not None and node.args[0] is source:
+            result = self.full(source)
         elif node.name in self.states or node.target is ops.merge:
-            result = self._scatter(node, made, space)
+            result = self._way_back(node, made, space)
         else:
             result = self._copy(node, self.full, suffix="_full")
         self.whole[node] = result
         return result
 
-    def _scatter(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+    def _way_back(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+        """A state, made whole: up one space at a time, so that only the last step writes the full length."""
         assert space.source is not None
-        self.repairs.scatters += 1
-        function, args = self._way_back(made, space)
-        result = self.graph.create_node("call_function", function, args, {}, name=f"{node.name}_full")
-        result.meta = dict(node.meta)
-        return result
-
-    def _way_back(self, made: fx.Node, space: Space) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """The call that makes a pruned stream whole again."""
         if space.group is not None:
-            return ops.unmerge, (made, space.groups(self._call), self.token_dim)
-        assert space.source is not None
-        base, rows = self.full(space.source), space.origin(self._call)
-        if self.restore == "nearest":
-            ends = (self.prefix, self.suffix)
-            near = (ends, NEAREST, SHARPNESS, self.token_dim)
-            return ops.reconstruct, (base, made, rows, *near, space.live)
+            groups = space.groups(self._call)
+            return self._step_back(node, ops.unmerge, (made, groups, self.token_dim), node.meta["val"])
+        base, rows = self.new[space.source], space.selection
+        nearest = self.restore == "nearest"
+        if nearest or space.source in self.whole:  # all the way at once
+            base, rows = self.full(space.source), space.origin(self._call)
+        if nearest:
+            near = ((self.prefix, self.suffix), NEAREST, SHARPNESS, self.token_dim)
+            args: tuple[Any, ...] = (base, made, rows, *near, space.live)
+            return self._step_back(node, ops.reconstruct, args, base.meta["val"])
         args = (base, made, rows, self.token_dim)
-        return ops.scatter, args if space.live is None else (*args, space.live)
+        args = args if space.live is None else (*args, space.live)
+        back = self._step_back(node, ops.scatter, args, base.meta["val"])
+        above = self._space(back.meta["val"])
+        return back if above is None else self._way_back(node, back, above)
+
+    def _step_back(self, node: fx.Node, function: Callable[..., Any], args: Any, value: Any) -> fx.Node:
+        """A call that yields an old node's value with more rows than were left of it."""
+        self.repairs.scatters += 1
+        name = f"{node.name}_{'full' if self._space(value) is None else 'back'}"
+        made = self.graph.create_node("call_function", function, args, {}, name=name)
+        made.meta = {**node.meta, "val": value}
+        return made
 
     def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return self.calls.type_of(node.target, args, kwargs, node.meta.get("val"))

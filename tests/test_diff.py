@@ -155,7 +155,7 @@ def test_every_inserted_line_is_marked(dinov2: Diff) -> None:
     assert {line[6:] for line in said if line.startswith(("    + ", "    ~ "))} == set(inserted)
     assert sum(line.startswith("    + ") for line in said) == dinov2.inserted
     assert [line for line in said if "scatter(" in line] == [
-        line for line in said if re.match(r"    \+ \w+_full = scatter\(", line)
+        line for line in said if re.match(r"    \+ \w+_(full|back(_\d)?) = scatter\(", line)
     ]
 
 

@@ -8,9 +8,11 @@ head(x)  (wants every token)   ==>  head(scatter(full, x, index))
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from prunec import ops
+from torch import fx
+
+from prunec import compat, ops
 from prunec.graph import output_node
 from prunec.program import Program
 from prunec.spaces import TokenAxis
@@ -46,8 +48,24 @@ class RepairTokens:
         return program.replace(module=module), repairs.counts()
 
     def ensures(self, program: Program) -> None:
-        """Every way back starts from a selection; outputs have the shapes of the original."""
+        """Every way back starts from a selection, and ends in the stream that it chose from."""
+        assert program.anatomy is not None
         for node in program.graph.nodes:
             if node.target in (ops.scatter, ops.reconstruct):
-                assert node.args[2].target in (*ops.SELECTIONS, ops.compose)
+                base, x, rows = node.args[:3]
+                first = _first_selection(rows)
+                assert first.target in ops.SELECTIONS
+                assert _length(base, program.anatomy.token_dim) == _length(first.args[0], 1)
+                assert _length(x, program.anatomy.token_dim) == _length(rows, 1)
         assert output_node(program.graph) is not None
+
+
+def _first_selection(rows: fx.Node) -> fx.Node:
+    """The selection that rows, composed of several, begin with."""
+    while rows.target is ops.compose:
+        rows = rows.args[0]  # type: ignore[assignment]
+    return rows
+
+
+def _length(node: Any, dim: int) -> Any:
+    return compat.expression(node.meta["val"].shape[dim])

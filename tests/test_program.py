@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import prunec
+from prunec import ops
 from prunec.program import Plan, Program, ProgramModule, Site, Stage
 from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels, pruned, recognised
 
@@ -91,6 +94,54 @@ def test_its_text_is_its_plan(dense: Program, half: Program) -> None:
         "ProgramModule(\n  policy=mine, before block 1: 26 -> 14 tokens\n"
     )
     assert "dense" in repr(ProgramModule(dense))
+
+
+# --- what only training needs -------------------------------------------------------------------
+
+
+class Helped(ViT):
+    """A second head on the map of patches helps in training; it is computed in eval mode as well."""
+
+    def __init__(self, *, always: bool = False) -> None:
+        super().__init__(depth=3)
+        self.always, self.drop = always, nn.Dropout(0.5)
+        self.helper = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.drop(self.norm(self.blocks(self.embed(pixels))))
+        helped = self.helper(x[:, 1:].mT.reshape(-1, 16, 5, 5))
+        out = self.head(x[:, 0])
+        return (out, helped) if self.training or self.always else out
+
+
+def read_by(module: nn.Module) -> set[str]:
+    """The parameters and buffers that any node of a transformed model reads."""
+    nodes = module.__dict__["program"].graph.nodes
+    return {node.target for node in nodes if node.op == "get_attr" and node.users}
+
+
+@pytest.mark.parametrize(("policy", "choices"), [("norm", {"blocks": (1,)}), ("none", {})])
+def test_nothing_that_only_training_needs_is_left(policy: str, choices: dict[str, Any]) -> None:
+    model = Helped().eval()
+    fast = prunec.transform(model, policy, example=pixels(), **choices)
+    nodes = fast.__dict__["program"].graph.nodes
+    assert read_by(fast) == {name for name in model.state_dict() if not name.startswith("helper.")}
+    assert not [node for node in nodes if "batch_norm" in str(node.target) or "dropout" in str(node.target)]
+    assert not [node for node in nodes if node.target is ops.scatter]  # for which the map would have asked
+    assert fast.state_dict().keys() == model.state_dict().keys()
+    assert all(one is other for one, other in zip(fast.parameters(), model.parameters(), strict=True))
+    assert fast(pixels(3)).shape == (3, 7)
+
+
+def test_a_second_head_that_is_an_output_stays() -> None:
+    model = Helped(always=True).eval()
+    fast = prunec.transform(model, "norm", blocks=(1,), example=pixels())
+    unread = model.state_dict().keys() - read_by(fast)
+    assert unread == {"helper.1.num_batches_tracked"}  # counts the steps of training
+    assert [node for node in fast.__dict__["program"].graph.nodes if node.target is ops.scatter]
+
+
+# --- records ------------------------------------------------------------------------------------
 
 
 def test_a_program_is_replaced_not_changed(dense: Program) -> None:

@@ -7,7 +7,7 @@ capture -> normalise -> flatten grid -> recognise -> plan -> insert sites -> rep
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
@@ -15,10 +15,11 @@ from prunec.certificate import Certificate, agree, certify
 from prunec.errors import CalibrationError
 from prunec.lowering import Lowering, choose
 from prunec.ops import Learned
+from prunec.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.plan import counted, make_plan
 from prunec.policy import Policy
-from prunec.program import Program, Stage
+from prunec.program import Plan, Program, Stage
 from prunec.sources import Pictures, Source
 
 
@@ -75,6 +76,9 @@ def compile_source(
 def lower(plain: Program) -> Program:
     """The program in its mode, and the proof that it computes the same."""
     assert plain.plan is not None
+    if plain.plan.lowering.mode == "packed" and plain.plan.lowering.attention is None:
+        plain = _with_attention(plain, plain.plan)
+    assert plain.plan is not None
     passes = lowering_passes(plain.plan.lowering)
     lowered = run_passes(passes, plain)
     if not passes:
@@ -82,6 +86,15 @@ def lower(plain: Program) -> Program:
     agreement = agree(plain, lowered)
     stage = Stage("agree", agreement.seconds, {"images": agreement.images}, (str(agreement),))
     return lowered.replace(stages=(*lowered.stages, stage))
+
+
+def _with_attention(plain: Program, plan: Plan) -> Program:
+    """The attention of packed rows that is the faster one here."""
+    start = time.perf_counter()
+    attention, words = faster_attention(plain)
+    stage = Stage("attention", time.perf_counter() - start, {}, (words,))
+    plan = replace(plan, lowering=replace(plan.lowering, attention=attention))
+    return plain.replace(plan=plan, stages=(*plain.stages, stage))
 
 
 def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None) -> Calibration | None:

@@ -19,6 +19,7 @@ from prunec.errors import TargetError, UsageError, did_you_mean
 from prunec.rules import Rules
 
 Mode = Literal["static", "padded", "packed", "masked"]
+Attention = Literal["rows", "padded"]  # of packed rows: image by image, or padded to the longest
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
@@ -30,6 +31,7 @@ class Lowering:
     ragged: bool = False  # whether images may keep different numbers of tokens
     buckets: tuple[int, ...] = ()  # padded: stream lengths to round up to
     bound: int | None = None  # packed: how many rows a batch may have
+    attention: Attention | None = None  # packed: None until it is measured
 
     @property
     def fixed(self) -> bool:
@@ -50,7 +52,9 @@ class Lowering:
             return f"{self.mode}, one image at a time"
         if self.buckets:
             return f"{self.mode} to lengths of {', '.join(map(str, self.buckets))}"
-        return self.mode if self.bound is None else f"{self.mode}, at most {self.bound} rows"
+        attention = {"rows": ", attention image by image", "padded": ", attention padded"}
+        bound = "" if self.bound is None else f", at most {self.bound} rows"
+        return f"{self.mode}{attention.get(self.attention or '', '')}{bound}"
 
 
 def choose(
@@ -60,6 +64,7 @@ def choose(
     batch: int | None = None,
     buckets: tuple[int, ...] = (),
     bound: int | None = None,
+    attention: Attention | None = None,
     can: Collection[str] = MODES,
 ) -> Lowering:
     """The lowering of a policy: as asked for, else static where it can be, else padded.
@@ -70,6 +75,7 @@ def choose(
         batch: how many images there will be at a time, where that is known.
         buckets: of mode padded.
         bound: of mode packed.
+        attention: of mode packed; None leaves it to a measurement.
         can: the modes of the target.
     """
     fitting = [name for name in MODES if name in can and not (name == "static" and _differs(rules, batch))]
@@ -90,12 +96,14 @@ def choose(
             where="mode",
             remedy=f"modes that can: {', '.join(fitting)}",
         )
-    for option, value, owner in (("buckets", buckets, "padded"), ("bound", bound, "packed")):
+    for option, value, owner in (
+        ("buckets", buckets, "padded"), ("bound", bound, "packed"), ("attention", attention, "packed"),
+    ):  # fmt: skip
         if value and mode != owner:
             raise UsageError(f"{option} belong to mode {owner}, got mode {mode}", where=option)
     if any(length < 1 for length in buckets) or (bound is not None and bound < 1):
         raise UsageError("buckets and bound are numbers of tokens, 1 or more", where="mode")
-    return Lowering(mode, rules.ragged, tuple(sorted(buckets)), bound)
+    return Lowering(mode, rules.ragged, tuple(sorted(buckets)), bound, attention)
 
 
 def _differs(rules: Rules, batch: int | None) -> bool:

@@ -11,7 +11,7 @@ import time
 from typing import Protocol
 
 from prunec import graph
-from prunec.lowering import Lowering, Mode
+from prunec.lowering import Lowering
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.liveness import Liveness
@@ -46,17 +46,14 @@ FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
 BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness())
 
-#: After all others: what a mode does to the padded program that they make.
-LOWERING: dict[Mode, tuple[Pass, ...]] = {
-    "static": (), "padded": (), "packed": (LowerPacked(),), "masked": (LowerMasked(),),
-}  # fmt: skip
-
 
 def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
-    """The passes of a mode; one image at a time has its own."""
+    """After all others: what a mode does to the padded program that they make."""
     if lowering.single:
         return (LowerSingle(),)
-    return LOWERING[lowering.mode]
+    if lowering.mode == "packed":
+        return (LowerPacked(lowering.attention or "rows"),)
+    return (LowerMasked(),) if lowering.mode == "masked" else ()
 
 
 def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:

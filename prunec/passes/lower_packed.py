@@ -18,7 +18,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import sympy
 import torch
@@ -27,12 +27,11 @@ from torch import fx
 from prunec import compat, graph, ops
 from prunec.calls import signature
 from prunec.errors import UsageError
+from prunec.lowering import Attention
 from prunec.padding import mask_of
 from prunec.program import Program
 from prunec.sizes import SizeNodes, sizes_of
 from prunec.watch import treats_rows_alike
-
-Attention = Literal["rows", "padded"]
 
 
 @dataclass(frozen=True)

@@ -143,34 +143,38 @@ def pack(
     `buckets` are the numbers of patches to round up to, the last one large enough for all. With `in_pairs`,
     rows at odd places come after those at even ones, as `select_pairs` has them.
     """
-    tokens = kept.shape[1]
-    patches = kept[:, prefix : tokens - suffix]
+    patches = kept[:, prefix : kept.shape[1] - suffix]
     longest = patches.sum(dim=1).amax()
     if buckets:
         sizes = torch.tensor(buckets, device=kept.device)
         longest = sizes[(sizes >= longest).to(torch.uint8).argmax()]
-    most: Any = longest.item()  # not int(..): exported, it is a symbol
-    rounded = torch.sym_max(-(-most // multiple_of) * multiple_of, 2)
-    length = torch.sym_min(rounded, patches.shape[1])
+    rounded = (longest + multiple_of - 1) // multiple_of * multiple_of
+    ends = prefix + suffix
+    # One number is read off, and the compiler sees nothing but it: what is made of it would hide that sizes
+    # are equal.
+    length: Any = (rounded.clamp(2, patches.shape[1]) + ends).item()  # not int(..): exported, it is a symbol
     compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
+    compat.assume(length <= kept.shape[1])
     return _in_order(kept, prefix, suffix, length, in_pairs)
 
 
 def pack_all(kept: Tensor, prefix: int, suffix: int, in_pairs: bool = False) -> Tensor:
     """The same with all rows: a length that no batch changes, and nothing is read off a tensor."""
-    return _in_order(kept, prefix, suffix, kept.shape[1] - prefix - suffix, in_pairs)
+    return _in_order(kept, prefix, suffix, kept.shape[1], in_pairs)
 
 
 def _in_order(kept: Tensor, prefix: int, suffix: int, length: int, in_pairs: bool) -> Tensor:
-    """Kept patches, then dropped ones, both in ascending order; protected rows around them."""
+    """Kept patches, then dropped ones, both in ascending order; protected rows around them: [B, length]."""
     tokens = kept.shape[1]
-    rows = torch.arange(tokens, device=kept.device)
     rank = (~kept[:, prefix : tokens - suffix]).to(torch.uint8)
     if in_pairs:
-        rank = 2 * rank + (rows[prefix : tokens - suffix] % 2).to(torch.uint8)
-    order = rank.argsort(dim=1, stable=True)[:, :length] + prefix
-    rows = rows.expand(kept.shape[0], -1)
-    return torch.cat([rows[:, :prefix], order, rows[:, tokens - suffix :]], dim=1)
+        odd = torch.arange(prefix, tokens - suffix, device=kept.device) % 2
+        rank = 2 * rank + odd.to(torch.uint8)
+    order = rank.argsort(dim=1, stable=True) + prefix  # [B, N]
+    place = torch.arange(length, device=kept.device)
+    patches = order[:, (place - prefix).clamp(0, order.shape[1] - 1)]
+    last = torch.where(place < length - suffix, patches, place + tokens - length)
+    return torch.where(place < prefix, place, last)
 
 
 def only(kept: Tensor) -> Tensor:

@@ -88,6 +88,24 @@ class Lengths:
         return bool(compat.expression(size).free_symbols - set(self.numbers))
 
 
+def settings(target: fx.Graph, images: int) -> list[Lengths]:
+    """The lengths that a program runs at: its own counts, and all tokens, as in the certificate."""
+    kept: dict[Any, int] = {}
+    full: dict[Any, int] = {}
+    for node in target.nodes:
+        if node.target not in ops.SELECTIONS:
+            continue
+        score = node.args[0]
+        tokens, symbol = score.meta["val"].shape[1], compat.expression(node.meta["val"].shape[1])
+        entering, full[symbol] = Lengths(kept, images).size(tokens), Lengths(full, images).size(tokens)
+        if node.target in ops.FIXED:
+            _, keep, prefix, suffix, *fused = node.args
+            kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
+        else:  # images differ; any length will do
+            kept[symbol] = max(2, entering // 2)
+    return [Lengths(kept, images), Lengths(full, images)] if kept else [Lengths({}, images)]
+
+
 def span(start: int, stop: int, size: int | torch.SymInt, length: int) -> Span | None:
     """Rows start..stop of an axis; None where they are all, or where their number is not constant."""
     if (start, stop) == (0, length):

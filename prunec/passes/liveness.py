@@ -33,7 +33,6 @@ from prunec.boxes import (
     WHOLE,
     Box,
     Chosen,
-    Lengths,
     Rows,
     Span,
     count,
@@ -42,6 +41,7 @@ from prunec.boxes import (
     merged,
     operation,
     ordered,
+    settings,
     shape_of,
     within,
 )
@@ -64,8 +64,8 @@ class Liveness:
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The program without them, or as it was where no floating-point operation would be saved."""
         assert program.anatomy is not None
-        settings = _settings(program.graph, program.interface.batch or 2)
-        reader, entire = Reader(settings), set[fx.Node]()
+        lengths = settings(program.graph, program.interface.batch or 2)
+        reader, entire = Reader(lengths), set[fx.Node]()
         while True:
             needs = Needs(program.graph, reader, entire)
             if needs.saved() <= 0:
@@ -83,24 +83,6 @@ class Liveness:
         """Every selection is still there."""
         sites = len(program.plan.sites) if program.plan else 0
         assert sum(node.target in ops.SELECTIONS for node in program.graph.nodes) == sites
-
-
-def _settings(target: fx.Graph, images: int) -> list[Lengths]:
-    """The lengths that the program runs at: its own counts, and all tokens, as in the certificate."""
-    kept: dict[Any, int] = {}
-    full: dict[Any, int] = {}
-    for node in target.nodes:
-        if node.target not in ops.SELECTIONS:
-            continue
-        score = node.args[0]
-        tokens, symbol = score.meta["val"].shape[1], compat.expression(node.meta["val"].shape[1])
-        entering, full[symbol] = Lengths(kept, images).size(tokens), Lengths(full, images).size(tokens)
-        if node.target in ops.FIXED:
-            _, keep, prefix, suffix, *fused = node.args
-            kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
-        else:  # images differ; any length will do
-            kept[symbol] = max(2, entering // 2)
-    return [Lengths(kept, images), Lengths(full, images)] if kept else [Lengths({}, images)]
 
 
 class Needs:

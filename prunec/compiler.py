@@ -1,7 +1,7 @@
 """The compiler, on one screen.
 
 capture -> normalise -> flatten grid -> recognise -> plan -> insert sites -> repair tokens -> liveness
--> calibrate -> certify -> lower
+-> absorb -> calibrate -> certify -> lower
 """
 
 from __future__ import annotations

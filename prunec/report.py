@@ -89,6 +89,8 @@ class Report:
         for stage in self.stages:
             if stage.name == "liveness" and stage.notes:
                 yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
+            if stage.name == "absorb" and stage.notes:
+                yield "absorbed", "; ".join(stage.notes)
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
         other, allowed = self.certificate.permutation_tolerance, f"{self.certificate.tolerance:.0e}"

@@ -12,11 +12,13 @@ A selection whose count differs from image to image is padded to the longest; `l
                     '-- live  -- live      [B, n], true for kept ones; attention, scatter look at it
 
 One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit),
-packing (the tokens of all images as rows of one), attention (of such rows), training (masks with gradients).
+packing (the tokens of all images as rows of one), attention (of such rows), training (masks with gradients),
+absorbed (attention without keys and values).
 """
 
 from typing import Any
 
+from prunec.ops.absorbed import attend_states
 from prunec.ops.attention import attend
 from prunec.ops.canvas import paint, repaint
 from prunec.ops.learned import Learned, tensors_of
@@ -105,6 +107,7 @@ DIALECT = (
     reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
     sizes, merge, unmerge, repaint, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
     numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept, softmax_kept,
+    attend_states,
 )  # fmt: skip
 
 
@@ -124,6 +127,7 @@ __all__ = [
     "Learned",
     "attend",
     "attend_kept",
+    "attend_states",
     "attention_map",
     "beside",
     "best",

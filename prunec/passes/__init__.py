@@ -12,6 +12,7 @@ from typing import Protocol
 
 from prunec import graph
 from prunec.lowering import Lowering
+from prunec.passes.absorb import Absorb
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.liveness import Liveness
@@ -44,7 +45,7 @@ class Pass(Protocol):
 #: Before the plan: what the model is.
 FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
-BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness())
+BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness(), Absorb())
 
 
 def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:

@@ -1,0 +1,242 @@
+"""Never make keys and values for which there are few queries.
+
+    x -- kv[2C] -- k, v [B, h, n, d] --.
+    q [B, h, m, d] ---------------- attention -- out
+becomes
+    x -----------------.            W_k, W_v: rows of the kv layer's own weight
+    q ---- attend_states(q, x, W_k, W_v, b_v) -- out
+
+A key is W_k x_j, so a score q . W_k x_j is (W_k^T q) . x_j; and a mean of values W_v x_j + b_v is what the
+layer makes of the mean of the states x_j. For the one query of a class token or of a pooling head this takes
+about a tenth of the operations. It is the same sum in another order, so equal up to rounding.
+
+Which rows of the weight make which head is watched: the operators between the layer and the attention are run
+on random numbers. Whatever does more than move them (a norm of the keys, a rotary table) shows, and both keys
+and values stay. So they do where anything else reads them, such as a score by keys; where their states
+differ; where no floating-point operation would be saved; and where attention is spelled out, causal, grouped,
+or drops some of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from prunec import compat, graph, ops, watch
+from prunec.anatomy import Anatomy
+from prunec.boxes import Lengths, settings
+from prunec.program import Counts, Program
+from prunec.sizes import sizes_of
+
+_LOUD = 1000.0  # numbers so large that a bound on them shows
+
+#: Arguments of fused attention that make it another kind.
+_OTHER_KINDS = ("dropout_p", "is_causal", "enable_gqa")
+
+
+@dataclass(frozen=True)
+class Absorb:
+    """Let few queries attend to the states themselves."""
+
+    name: ClassVar[str] = "absorb"
+
+    def requires(self, program: Program) -> None:
+        """A recognised model; its selections, if any, are typed."""
+        assert program.anatomy is not None
+
+    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+        """The program in which such keys and values are not made."""
+        assert program.anatomy is not None
+        lengths = settings(program.graph, watch.BATCH)
+        module = graph.copy(program.module)
+        cores = [core for node in module.graph.nodes if (core := _core(node, lengths[0]))]
+        absorbed = [core.node for core in cores if _rewrite(core, lengths)]
+        notes = [f"keys and values of {_place(node, program.anatomy)} are never made" for node in absorbed]
+        return program.replace(module=module), Counts({"absorbed": len(absorbed)}, tuple(notes))
+
+    def ensures(self, program: Program) -> None:
+        """The weights of keys fit the queries and the states."""
+        for node in program.graph.nodes:
+            if node.target is ops.attend_states:
+                query, states, weight = (source.meta["val"].shape for source in node.args[:3])
+                assert weight == (query[1] * query[3], states[2])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Keys or values, and the linear layer of the states that makes them."""
+
+    value: fx.Node  # [B, h, n, d]
+    layer: fx.Node  # [B, n, ..]
+    moves: tuple[fx.Node, ...]  # from the layer (left out) to the value
+
+    @property
+    def states(self) -> fx.Node:
+        """What the layer reads, [B, n, C]."""
+        states = self.layer.args[0]
+        assert isinstance(states, fx.Node)
+        return states
+
+    @property
+    def channels(self) -> int:
+        """How many of the layer's channels these are, h * d."""
+        _, heads, _, width = graph.shape(self.value)
+        return int(heads) * int(width)
+
+    def start(self, lengths: Lengths) -> int | None:
+        """The first of these channels, which follow head by head; None if numbers do more than move."""
+        shape = lengths.shape(self.layer.meta["val"])
+        numbers = _LOUD * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        given: dict[fx.Node, Any] = {self.layer: numbers}
+        try:
+            for node in self.moves:
+                sizes = filter(graph.is_size, node.all_input_nodes)
+                given |= {size: lengths.size(size.meta["val"]) for size in sizes}
+                given[node] = watch.run(node, given)
+        except Exception:  # noqa: BLE001  what does not run on such numbers does not move them
+            return None
+        found, heads = given[self.value], graph.shape(self.value)[1]
+        start = int((numbers[0, 0] == found[0, 0, 0, 0]).double().argmax())
+        part = numbers[..., start : start + self.channels]  # [B, n, h * d], if there are as many
+        fits = part.shape[2] == self.channels
+        return start if fits and torch.equal(part.unflatten(2, (heads, -1)).transpose(1, 2), found) else None
+
+    def parameter(self, place: int, start: int) -> tuple[fx.Node | None, int]:
+        """The layer's weight (at 1) or bias (at 2) as the whole parameter, and where these channels start."""
+        value: Any = self.layer.args[place] if place < len(self.layer.args) else None
+        while value is not None and value.target is ops.rows and value.args[1] == 0 and value.args[2] >= 0:
+            value, start = value.args[0], start + value.args[2]
+        return value, start
+
+
+@dataclass(frozen=True)
+class _Core:
+    """A fused attention that could do without its keys and values."""
+
+    node: fx.Node
+    query: fx.Node  # [B, h, m, d]
+    keys: _Made
+    values: _Made
+    mask: fx.Node | None
+    scale: float
+
+
+# --- find -------------------------------------------------------------------------------------
+
+
+def _core(node: fx.Node, lengths: Lengths) -> _Core | None:
+    """The node as such an attention, if it is one."""
+    if graph.op(node) != "scaled_dot_product_attention":
+        return None
+    names = compat.argument_names_of(node.target)
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    keys, values = _made(given["key"]), _made(given["value"])
+    if keys is None or values is None or any(given.get(name) for name in _OTHER_KINDS):
+        return None
+    scale = given.get("scale") or int(graph.shape(keys.value)[-1]) ** -0.5
+    core = _Core(node, given["query"], keys, values, given.get("attn_mask"), scale)
+    return core if _fits(core) and _saves(core, lengths) and not _is_read(core) else None
+
+
+def _made(value: fx.Node) -> _Made | None:
+    """Keys or values with the layer behind them, if operators on one tensor are all that stands between."""
+    moves = [value]
+    while True:
+        sources = [source for source in moves[-1].all_input_nodes if not graph.is_size(source)]
+        if moves[-1].op != "call_function" or len(sources) != 1:
+            return None
+        if graph.op(sources[0]) == "linear":
+            return _Made(value, sources[0], tuple(reversed(moves)))
+        moves.append(sources[0])
+
+
+def _fits(core: _Core) -> bool:
+    """Whether both layers read the same states [B, n, C], and each head of queries has its own keys."""
+    states = core.keys.states
+    query, key, value = (
+        sizes_of(node.meta["val"]) for node in (core.query, core.keys.value, core.values.value)
+    )
+    alike = len(query) == len(key) == 4 and query[:2] == key[:2] == value[:2]
+    return alike and states is core.values.states and len(graph.shape(states)) == 3
+
+
+def _saves(core: _Core, lengths: Lengths) -> bool:
+    """Whether there are fewer multiplications without the two layers."""
+    _, tokens, width = lengths.shape(core.keys.states.meta["val"])
+    _, heads, rows, _ = lengths.shape(core.query.meta["val"])
+    channels = core.keys.channels + core.values.channels
+    before = tokens * width * channels + rows * tokens * channels
+    after = rows * width * channels + 2 * rows * heads * tokens * width
+    return after < before
+
+
+def _is_read(core: _Core) -> bool:
+    """Whether anything but this attention reads its keys or values."""
+    made = {core.keys.layer, core.values.layer, *core.keys.moves, *core.values.moves}
+    readers = {user for node in made for user in node.users} - made
+    return readers != {core.node} or core.query in made or core.mask in made
+
+
+# --- rewrite ----------------------------------------------------------------------------------
+
+
+def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
+    """Let an attention read the states; it stays as it is where that cannot be."""
+    key, value = (_same(made.start(lengths) for lengths in settings) for made in (core.keys, core.values))
+    if key is None or value is None:
+        return False
+    args = (
+        core.query,
+        core.keys.states,
+        _part(core, core.keys, 1, key),
+        _part(core, core.values, 1, value),
+        _part(core, core.values, 2, value),
+        core.scale,
+        *([core.mask] if core.mask else []),
+    )
+    try:
+        found, forced = _type(core, ops.attend_states, args)
+    except Exception:  # noqa: BLE001  whatever the operator raises
+        return False
+    recorded = core.node.meta["val"]
+    if forced or sizes_of(found) != sizes_of(recorded) or found.dtype != recorded.dtype:
+        return False
+    core.node.target, core.node.args, core.node.kwargs = ops.attend_states, args, {}
+    core.node.meta["val"] = found
+    return True
+
+
+def _same(starts: Iterable[int | None]) -> int | None:
+    first, *rest = starts
+    return first if all(start == first for start in rest) else None
+
+
+def _part(core: _Core, made: _Made, place: int, start: int) -> fx.Node | None:
+    """The rows of a layer's weight or bias that make keys or values: a view of the whole parameter."""
+    whole, start = made.parameter(place, start)
+    if whole is None or graph.shape(whole)[0] == made.channels:
+        return whole
+    args = (whole, 0, start, start + made.channels)
+    value, _ = _type(core, ops.rows, args)
+    with core.node.graph.inserting_before(core.node):
+        part = core.node.graph.create_node("call_function", ops.rows, args, name=f"{whole.name}_rows")
+    part.meta = {**made.layer.meta, "val": value}
+    return part
+
+
+def _type(core: _Core, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """What a call yields, and the symbols that it forced to a value."""
+    values = fx.map_arg(args, lambda source: source.meta["val"])
+    return compat.evaluate(compat.fake_mode_of(core.node.graph), function, values, {})
+
+
+def _place(node: fx.Node, anatomy: Anatomy) -> str:
+    """`block 11`, or the module's path for an attention outside of the blocks."""
+    for block in anatomy.blocks:
+        if any(core.node == node.name for branch in block.branches for core in branch.cores):
+            return f"block {block.index}"
+    return graph.module_path(node) or node.name

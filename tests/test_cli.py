@@ -219,7 +219,7 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
     ]
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens",
-        "liveness", "certify",
+        "liveness", "absorb", "certify",
     ]  # fmt: skip
     data = call(*OPTIMIZE, "--dry-run", "--json").json
     assert list(data) == ["plan", "stages"]

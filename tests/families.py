@@ -169,7 +169,7 @@ def last_block_flops(family: Family, tokens: int) -> int:
 
 
 def absorbed_flops(family: Family, tokens: int) -> int:
-    """What is left out where one attention makes no keys and values: each head of a query reads the states."""
+    """What is left out where an attention makes no keys and values: each head of a query reads the states."""
     rows = family.read or 1
     made = 2 * tokens * WIDTH * 2 * WIDTH + 2 * 2 * rows * tokens * WIDTH
     instead = 2 * rows * WIDTH * 2 * WIDTH + 2 * 2 * rows * HEADS * tokens * WIDTH

@@ -238,16 +238,16 @@ def test_graph(call: Call) -> None:
     diff = call("graph", "models_of_a_user:vit", *EVIT, "--diff")
     assert "  block 0        attention + mlp                   26   26 -> 15\n" in diff.out
     assert "    + select_0 = select(score_0, 13, 1, 0, True)\n" in diff.out
-    # In the last block keys and values are computed for all tokens, the query for the class token.
-    assert "    ~ reshape [B, 26, 3, 2, 8] -> [B, n, 2, 2, 8]\n" in diff.out
+    # In the last block the query is computed for the class token, and keys and values are not made.
     assert "    + layer_norm_2_rows = rows(layer_norm_2, 1, 0, 1)\n" in diff.out
+    assert "    + attend_states = attend_states(getitem_3, layer_norm_2, " in diff.out
     assert "\x1b" not in diff.out
 
 
 def test_graph_json(call: Call) -> None:
     data = call("graph", "models_of_a_user:vit", *EVIT, "--format", "json").json
     assert list(data) == ["title", "sections", "inserted", "literals", "operands"]
-    assert (data["inserted"], data["literals"]) == (3 + 8, 2)
+    assert (data["inserted"], data["literals"]) == (3 + 8, 1)
     assert [section["tokens"] for section in data["sections"]] == [[], [26, 15], [15, 1], [1]]
     assert not any(section["changes"] for section in data["sections"])  # they are for --diff
 

@@ -205,8 +205,7 @@ def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
     recorded = core.node.meta["val"]
     if forced or sizes_of(found) != sizes_of(recorded) or found.dtype != recorded.dtype:
         return False
-    core.node.target, core.node.args, core.node.kwargs = ops.attend_states, args, {}
-    core.node.meta["val"] = found
+    core.node.replace_all_uses_with(_call(core, ops.attend_states, args, {**core.node.meta, "val": found}))
     return True
 
 
@@ -222,10 +221,17 @@ def _part(core: _Core, made: _Made, place: int, start: int) -> fx.Node | None:
         return whole
     args = (whole, 0, start, start + made.channels)
     value, _ = _type(core, ops.rows, args)
+    return _call(core, ops.rows, args, {**made.layer.meta, "val": value}, f"{whole.name}_rows")
+
+
+def _call(
+    core: _Core, function: Callable[..., Any], args: Any, meta: dict[str, Any], name: str | None = None
+) -> fx.Node:
+    """A new call in front of the attention."""
     with core.node.graph.inserting_before(core.node):
-        part = core.node.graph.create_node("call_function", ops.rows, args, name=f"{whole.name}_rows")
-    part.meta = {**made.layer.meta, "val": value}
-    return part
+        made = core.node.graph.create_node("call_function", function, args, name=name)
+    made.meta = meta
+    return made
 
 
 def _type(core: _Core, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -135,7 +135,7 @@ def test_inserted_nodes_stand_in_the_block_of_their_site(shapes: Compiled) -> No
         "block 3": ["score_0", "select_0", "fuse_0"],
         "block 6": ["score_1", "select_1", "fuse_1"],
         "block 9": ["score_2", "select_2", "fuse_2"],
-        "block 11": [  # the query of one row, the layers of keys and values, and the states that it attends to
+        "block 11": [  # one row's query, and the layers of keys and values for it
             "layer_norm_22_rows",
             "blocks_11_attn_qkv_weight_rows_1",
             "blocks_11_attn_qkv_bias_rows_1",

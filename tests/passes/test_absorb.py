@@ -52,11 +52,19 @@ def cores(program: Program) -> list[str]:
     return [graph.op(node) for node in program.graph.nodes if graph.op(node) in kinds]
 
 
+def with_keys(tokens: int, rows: int) -> int:
+    """Operations of the layers and the attention of `rows` queries to states [tokens, DIM]."""
+    return 2 * tokens * DIM * 2 * DIM + 2 * 2 * rows * tokens * DIM
+
+
+def without(tokens: int, rows: int) -> int:
+    """The same where the queries go through the layers."""
+    return 2 * rows * DIM * 2 * DIM + 2 * 2 * rows * HEADS * tokens * DIM
+
+
 def saved(tokens: int, rows: int = 1) -> int:
-    """Operations of one image that go when `rows` queries attend to states [tokens, DIM]."""
-    layers, through = 2 * tokens * DIM * 2 * DIM, 2 * rows * DIM * 2 * DIM
-    attention, of_states = 2 * 2 * rows * tokens * DIM, 2 * 2 * rows * HEADS * tokens * DIM
-    return layers + attention - through - of_states
+    """What is left out of the work of one image."""
+    return with_keys(tokens, rows) - without(tokens, rows)
 
 
 # --- the operation ----------------------------------------------------------------------------
@@ -403,14 +411,15 @@ def test_attention_that_is_spelled_out_is_left_alone() -> None:
 
 
 def test_keys_that_score_are_made() -> None:
-    before, after = passed(ViT(depth=3).eval(), **TOP_K, blocks=[1], keep=0.1)
+    before, after = passed(ViT(depth=3).eval(), **TOP_K, blocks=[1], keep=0.05)
     (score,) = [node for node in after.graph.nodes if node.target is ops.class_attention]
     assert graph.shape(score.args[1])[2] == TOKENS
     assert cores(before) == ["scaled_dot_product_attention"] * 3
     assert cores(after) == ["scaled_dot_product_attention"] * 2 + ["attend_states"]
     # Nothing else speaks for them: the few queries that are kept would do without.
     queries = before.plan.sites[0].leaves if before.plan else 0
-    assert saved(TOKENS, queries) > 0
+    assert queries == 3
+    assert without(TOKENS, queries) < with_keys(TOKENS, queries) / 2
 
 
 @pytest.mark.parametrize("read", [lambda x: x.mean(1), lambda x: x], ids=["mean", "tokens"])
@@ -418,10 +427,10 @@ def test_as_many_queries_as_keys_have_keys_and_values(read: Callable[[Tensor], T
     assert absorbed(ViT(read=read)) == 0
 
 
-@pytest.mark.parametrize(("queries", "expected"), [(1, 1), (6, 1), (11, 1), (12, 0), (18, 0)])
-def test_it_is_done_where_it_saves_operations(queries: int, expected: int) -> None:
+@pytest.mark.parametrize(("queries", "expected"), [(1, 1), (2, 1), (3, 1), (4, 0), (12, 0)])
+def test_it_is_done_where_it_saves_half_of_the_operations(queries: int, expected: int) -> None:
     tokens = TOKENS + queries
-    assert (saved(tokens, queries) > 0) == bool(expected)
+    assert (without(tokens, queries) <= with_keys(tokens, queries) / 2) == bool(expected)
     before, after = passed(ViT(suffix=queries, read=lambda x: x[:, -queries:]))
     assert counts(after, "absorb") == {"absorbed": expected}
     assert figures.flops(before) - figures.flops(after) == expected * saved(tokens, queries)

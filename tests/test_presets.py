@@ -55,7 +55,7 @@ def pruned(request: pytest.FixtureRequest) -> Program:
 def test_the_ideal_control_scores_and_selects_nothing(pruned: Program) -> None:
     x = pixels(3, side=6)
     ideal = run_passes((Slices(),), pruned)
-    assert set(dialect_of(ideal)) <= {"rows", "put_first"}
+    assert set(dialect_of(ideal)) <= {"rows", "put_first", "attend_states"}
     assert not any(isinstance(node.target, ops.Learned) for node in ideal.graph.nodes)
     (found,), (expected,) = run(ideal, x), run(pruned, x)
     assert found.shape == expected.shape

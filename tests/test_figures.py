@@ -14,7 +14,7 @@ from prunec.sources import Pictures, from_module
 from prunec.targets.eager import Eager
 from tests import tiny
 
-PATCHES, DIM, PIXELS, CLASSES = 25, 16, 3 * 4 * 4, 7
+PATCHES, DIM, HEADS, PIXELS, CLASSES = 25, 16, 2, 3 * 4 * 4, 7
 
 
 class Fixed(tiny.ViT):
@@ -51,9 +51,9 @@ def mlp(tokens: int) -> int:
 
 
 def last_block(tokens: int, rows: int) -> int:
-    """Keys and values for all tokens, everything else for the rows that the head reads."""
-    keys_and_values = 2 * tokens * DIM * 2 * DIM
-    scores_and_values = 2 * (2 * rows * tokens * DIM)
+    """What the rows need that the head reads: their queries attend to the states, each head by itself."""
+    keys_and_values = 2 * rows * DIM * 2 * DIM
+    scores_and_values = 2 * (2 * rows * HEADS * tokens * DIM)
     return keys_and_values + scores_and_values + 2 * rows * DIM * 2 * DIM + mlp(rows)
 
 
@@ -176,7 +176,7 @@ def test_the_ideal_has_the_lengths_of_the_pruned_model_and_scores_nothing(norm: 
     assert lengths(dense) == [26] * 5
     assert lengths(pruned) == [26, 26, 14, 1, 1]  # the head reads one row
     assert lengths(ideal) == lengths(pruned)
-    assert set(tiny.dialect_of(ideal)) == {"rows"}
+    assert set(tiny.dialect_of(ideal)) == {"rows", "attend_states"}
     assert figures.flops(ideal) == figures.flops(pruned)
 
 

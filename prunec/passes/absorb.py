@@ -14,7 +14,8 @@ Which rows of the weight make which head is watched: the operators between the l
 on random numbers. Whatever does more than move them (a norm of the keys, a rotary table) shows, and both keys
 and values stay. So they do where anything else reads them, such as a score by keys; where their states
 differ; where less than half of the operations would be saved; and where attention is spelled out, causal,
-grouped, or drops some of its weights.
+grouped, or drops some of its weights. In the modes `packed` and `masked`, which put attention of their own in
+its place, nothing is done.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ _LOUD = 1000.0  # numbers so large that a bound on them shows
 #: Share of the operations that may be left: they take a little longer on wide states than on narrow heads.
 _MOST_LEFT = 0.5
 
+#: Modes whose lowering wants attention as it is.
+_MODES_WITH_KEYS = ("packed", "masked")
+
 #: Arguments of fused attention that make it another kind.
 _OTHER_KINDS = ("dropout_p", "is_causal", "enable_gqa")
 
@@ -54,6 +58,8 @@ class Absorb:
     def run(self, program: Program) -> tuple[Program, dict[str, int]]:
         """The program in which such keys and values are not made."""
         assert program.anatomy is not None
+        if program.plan is not None and program.plan.lowering.mode in _MODES_WITH_KEYS:
+            return program, Counts({"absorbed": 0})
         lengths = settings(program.graph, watch.BATCH)
         module = graph.copy(program.module)
         cores = [core for node in module.graph.nodes if (core := _core(node, lengths[0]))]

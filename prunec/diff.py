@@ -193,6 +193,8 @@ def _change(node: fx.Node, old: dict[str, fx.Node]) -> Change | None:
     if before is None:
         is_ours = ops.is_ours(node.target)
         return Change("inserted", _call(node)) if is_ours else None
+    if node.target is not before.target and ops.is_ours(node.target):
+        return Change("operand", f"{graph.op(before)} -> {_call(node).partition(' = ')[2]}")
     if _plain(before.args) != _plain(node.args):
         taken = [source.name for source in node.all_input_nodes if source.target is ops.take]
         if taken:
@@ -212,11 +214,15 @@ def _sizes(node: fx.Node) -> str:
     return "[" + ", ".join(_size(size) for size in sizes) + "]"
 
 
+#: What the length of a value of ours counts: tokens that are left of each image, or of all images together.
+_COUNTS: dict[Any, str] = {**dict.fromkeys(ops.SELECTIONS, "n"), ops.rows_of: "S", ops.fixed_rows_of: "S"}
+
+
 def _size(size: Any) -> str:
     if not isinstance(size, fx.Node):
         return str(size)
     if graph.op(size) == "sym_size":
-        return "n" if size.args[0].target in ops.SELECTIONS else "B"  # type: ignore[union-attr,operator]
+        return _COUNTS.get(graph.operand(size, 0).target, "B")
     sign = {"add": " + ", "mul": " * "}.get(graph.op(size))
     parts = sorted(size.args, key=lambda part: isinstance(part, int))
     return sign.join(_size(part) for part in parts).replace("+ -", "- ") if sign else size.name

@@ -13,7 +13,7 @@ from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, agree, certify
 from prunec.errors import CalibrationError
-from prunec.lowering import Lowering, choose
+from prunec.lowering import Lowering
 from prunec.ops import Learned
 from prunec.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
@@ -61,7 +61,7 @@ def compile_source(
         lowering: the mode; when left out, what suits the policy.
     """
     dense = recognise(source)
-    planned = plan(dense, policy, lowering or choose(policy))
+    planned = plan(dense, policy, lowering)
     plain = run_passes(BACK, planned)
     fitted = None if untrained else fit(dense, plain, policy, calibration)
     if fitted is not None:
@@ -120,8 +120,8 @@ def has_blanks(pruned: Program) -> bool:
     )
 
 
-def plan(dense: Program, policy: Policy, lowering: Lowering) -> Program:
-    """The policy made concrete for this model."""
+def plan(dense: Program, policy: Policy, lowering: Lowering | None = None) -> Program:
+    """The policy made concrete for this model, in a mode or in the one that suits it."""
     assert dense.anatomy is not None
     start = time.perf_counter()
     made = make_plan(policy, dense.anatomy, lowering)

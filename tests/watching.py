@@ -150,7 +150,7 @@ class Watching(fx.Interpreter):
     def __init__(self, fast: nn.Module, change: Callable[[Any, Any], Any] | None = None) -> None:
         program = fast.__dict__["program"]
         super().__init__(program.module)
-        self.anew = program.plan.rules.reactivate or program.plan.fate == "exit"
+        self.anew = program.plan.rules.reactivate
         self.change = change
         self.found: list[list[Groups]] = []  # site -> image -> groups; of padding: none
         self.passing: list[tuple[Any, ...]] = []

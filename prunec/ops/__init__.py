@@ -20,7 +20,7 @@ from typing import Any
 
 from prunec.ops.absorbed import attend_states
 from prunec.ops.attention import attend
-from prunec.ops.canvas import paint, repaint
+from prunec.ops.canvas import paint, remaining
 from prunec.ops.learned import Learned, tensors_of
 from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, mask_keys, rescale
 from prunec.ops.merging import (
@@ -105,7 +105,7 @@ DIALECT = (
     *SCORES, *SELECTIONS, *PASSING, typical, spared, joined, doubt, beside, random_among, shuffled, live,
     key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter,
     reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
-    sizes, merge, unmerge, repaint, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
+    sizes, merge, unmerge, remaining, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
     numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept, softmax_kept,
     attend_states,
 )  # fmt: skip
@@ -172,8 +172,8 @@ __all__ = [
     "random_score",
     "received",
     "reconstruct",
+    "remaining",
     "remembered",
-    "repaint",
     "rescale",
     "rows",
     "rows_of",

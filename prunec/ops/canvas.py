@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def repaint(canvas: Tensor, logits: Tensor, active: Tensor) -> Tensor:
-    """The canvas with the newest scores of the tokens that were still there: [B, T, K]."""
-    return torch.where(active.unsqueeze(-1), logits, canvas)
+def remaining(before: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
+    """Of all tokens those that have not exited: of `rows` [B, n], which were left, those that are `kept`."""
+    return before.scatter(1, rows, kept)  # [B, T]
 
 
 def paint(scores: Tensor, canvas: Tensor, active: Tensor, axis: int, prefix: int, suffix: int) -> Tensor:

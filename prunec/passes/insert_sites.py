@@ -80,6 +80,7 @@ class _Insertion:
         self.names = graph.by_name(module.graph)
         self.classes = _class_scores(program)
         self.live: fx.Node | None = None  # which rows count: [B, n]
+        self.rows: fx.Node | None = None  # which rows of the whole stream they are: [B, n]
         self.kept: fx.Node | None = None  # of all rows, those that have not exited: [B, T]
         self.canvas: fx.Node | None = None  # class scores of those that have: [B, T, K]
         self.size: fx.Node | None = None  # how many tokens each row stands for: [B, n]
@@ -90,7 +91,7 @@ class _Insertion:
         self.writer.number, self.now, self.step = number, site, self.plan.step(site)
         state = self.source = self.writer.after = self.names[state_of(self.anatomy, site)]
         users = list(state.users)
-        if number > 0 and (self.step.reactivate or self.step.fate == "exit"):
+        if number > 0 and self.step.reactivate:
             self.source, self.live = self.call("whole", ops.whole, (state,)), None
         self.writer.let_read(users, state, self._pruned())
 
@@ -126,6 +127,8 @@ class _Insertion:
             if fate == "fuse":
                 staying = self.call("joined", ops.joined, (kept, scored.score, *self.ends, entering))
             index = self._packed(staying)
+            if fate == "exit":
+                self.rows = index if self.rows is None else self.call("rows", ops.compose, (self.rows, index))
             self.live = self.call("live", ops.live, (staying, index))
         if fate == "merge":
             return self._merged(index, scored, kept, entering)
@@ -177,32 +180,32 @@ class _Insertion:
     def _kept(self, scored: Scored) -> fx.Node:
         """Which rows of every image go on, if they may differ."""
         selector, exiting = self.step.selector, self.step.fate == "exit"
-        before = self.kept if exiting else self.live
         least = 0 if selector.spare and selector.least == 1 else selector.least  # those spared are some
-        rest = (*self.ends, least, before)
+        rest = (*self.ends, least, self.live)
         if selector.kind == "top_k":
             function = ops.best_of_batch if selector.budget == "batch" else ops.best
             return self.call("kept", function, (scored.score, self.now.keep, *rest))
         if selector.kind == "sampling":
             return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
         if selector.kind == "adaptive":
-            spread = (scored.score, self.now.block + 1, *self.ends, before)
+            spread = (scored.score, self.now.block + 1, *self.ends, self.live)
             threshold = self.call("typical", ops.typical, spread)
         else:
             threshold = self.writer.parameter("threshold", self._parameters().threshold)
         kept = self.call("passing", ops.passing, (scored.score, threshold, *rest))
-        return self._exits(kept, scored, before) if exiting else kept
+        return self._exits(kept, scored) if exiting else kept
 
-    def _exits(self, kept: fx.Node, scored: Scored, before: fx.Node | None) -> fx.Node:
+    def _exits(self, kept: fx.Node, scored: Scored) -> fx.Node:
         """Those that go on once context is spared, and a canvas for what the others are."""
-        spare = self.step.selector.spare
+        spare, rows, live = self.step.selector.spare, self.rows, self.live
         if spare:
-            kept = self.call("spared", ops.spared, (kept, scored.classes, spare, *self.ends, before))
-        if before is None:
-            self.canvas = scored.classes
+            kept = self.call("spared", ops.spared, (kept, scored.classes, spare, *self.ends, live))
+        if rows is None:
+            self.canvas, self.kept = scored.classes, kept
         else:
-            self.canvas = self.call("canvas", ops.repaint, (self.canvas, scored.classes, before))
-        self.kept = kept
+            newest = (self.canvas, scored.classes, rows, 1, live)
+            self.canvas = self.call("canvas", ops.scatter, newest)
+            self.kept = self.call("remaining", ops.remaining, (self.kept, kept, rows))
         return kept
 
     def _merged(

@@ -39,6 +39,8 @@ format: setup  ## rewrite the sources in the project's format
 
 bench: setup  ## measure; a result names the machine that it was taken on
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/ragged.py --only time
+	$(BIN)/python benchmarks/ragged.py --only memory
 
 accuracy: setup  ## what every preset costs in accuracy on the built-in classifier
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py

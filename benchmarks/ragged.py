@@ -1,6 +1,7 @@
 """Images that keep different numbers of tokens: what each mode costs in time and in memory.
 
-    python benchmarks/ragged.py                              # the CPU, one thread
+    python benchmarks/ragged.py --only time                  # the CPU, one thread
+    python benchmarks/ragged.py --only memory
     python benchmarks/ragged.py --device cuda --dtype float16
 
     time    ViT-S, a batch of 32 of which each image keeps its own share of patches, drawn from 0.2..0.8,
@@ -220,10 +221,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="default: results/ragged_DEVICE.json")
     options = parser.parse_args()
     device = torch.device(options.device)
-    if device.type == "cpu" and os.environ.get("MALLOC_MMAP_THRESHOLD_") is None:
-        # glibc reads it once, when the process starts: freed tensors go back to the system at once
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    if device.type == "cpu" and options.only == "memory" and _FREES not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, _FREES: "65536"})
     output = options.output or RESULTS / f"ragged_{device.type}.json"
     model = timm_vit().to(device, getattr(torch, options.dtype))
     x = images(options.batch, model)
@@ -235,6 +234,10 @@ def main() -> int:
             sections[name] = rows
             write(output, {name: rows}, device)
     return conclude(output, sections)
+
+
+#: glibc reads it when a process starts: tensors of more bytes go back to the system as soon as they are freed.
+_FREES = "MALLOC_MMAP_THRESHOLD_"
 
 
 if __name__ == "__main__":

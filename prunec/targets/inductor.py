@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from prunec import compat
+from prunec import compat, ops
 from prunec.lowering import MODES, Mode
 from prunec.program import Program
 from prunec.targets import Flat
@@ -45,7 +45,11 @@ class _Compiled:
     def __init__(self, target: Inductor, program: Program) -> None:
         self.target, self.program = target, program
         dynamic = None if target.dynamic_batch else False
-        self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic)
+        # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
+        # buffer for as long as another could use it.
+        ragged = any(node.target in (ops.pack, ops.only) for node in program.graph.nodes)
+        options = {"allow_buffer_reuse": not ragged}
+        self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic, options=options)
         batch = program.interface.batch
         self.batched = [
             isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch

@@ -236,7 +236,7 @@ def main() -> int:
     return conclude(output, sections)
 
 
-#: glibc reads it when a process starts: tensors of more bytes go back to the system as soon as they are freed.
+#: glibc reads it when a process starts: what is larger goes back to the system as soon as it is freed.
 _FREES = "MALLOC_MMAP_THRESHOLD_"
 
 

@@ -48,7 +48,7 @@ class _Compiled:
         # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
         # buffer for as long as another could use it.
         ragged = any(node.target in (ops.pack, ops.only) for node in program.graph.nodes)
-        options = {"allow_buffer_reuse": not ragged}
+        options: dict[str, Any] | None = {"allow_buffer_reuse": False} if ragged else None
         self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic, options=options)
         batch = program.interface.batch
         self.batched = [

@@ -77,7 +77,7 @@ def test_the_batch_may_be_left_static(
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(compat, "mark_dynamic", lambda leaf: marked.append(leaf.shape[0]))
     run = Inductor(dynamic_batch=dynamic_batch).lower(program)
-    assert asked == [{"fullgraph": True, "dynamic": dynamic}]
+    assert asked == [{"fullgraph": True, "dynamic": dynamic, "options": None}]  # as nothing is ragged
     for batch in (1, 2, 5):
         x = pixels(batch)
         assert torch.equal(run(x)[0], program.module(x)[0])

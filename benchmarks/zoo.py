@@ -43,10 +43,11 @@ from torch import Tensor, fx, nn
 from zoo_models import Built, Case, build, cases, randomise
 
 from prunec import capture, cost, graph, ops, sources
-from prunec.certificate import certify, relative_difference
+from prunec.certificate import agree, certify, relative_difference
 from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
-from prunec.passes import BACK, FRONT, run_passes
+from prunec.lowering import choose
+from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.passes.repair_tokens import RepairTokens
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
@@ -128,6 +129,10 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "certify"), _seeded():
         certificate = certify(dense, pruned)
     row |= {"identity": certificate.identity, "permutation": certificate.permutation}
+    with _clock(row, "modes"):
+        row["modes"] = {
+            mode: _in_mode(dense, mode) for mode in ("packed", "masked") if free or mode == "masked"
+        }
     row["batches"] = [size for size in (1, 2, 3) if _runs_at(model, built.example, size)] if free else [2]
     with _clock(row, "batches"):
         for size in row["batches"]:
@@ -159,6 +164,14 @@ def _describe(dense: Program, row: Row) -> None:
         "taps": len(anatomy.taps),
         "notes": sorted({miss.reason for miss in anatomy.unmatched}),
     }
+
+
+def _in_mode(dense: Program, mode: str) -> float:
+    """How far a mode's outputs are from the padded ones, each image keeping a share of its own."""
+    policy = Policy.load(POLICY).override(keep=KEEP)
+    padded = run_passes(BACK, plan(dense, policy, choose(policy, mode)))
+    with _seeded():
+        return agree(padded, run_passes(lowering_passes(choose(policy, mode)), padded)).difference
 
 
 def _pruned(dense: Program, keep: float) -> Program:

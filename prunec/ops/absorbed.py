@@ -15,6 +15,7 @@ def attend_states(
     value_bias: Tensor | None,
     scale: float,
     mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """What each query takes from the values of the states that it looks at, by their keys.
 
@@ -29,11 +30,14 @@ def attend_states(
         value_bias: [h * d]
         scale: of the scores.
         mask: true for what may be looked at, or what is added to the scores; as [B, h, m, n].
+        key_bias: [h * d], if nothing else reads it: in training it gets the gradient that it has, zeros.
 
     Returns:
         [B, h, m, d], zero for a query that may look at nothing, as in fused attention.
     """
     batch, heads, rows, _ = query.shape
+    if key_bias is not None and torch.is_grad_enabled():
+        query = query + 0.0 * key_bias.unflatten(0, (heads, 1, -1))
     states = states[:, None]  # [B, 1, n, C]: what each head asks for is one more query of a single head
     asked = torch.einsum("bhmd,hdc->bhmc", query, key_weight.unflatten(0, (heads, -1)))
     spread = None if mask is None else mask.expand(batch, heads, rows, states.shape[2]).flatten(1, 2)[:, None]

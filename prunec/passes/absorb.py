@@ -198,6 +198,8 @@ def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
     key, value = (_same(made.start(lengths) for lengths in settings) for made in (core.keys, core.values))
     if key is None or value is None:
         return False
+    own = core.keys.layer is not core.values.layer  # else what makes values reads the bias as well
+    key_bias = _part(core, core.keys, 2, key) if own else None
     args = (
         core.query,
         core.keys.states,
@@ -205,7 +207,8 @@ def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
         _part(core, core.values, 1, value),
         _part(core, core.values, 2, value),
         core.scale,
-        *([core.mask] if core.mask else []),
+        *([core.mask] if core.mask or key_bias else []),
+        *([key_bias] if key_bias else []),
     )
     try:
         found, forced = _type(core, ops.attend_states, args)

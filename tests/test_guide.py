@@ -6,9 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+import prunec
 from prunec import policy
+from prunec.language import Selector
+from prunec.lowering import MODES
 from prunec.policy import Policy
+from tests.tiny import ViT
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "guide" / "policies.md").read_text(encoding="utf-8")
@@ -61,3 +67,22 @@ def test_the_readme_names_every_preset() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in policy.presets() if f"`{name}`" not in readme] == []
     assert "docs/guide/policies.md" in readme
+
+
+MODES_GUIDE = (ROOT / "docs" / "guide" / "modes.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_on_modes_names_all_and_its_selector_is_one() -> None:
+    rows = [line.split("`")[1] for line in MODES_GUIDE.splitlines() if line.startswith("| `")]
+    assert rows == list(MODES)
+    (text,) = re.findall(r"```yaml\nselector: (.*?)\n```", MODES_GUIDE, flags=re.DOTALL)
+    assert Selector.model_validate(yaml.safe_load(text)).ragged
+
+
+def test_weights_trained_as_the_guide_on_modes_says_load_into_another_mode() -> None:
+    *_, code = re.findall(r"```python\n(.*?)```", MODES_GUIDE, flags=re.DOTALL)
+    names = {"prunec": prunec, "torch": torch, "model": ViT(depth=4).eval()}
+    exec(code.replace("(model, ", "(model, example=torch.randn(2, 3, 20, 20), policy="), names)
+    train, fast = names["train"].state_dict(), names["fast"].state_dict()  # type: ignore[union-attr]
+    assert any(name.startswith("prunec.site_0.gate") for name in train)
+    assert all(torch.equal(fast[name], value) for name, value in train.items())

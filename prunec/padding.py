@@ -120,20 +120,25 @@ class Padding:
         """Let attention (the old node, and the one made of it) not look at padding rows."""
         logits = made.args[0]
         assert isinstance(logits, fx.Node)
-        batch = space.selection.meta["val"].shape[0]
-        if compat.expression(logits.meta["val"].shape[0]) != compat.expression(batch):
+        images, heads = _images(logits, space)
+        fused = op(node) == "scaled_dot_product_attention"
+        if images != 0 or (fused and heads != 1):
             raise PolicyError(
                 "images that keep different numbers of tokens need attention with images on its first axis",
                 where=place(node),
-                remedy="use a policy whose selector is top_k",
+                remedy="use mode static, with a policy whose selector is top_k",
             )
         with made.graph.inserting_before(made):
-            if op(node) != "scaled_dot_product_attention":
+            if fused:
+                keys = self.call(ops.key_mask, (space.live, mask_of(made)), f"{node.name}_live")
+                set_mask(made, keys)
+            elif heads == 1:
                 hidden = self.call(ops.mask_keys, (logits, space.live), f"{node.name}_live")
                 made.replace_input_with(logits, hidden)
-                return
-            keys = self.call(ops.key_mask, (space.live, mask_of(made)), f"{node.name}_live")
-        set_mask(made, keys)
+            else:  # [B * h, n, n]
+                last = logits.meta["val"].dim() - 1
+                args = (logits, space.live, float("-inf"), last, 0, 0, heads)
+                made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
 
 
 def _images(value: fx.Node, space: Space) -> tuple[int | None, int]:

@@ -44,7 +44,9 @@ class Scattering(fx.Interpreter):
         if target not in ops.PASSING or target is ops.best_of_batch:  # which has a total to meet
             return super().call_function(target, args, kwargs)
         tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])
-        chances = torch.stack([self._chance(image) for image in self.images]).to(tokens.device)
+        each = len(tokens) // len(self.images)  # more than one where an image is several streams: windows
+        names = [image * each + part for image in self.images for part in range(each)]
+        chances = torch.stack([self._chance(name) for name in names]).to(tokens.device)
         scores = torch.where(args[0].isposinf(), args[0], chances.gather(1, tokens).to(args[0]))
         self.site += 1
         kept = ops.passing(scores, scores.new_zeros(()), *args[2:])
@@ -56,8 +58,8 @@ class Scattering(fx.Interpreter):
         known = (tokens for live, tokens in self.tokens_of if live is rows)
         return next(known, torch.arange(rows.shape[1], device=rows.device).expand(rows.shape))
 
-    def _chance(self, image: int) -> Tensor:
+    def _chance(self, name: int) -> Tensor:
         """Others are merged into rows of infinite score, so these stay; of the rest the positive ones do."""
-        generator = torch.Generator().manual_seed(1000 * self.site + image)
-        share = 0.8 if (image + self.site) % 2 else 0.3  # neighbours differ, or nothing would pad
+        generator = torch.Generator().manual_seed(1000 * self.site + name)
+        share = 0.8 if (name + self.site) % 2 else 0.3  # neighbours differ, or nothing would pad
         return torch.rand(self.tokens, generator=generator) - (1 - share)

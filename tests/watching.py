@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from prunec import ops, sources
 from prunec.certificate import certify
 from prunec.compiler import plan, recognise
+from prunec.lowering import choose
 from prunec.passes import BACK, run_passes
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule, Site
@@ -82,7 +83,8 @@ def transformed(model: nn.Module, policy: Policy | str, size: tuple[int, ...] = 
     Learned parts get parameters that matter, thresholds are as they came.
     """
     dense = recognised(model, size)
-    pruned = run_passes(BACK, plan(dense, Policy.load(policy)))
+    chosen = Policy.load(policy)
+    pruned = run_passes(BACK, plan(dense, chosen, choose(chosen)))
     certify(dense, pruned, original=model)
     fast = ProgramModule(pruned)
     generator = torch.Generator().manual_seed(3)

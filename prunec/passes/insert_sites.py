@@ -180,11 +180,13 @@ class _Insertion:
     def _kept(self, scored: Scored) -> fx.Node:
         """Which rows of every image go on, if they may differ."""
         selector, exiting = self.step.selector, self.step.fate == "exit"
-        least = 0 if selector.spare and selector.least == 1 else selector.least  # those spared are some
-        rest = (*self.ends, least, self.live)
         if selector.kind == "top_k":
             function = ops.best_of_batch if selector.budget == "batch" else ops.best
-            return self.call("kept", function, (scored.score, self.now.keep, *rest))
+            counts = (self.now.keep, *self.ends, selector.least, self.live)
+            return self.call("kept", function, (scored.score, *counts))
+        two = 2 - sum(self.ends)  # a stream of one row is another graph to a compiler
+        spared = selector.least == 1 and selector.spare >= max(1, two)  # and those are some
+        rest = (*self.ends, 0 if spared else max(selector.least, two), self.live)
         if selector.kind == "sampling":
             return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
         if selector.kind == "adaptive":

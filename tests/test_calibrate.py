@@ -10,6 +10,7 @@ import prunec
 from prunec import calibrate, fitting, ops
 from prunec.data import shapes
 from prunec.errors import CalibrationError, UsageError
+from prunec.lowering import choose
 from prunec.passes import BACK, run_passes
 from prunec.policy import Policy
 from prunec.program import Program
@@ -190,7 +191,7 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     source = prunec.sources.load("shapes")
     dense = prunec.compiler.recognise(source)
     chosen = Policy.load("dynamic").override(keep=0.5)
-    program = run_passes(BACK, prunec.compiler.plan(dense, chosen))
+    program = run_passes(BACK, prunec.compiler.plan(dense, chosen, choose(chosen)))
     fitted_on = source.calibration_images(64)
     assert fitted_on is not None
     calibrate.calibrate(dense, program, fitted_on.images, fitted_on.name)

@@ -213,11 +213,12 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
     said = call(*OPTIMIZE, "--dry-run")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert lines[:2] == [
+    assert lines[:3] == [
         "2/2 blocks, 25 patch tokens + 1 in front protected, head reads class token",
+        "mode static",
         "after attention of block 0: 26 -> 15 tokens",
     ]
-    assert [line.split("  ")[0] for line in lines[2:]] == [
+    assert [line.split("  ")[0] for line in lines[3:]] == [
         "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens",
         "liveness", "absorb", "certify",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ KINDS = (
     "query, pre_net or grader"
 )
 SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"
-SELECTOR = "keys kind, keep, remove, at, multiple_of, least, spare, stages"
+SELECTOR = "keys kind, keep, remove, at, multiple_of, least, spare, stages, budget"
 STEP = "sites, scorer, selector, fate, reactivate, weights, merge"
 TRAINING = "relaxation, temperature, detached, losses, epochs, rate, gate_rate, warm_up, freeze, required"
 COUNT = "must be a whole number, 1 or more"
@@ -198,17 +198,20 @@ SELECTORS = [
         "stages needs one keep for all sites, to take powers of; got stages 2 @ selector",
     ),
     (choosing("top_k", remove=0.1, stages=2), "to take powers of; got stages 2 @ selector"),
+    (
+        choosing("threshold", keep=0.5, budget="batch"),
+        "budget batch needs kind top_k, threshold spends no budget @ selector",
+    ),
+    (
+        choosing("top_k", keep=0.5, budget="images"),
+        "budget must be image or batch, got 'images'; nearest: image @ selector.budget",
+    ),
 ]
 TOGETHER = [
     ({"fate": "fues"}, "fate must be drop, fuse, merge, preserve or exit, got 'fues'; nearest: fuse @ fate"),
     ({"fate": GONE}, "fate is missing, it must be drop, fuse, merge, preserve or exit @ fate"),
     ({"fate": "fuse"}, "which must be shares of attention; norm scores are not @ fate"),
     ({"fate": "fuse", "weights": "score"}, "shares of attention; norm scores are not @ fate"),
-    (
-        {"fate": "fuse", **scoring("cls_attention"), **choosing("threshold", keep=0.5)},
-        "fate fuse needs selector.kind top_k, got threshold: one token stands for a fixed number of "
-        "others @ selector.kind",
-    ),
     (
         {"fate": "fuse", "weights": "unifrm"},
         "weights must be score or uniform, got 'unifrm'; nearest: uniform @ weights",

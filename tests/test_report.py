@@ -62,6 +62,7 @@ def test_text_of_everything() -> None:
         "model        shapes (shipped weights)\n"
         "recognised   0/0 blocks, 25 patch tokens + 1 in front protected, head reads class token\n"
         "policy       evit, keep 0.5, target eager\n"
+        "mode         static\n"
         "sites        after attention of block 1: 26 -> 15 tokens\n"
         "             after attention of block 2: 15 -> 9 tokens\n"
         "repairs      literals 4, region ends 0\n"

@@ -37,12 +37,18 @@ def tome(
             matches = match(attended.k.mean(dim=0), even, odd)
             matches.sort(key=lambda pair: (-pair[0], pair[1]))
             into = {source: target for _, source, target in matches[:merges]}
-            left = [place for place in even if place not in into]
-            prefix = stream.parts.prefix
-            merge(stream, into, [*stream.protected[:prefix], *left, *odd, *stream.protected[prefix:]])
+            merge_alternately(stream, into)
             groups.append(stream.groups)
         stream.mlp(layer)
     return stream.finish(weighted=weighted), groups
+
+
+def merge_alternately(stream: Stream, into: dict[int, int]) -> None:
+    """What is left of the even places stands before the odd ones."""
+    even, odd = alternate(stream)
+    left = [place for place in even if place not in into]
+    prefix = stream.parts.prefix
+    merge(stream, into, [*stream.protected[:prefix], *left, *odd, *stream.protected[prefix:]])
 
 
 def alternate(stream: Stream) -> tuple[list[int], list[int]]:
@@ -136,17 +142,18 @@ def algm(
     """`local` (block, tau): windows of 2 x 2 patches that are alike become one token each.
 
     `adaptive` (block): even places merge into odd ones, as many as are more alike than is usual here.
-    Both leave the tokens in ascending order of their places.
+    Windows leave the tokens in ascending order of their places, pairs as `tome` does.
     """
     stream, groups = Stream(take_apart(model, image)), []
     for number, layer in enumerate(stream.parts.layers):
         attended = attention(layer, stream.x, stream.size.log() if proportional else 0.0)
         stream.x = stream.x + attended.branch
         if local is not None and number == local[0]:
-            _merge_in_order(stream, algm_windows(stream, grid, local[1]))
+            into = algm_windows(stream, grid, local[1])
+            merge(stream, into, [place for place in range(len(stream.x)) if place not in into])
             groups.append(stream.groups)
         if number == adaptive:
-            _merge_in_order(stream, algm_matches(stream, number))
+            merge_alternately(stream, algm_matches(stream, number))
             groups.append(stream.groups)
         stream.mlp(layer)
     return stream.finish(weighted=weighted), groups
@@ -174,10 +181,6 @@ def algm_matches(stream: Stream, block: int) -> dict[int, int]:
     best = torch.tensor([similarity for similarity, _, _ in matches], dtype=torch.float64)
     threshold = best.mean() + best.std(correction=1) / (block + 1)
     return {source: target for similarity, source, target in matches if similarity >= threshold}
-
-
-def _merge_in_order(stream: Stream, into: dict[int, int]) -> None:
-    merge(stream, into, [place for place in range(len(stream.x)) if place not in into])
 
 
 # --- POMT -----------------------------------------------------------------------------------

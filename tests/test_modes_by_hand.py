@@ -1,0 +1,201 @@
+"""All modes beside plain loops: one image at a time, boolean indexing, nothing of prunec.
+
+Kept sets are forced, so the loops need no scores but those by which dropped tokens are summed up. Then the
+same over anatomies, policies, sets and batches that are drawn at random.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunec.program import Program
+from tests import moding, tiny
+from tests.families import difference
+from tests.test_ragged import Biased
+from tests.tiny import Attention, Block, ViT, pixels
+
+READS: dict[str, Callable[[Tensor], Any]] = {
+    "class token": tiny.class_row,
+    "mean": lambda x: x.mean(dim=1),
+    "mean of patches": lambda x: x[:, 1:].mean(dim=1),
+    "largest": lambda x: x.amax(dim=1),
+    "last two": lambda x: x[:, -2:],
+    "all": lambda x: x,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a policy for it."""
+
+    read: str = "class token"
+    form: str = "fused"  # fused | spelled | biased
+    prefix: int = 1
+    suffix: int = 0
+    depth: int = 3
+    fate: str = "drop"
+    restore: str = "none"
+    reactivate: bool = False
+    where: str = "before_block"
+    blocks: tuple[int, ...] = (1, 2)
+    scorer: str = "norm"
+    selector: str = "threshold"
+
+    def model(self) -> ViT:
+        torch.manual_seed(0)
+        attention = Biased if self.form == "biased" else functools.partial(Attention, form=self.form)
+        block = functools.partial(Block, attention)
+        ends = {"prefix": self.prefix, "suffix": self.suffix}
+        return ViT(block, depth=self.depth, read=READS[self.read], **ends).eval()
+
+    def padded(self, model: ViT) -> Program:
+        uniform = {"weights": "uniform"} if self.fate == "fuse" else {}
+        policy = tiny.policy(
+            fate=self.fate, restore=self.restore, reactivate=self.reactivate, where=self.where,
+            blocks=list(self.blocks), scorer=self.scorer, selector=self.selector, **uniform,
+        )  # fmt: skip
+        return moding.plain(tiny.recognised(model), policy)
+
+
+class Loop:
+    """One image through the blocks; `kept` says for each site which tokens stay."""
+
+    def __init__(self, case: Case, model: ViT, image: Tensor, kept: Tensor) -> None:
+        self.case, self.model, self.kept, self.site = case, model, list(kept), 0
+        self.x = model.embed(image[None])[0]
+        self.here = torch.arange(len(self.x))  # which token each row is
+        self.whole = self.x.clone()
+        self.left: list[list[int]] = []
+
+    def run(self) -> Tensor:
+        """What the head makes of it."""
+        case, model = self.case, self.model
+        for number, block in enumerate(model.blocks):
+            if number in case.blocks and case.where == "before_block":
+                self.prune()
+            if case.form == "biased":
+                block.attn.rows = self.here
+            self.x = self.x + block.attn(block.norm1(self.x[None]))[0]
+            if number in case.blocks and case.where == "after_attention":
+                self.prune()
+            self.x = self.x + block.mlp(block.norm2(self.x))
+            if case.form == "biased":
+                block.attn.rows = None
+        if case.restore != "none":
+            self.come_back()
+        return model.head(model.read(model.norm(self.x[None])))[0]
+
+    def come_back(self) -> None:
+        """All tokens, those that left with the value that they had."""
+        self.whole[self.here] = self.x
+        self.x, self.here = self.whole.clone(), torch.arange(len(self.whole))
+
+    def prune(self) -> None:
+        """Boolean indexing; the mean of those that leave stands where the longest of them stood."""
+        if self.case.reactivate:
+            self.come_back()
+        stays = self.kept.pop(0)[self.here]
+        self.whole[self.here] = self.x
+        if self.case.fate == "fuse" and not stays.all():
+            lengths = self.x.norm(dim=-1).masked_fill(stays, -1.0)
+            place = int(lengths.argmax())
+            mean = self.x[~stays].mean(dim=0)
+            self.x = self.x.clone()
+            self.x[place] = mean
+            stays = stays.clone()
+            stays[place] = True
+        self.x, self.here = self.x[stays], self.here[stays]
+        self.left.append(self.here.tolist())
+
+
+def assert_modes_are_loops(case: Case, images: Tensor, kept: Tensor) -> None:
+    """Every mode gives each image what the loop gives it; static one image at a time."""
+    model, programs = made(case)
+    with torch.no_grad():
+        loops = [Loop(case, model, image, kept[:, n]) for n, image in enumerate(images)]
+        expected = torch.stack([loop.run() for loop in loops])
+    assert bool(expected.isfinite().all())
+    inputs: moding.Inputs = lambda images: [images]  # noqa: E731
+    for mode, program in programs.items():
+        if mode == "static":
+            found = moding.apart(program, {}, inputs, images, kept)
+        else:
+            found = moding.outcome(program, {}, inputs(images), kept)
+        left = [[row.nonzero()[:, 0].tolist() for row in site] for site in found.left]
+        assert [list(rows) for rows in zip(*left, strict=True)] == [loop.left for loop in loops], mode
+        assert difference(found.outputs[0], expected) < moding.TOLERANCE, mode
+
+
+@functools.cache
+def made(case: Case) -> tuple[ViT, dict[str, Program]]:
+    model = case.model()
+    return model, moding.in_all_modes(case.padded(model))
+
+
+CASES = {
+    "drop, a mean": Case(read="mean"),
+    "drop, a mean, nothing protected": Case(read="mean", prefix=0, form="spelled"),
+    "drop, a class token": Case(),
+    "drop behind the attention": Case(read="mean of patches", where="after_attention"),
+    "drop, stale": Case(read="all", restore="stale"),
+    "preserve and reactivate": Case(read="all", fate="preserve", restore="stale", reactivate=True),
+    "fuse": Case(read="last two", suffix=2, fate="fuse"),
+    "fuse by counts": Case(read="mean", fate="fuse", selector="top_k"),
+    "fuse behind the attention, stale": Case(
+        read="all", fate="fuse", restore="stale", where="after_attention", form="spelled"
+    ),
+    "a bias between tokens": Case(read="mean", form="biased"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_modes_are_plain_loops(name: str) -> None:
+    case = CASES[name]
+    padded = made(case)[1]["padded"]
+    for batch in (1, 3, 8):
+        least = 0 if case.prefix and case.read != "mean of patches" else 2
+        kept = moding.kept_sets(padded, batch, seed=batch, least=least)
+        assert_modes_are_loops(case, pixels(batch), kept)
+
+
+# --- anything ---------------------------------------------------------------------------------
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    read = draw(st.sampled_from(list(READS)))
+    prefix = 1 if read in ("class token", "mean of patches") else draw(st.integers(0, 2))
+    fate = draw(st.sampled_from(["drop", "preserve", "fuse"]))
+    stays = read == "all" or fate == "preserve"
+    depth = draw(st.integers(2, 3))
+    blocks = draw(st.sampled_from([(1,), (0, 1)] if depth == 2 else [(1,), (2,), (1, 2)]))
+    where = draw(st.sampled_from(["before_block", "after_attention"]))
+    if where == "after_attention" and read in ("class token", "last two"):  # there is no site in the last one
+        blocks = tuple(block for block in blocks if block < depth - 1) or (0,)
+    case = Case(
+        read=read, prefix=prefix, suffix=2 if read == "last two" else draw(st.sampled_from([0, 0, 1])),
+        form=draw(st.sampled_from(["fused", "spelled"])), depth=depth, fate=fate, where=where, blocks=blocks,
+        restore="stale" if stays else "none",
+        scorer="norm" if fate == "fuse" else draw(st.sampled_from(["norm", "mlp"])),
+        selector=draw(st.sampled_from(["threshold", "top_k"])),
+    )  # fmt: skip
+    return replace(case, reactivate=fate == "preserve" and draw(st.booleans()))
+
+
+@settings(
+    max_examples=8, deadline=None, derandomize=True, database=None,
+    phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(case=cases(), batch=st.integers(1, 8), seed=st.integers(0, 99))
+def test_so_are_they_for_any_anatomy_policy_and_sets(case: Case, batch: int, seed: int) -> None:
+    kept = moding.kept_sets(made(case)[1]["padded"], batch, seed=seed, least=2)
+    assert_modes_are_loops(case, pixels(batch), kept)

@@ -115,11 +115,17 @@ class _Masking:
             mask = self.masks[graph.operand(hidden, 0)]
             _becomes(node, ops.attend_kept, (*node.args[:3], mask, own, given.get("scale")))
         else:
-            hidden = graph.operand(node, 0)
+            logits = hidden = graph.operand(node, 0)
+            if logits.target is ops.rows:  # of the queries, where nobody reads all of them
+                hidden = graph.operand(logits, 0)
             if hidden.target is not ops.mask_keys:
                 return
-            mask = self.masks[graph.operand(hidden, 1)]
-            _becomes(node, ops.softmax_kept, (hidden.args[0], mask, node.meta["val"].dtype))
+            mask, shown = self.masks[graph.operand(hidden, 1)], graph.operand(hidden, 0)
+            if logits is hidden:
+                logits = shown
+            else:
+                logits.update_arg(0, shown)
+            _becomes(node, ops.softmax_kept, (logits, mask, node.meta["val"].dtype))
         self.counts["masked"] += 1
 
 

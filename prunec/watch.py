@@ -167,7 +167,8 @@ def _is_neutral(
     rows = given[operand].shape[axes[0]]
     extra = torch.zeros(rows, dtype=torch.bool)
     extra[torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[:_EXTRA]] = True
-    counts = (~extra).nonzero()[:, 0]
+    counts = (~extra).nonzero()[:, 0]  # in another order, which nothing may depend on either
+    counts = counts[torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed + 1))]
     fewer = {source: _at(value, source.meta["val"], short, counts) for source, value in given.items()}
     shape = [1] * given[operand].dim()
     shape[axes[0]] = rows

@@ -77,12 +77,13 @@ def separate(padded: Program, flat: Sequence[Any], share: float = 0.5) -> None:
 class Tracking(fx.Interpreter):
     """Runs a program and keeps, for each site, which token every row is and whether it counts.
 
-    With `kept` [sites, B, T] those tokens stay, whatever their scores; what a site does not have stays away.
+    With `kept` [sites, B, T] those tokens stay, whatever their scores; what a site has not stays away.
     """
 
     def __init__(self, program: Program, kept: Tensor | None = None) -> None:
         super().__init__(program.module)
-        assert program.plan is not None and program.anatomy is not None
+        assert program.plan is not None
+        assert program.anatomy is not None
         self.anew = program.plan.rules.reactivate or program.plan.fate == "exit"
         self.states, self.kept = set(program.anatomy.states), kept
         self.rows: list[tuple[Tensor, Tensor]] = []  # tokens [B, n], live [B, n]
@@ -198,7 +199,9 @@ def places_of(program: Program) -> dict[str, int | None]:
     return found
 
 
-def apart(program: Program, places: dict[str, int | None], inputs: Inputs, images: Tensor, kept: Any) -> Outcome:
+def apart(
+    program: Program, places: dict[str, int | None], inputs: Inputs, images: Tensor, kept: Any
+) -> Outcome:
     """The outcome of each image by itself, put together."""
     found = [
         outcome(program, places, inputs(images[[n]]), None if kept is None else kept[:, [n]])
@@ -214,7 +217,7 @@ def apart(program: Program, places: dict[str, int | None], inputs: Inputs, image
 def assert_modes_agree(
     programs: dict[str, Program], inputs: Inputs, images: Tensor, kept: Tensor | None = None
 ) -> Outcome:
-    """All modes give every output, and every state of every token that is left, that the padded one gives."""
+    """All modes give the outputs of the padded one, and its states of every token that is left."""
     padded = programs["padded"]
     places = places_of(padded)
     expected = outcome(padded, places, inputs(images), kept)
@@ -251,7 +254,8 @@ def kept_sets(program: Program, batch: int, *, seed: int = 0, least: int = 0) ->
     The first image keeps everything, the second its protected tokens (and the `least` first patches), the
     others each another share.
     """
-    assert program.plan is not None and program.anatomy is not None
+    assert program.plan is not None
+    assert program.anatomy is not None
     anatomy, generator = program.anatomy, torch.Generator().manual_seed(seed)
     shares = torch.linspace(0.95, 0.1, max(1, batch - 2)).tolist()
     shares = [1.0, 0.0, *shares][:batch] if batch > 1 else [0.7]

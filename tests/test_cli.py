@@ -547,3 +547,43 @@ def test_a_broken_pipe_is_quiet(home: Path) -> None:
     assert running.stderr.read() == ""
     running.stderr.close()
     assert running.wait() in (0, 1)
+
+
+# --- modes ------------------------------------------------------------------------------------
+
+SVIT = ["--policy", "svit"]
+
+
+def test_optimize_in_a_mode(call: Call, home: Path) -> None:
+    said = call(
+        "optimize", "models_of_a_user:vit", *SVIT, "--untrained", "--target", "eager", "--rounds", "5",
+        "--batch", "2", "--mode", "padded", "--buckets", "16,20", "-o", "out", "--json",
+    )  # fmt: skip
+    assert said.code == 0
+    assert said.json["plan"]["lowering"] == {"mode": "padded", "buckets": [16, 20], "bound": None}
+    assert made(home) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mode", "paked"], "unknown mode 'paked'; nearest: packed"),
+        (["--mode", "packed", "--buckets", "8,16"], "buckets belong to mode padded, got mode packed"),
+        (["--buckets", "8,x"], "--buckets"),
+        (["--mode", "static"], "it can run one image at a time, not 8"),
+        (["--bound", "9"], "bound belong to mode packed, got mode padded"),
+    ],
+)
+def test_a_mode_that_cannot_be(call: Call, home: Path, options: list[str], words: str) -> None:
+    said = call("optimize", "models_of_a_user:vit", *SVIT, "--untrained", "--target", "eager", *options)
+    assert said.code == 2
+    assert said.out == ""
+    assert words in said.err
+    assert made(home) == []
+
+
+def test_graph_in_a_mode(call: Call) -> None:
+    said = call("graph", "models_of_a_user:vit", *SVIT, "--mode", "packed", "--diff")
+    assert (said.code, said.err) == (0, "")
+    assert " = rows_of(" in said.out
+    assert " = pick(" in said.out

@@ -140,7 +140,12 @@ def test_a_batch_above_its_bound(how: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"mode": "padded", "buckets": (8, 16)}, {"mode": "packed", "bound": 99}, {"mode": "masked"}, {"mode": "static", "batch": 1}],
+    [
+        {"mode": "padded", "buckets": (8, 16)},
+        {"mode": "packed", "bound": 99},
+        {"mode": "masked"},
+        {"mode": "static", "batch": 1},
+    ],
     ids=lambda options: options["mode"],
 )
 def test_an_artefact_keeps_its_mode(options: dict[str, Any], tmp_path: Path) -> None:
@@ -239,7 +244,9 @@ def best_of_all(x: Tensor, keep: int) -> list[list[int]]:
     """Patches of all images by length: the best of each, and the best of the others."""
     norms = x[:, 1:].norm(dim=-1)
     kept = {(image, int(row.argmax())) for image, row in enumerate(norms)}
-    order = sorted(((float(-norm), (image, place)) for image, row in enumerate(norms) for place, norm in enumerate(row)))
+    order = sorted(
+        ((float(-norm), (image, place)) for image, row in enumerate(norms) for place, norm in enumerate(row))
+    )
     for _, place in order:
         if len(kept) < keep * len(x):
             kept.add(place)
@@ -268,7 +275,11 @@ def test_packed_rows_of_a_budget_are_as_many_for_every_batch_of_a_size() -> None
     made = module("packed", IN_BATCH)
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(made, (loud(3),), dynamic_shapes=({0: batch},))
-    read = [torch.ops.aten.nonzero.default, torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default]
+    read = [
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.item.default,
+        torch.ops.aten._local_scalar_dense.default,
+    ]
     assert not {node.target for node in exported.graph.nodes} & set(read)
     values = [node.meta.get("val") for node in exported.graph.nodes]
     sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape]

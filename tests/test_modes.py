@@ -1,7 +1,7 @@
 """For the same kept sets static, padded, packed and masked give the same outputs and the same kept rows.
 
 Families and presets with their own scores, and with sets by force: everything kept, nothing but protected
-tokens, and very different counts side by side. tests/test_modes_by_hand.py compares all modes with plain loops.
+tokens, and very different counts side by side. Plain loops are in tests/test_modes_by_hand.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def assert_all_agree(dense: Program, policy: Policy, inputs: moding.Inputs, imag
     reads patches alone is undefined then, so static is left out.
     """
     padded = moding.plain(dense, policy)
-    assert padded.plan is not None and padded.plan.sites
+    assert padded.plan is not None
+    assert padded.plan.sites
     own, learns = contrasts(images[:4]), any(step.selector.blank for step in policy.steps)
     if learns:
         moding.separate(padded, inputs(own))
@@ -141,7 +142,9 @@ def test_presets(name: str) -> None:
 
 
 def two_sites(**changes: Any) -> Policy:
-    return tiny.policy(**{"selector": "threshold", "fate": "preserve", "reactivate": True, "blocks": [1, 2]} | changes)
+    return tiny.policy(
+        **{"selector": "threshold", "fate": "preserve", "reactivate": True, "blocks": [1, 2]} | changes
+    )
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {

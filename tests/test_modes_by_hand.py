@@ -58,7 +58,7 @@ class Case:
         return ViT(block, depth=self.depth, read=READS[self.read], **ends).eval()
 
     def padded(self, model: ViT) -> Program:
-        uniform = {"weights": "uniform"} if self.fate == "fuse" else {}
+        uniform = {"weights": "uniform"} if self.fate == "fuse" and self.scorer == "norm" else {}
         policy = tiny.policy(
             fate=self.fate, restore=self.restore, reactivate=self.reactivate, where=self.where,
             blocks=list(self.blocks), scorer=self.scorer, selector=self.selector, **uniform,
@@ -84,9 +84,11 @@ class Loop:
                 self.prune()
             if case.form == "biased":
                 block.attn.rows = self.here
-            self.x = self.x + block.attn(block.norm1(self.x[None]))[0]
+            normed = block.norm1(self.x[None])
+            seen = class_attention(block.attn, normed)
+            self.x = self.x + block.attn(normed)[0]
             if number in case.blocks and case.where == "after_attention":
-                self.prune()
+                self.prune(seen)
             self.x = self.x + block.mlp(block.norm2(self.x))
             if case.form == "biased":
                 block.attn.rows = None
@@ -99,22 +101,33 @@ class Loop:
         self.whole[self.here] = self.x
         self.x, self.here = self.whole.clone(), torch.arange(len(self.whole))
 
-    def prune(self) -> None:
-        """Boolean indexing; the mean of those that leave stands where the longest of them stood."""
+    def prune(self, seen: Tensor | None = None) -> None:
+        """Boolean indexing; the sum of those that leave stands where the best of them stood.
+
+        By the attention that the class token pays them, or their mean, and the longest is the best.
+        """
         if self.case.reactivate:
             self.come_back()
         stays = self.kept.pop(0)[self.here]
         self.whole[self.here] = self.x
         if self.case.fate == "fuse" and not stays.all():
-            lengths = self.x.norm(dim=-1).masked_fill(stays, -1.0)
-            place = int(lengths.argmax())
-            mean = self.x[~stays].mean(dim=0)
+            by_attention = self.case.scorer == "cls_attention"
+            scores = seen if by_attention and seen is not None else self.x.norm(dim=-1)
+            place = int(scores.masked_fill(stays, -1.0).argmax())
+            others = self.x[~stays]
+            joined = scores[~stays] @ others if by_attention else others.mean(dim=0)
             self.x = self.x.clone()
-            self.x[place] = mean
+            self.x[place] = joined
             stays = stays.clone()
             stays[place] = True
         self.x, self.here = self.x[stays], self.here[stays]
         self.left.append(self.here.tolist())
+
+
+def class_attention(attention: Attention, x: Tensor) -> Tensor:
+    """What the class token pays each token, the mean of two heads; x: [1, n, 16] -> [n]."""
+    query, key, _ = attention.qkv(x)[0].unflatten(-1, (3, 2, 8)).unbind(1)  # [n, 2, 8]
+    return torch.einsum("hd,nhd->hn", query[0] / 8**0.5, key).softmax(dim=-1).mean(dim=0)
 
 
 def assert_modes_are_loops(case: Case, images: Tensor, kept: Tensor) -> None:
@@ -152,6 +165,9 @@ CASES = {
     "fuse by counts": Case(read="mean", fate="fuse", selector="top_k"),
     "fuse behind the attention, stale": Case(
         read="all", fate="fuse", restore="stale", where="after_attention", form="spelled"
+    ),
+    "fuse by attention and a threshold": Case(
+        fate="fuse", scorer="cls_attention", where="after_attention", blocks=(0, 1)
     ),
     "a bias between tokens": Case(read="mean", form="biased"),
 }

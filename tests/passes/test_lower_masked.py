@@ -171,7 +171,9 @@ def test_gradients_of_scorers_and_weights_are_those_written_by_hand(drops: bool,
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("form", ["fused", "spelled"])
 def test_nothing_kept_has_no_gradient_that_is_not_a_number(form: str, prefix: int) -> None:
-    model = ViT(lambda: Block(lambda: Attention(form=form)), depth=2, prefix=prefix, read=lambda x: x.mean(dim=1))
+    model = ViT(
+        lambda: Block(lambda: Attention(form=form)), depth=2, prefix=prefix, read=lambda x: x.mean(dim=1)
+    )
     program = moding.plain(recognised(model), tiny.policy(**THRESHOLD, scorer="mlp"))
     masked = moding.lowered(program, "masked")
     kept = torch.zeros(1, 3, 25 + prefix, dtype=torch.bool)

@@ -68,8 +68,8 @@ def assert_same(program: Program, other: Program) -> None:
 def test_a_block_behind_one_site() -> None:
     model = ViT(depth=2, read=lambda x: x)
     program = packed(padded(model))
-    # the gather; norm, qkv, reshape, permute, unbind and its three, attention, transpose, reshape, projection,
-    # add; norm, linear, gelu, linear, add
+    # the gather; norm, qkv, reshape, permute, unbind and its three, attention, transpose, reshape,
+    # projection, add; norm, linear, gelu, linear, add
     assert counts(program, "pack rows") == {"packed": 19, "attention": 1, "picks": 0, "spreads": 0}
     found = Counter(tiny.dialect_of(program))
     expected = {"attend": 1, "rows_of": 1, "slots": 0, "places": 1, "pick": 1, "put": 1, "live": 1}
@@ -204,7 +204,9 @@ class Softmaxed(Attention):
 
 
 @pytest.mark.parametrize("attention", [Softmaxed, Biased])
-def test_attention_that_is_spelled_out_or_has_a_mask_of_its_own_stays_padded(attention: type[nn.Module]) -> None:
+def test_attention_that_is_spelled_out_or_has_a_mask_of_its_own_stays_padded(
+    attention: type[nn.Module],
+) -> None:
     program = padded(last_block(Mlp, attention))
     made = packed(program)
     assert counts(made, "pack rows")["attention"] == 0

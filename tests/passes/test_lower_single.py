@@ -36,7 +36,10 @@ def test_no_key_mask_is_left() -> None:
     assert masks(program) == [None, "key_mask"]
     assert masks(single) == [None, None]
     assert counts(single, "one image") == {"masks": 1}
-    assert [op for op in tiny.dialect_of(single) if op in ("pack", "only", "live", "scatter")] == ["only", "scatter"]
+    assert [op for op in tiny.dialect_of(single) if op in ("pack", "only", "live", "scatter")] == [
+        "only",
+        "scatter",
+    ]
 
 
 def test_a_mask_of_the_models_own_stays() -> None:

@@ -48,11 +48,20 @@ def lowered(program: Program, mode: str, **options: Any) -> Program:
     return run_passes(lowering_passes(lowering), program)
 
 
-def in_all_modes(padded: Program) -> dict[str, Program]:
-    """Padded and what is made of it; static only where it goes image by image (else it is another graph)."""
+def in_all_modes(dense: Program, padded: Program) -> dict[str, Program]:
+    """Padded, and the others on the same parameters and thresholds.
+
+    Static only where it goes image by image: as many of every image is compared by `plain(.., "static")`.
+    """
     assert padded.plan is not None
     modes = MODES if padded.plan.rules.ragged else ("padded", "packed", "masked")
-    return {mode: lowered(padded, mode) for mode in modes}
+    programs = dict.fromkeys(modes, padded)
+    for mode in modes:
+        if mode != "padded":
+            program = plain(dense, padded.plan.rules, mode)  # type: ignore[arg-type]
+            program.module.load_state_dict(padded.module.state_dict())
+            programs[mode] = lowered(program, mode)
+    return programs
 
 
 def separate(padded: Program, flat: Sequence[Any], share: float = 0.5) -> None:
@@ -84,7 +93,7 @@ class Tracking(fx.Interpreter):
         super().__init__(program.module)
         assert program.plan is not None
         assert program.anatomy is not None
-        self.anew = program.plan.rules.reactivate or program.plan.fate == "exit"
+        self.anew = program.plan.rules.reactivate
         self.states, self.kept = set(program.anatomy.states), kept
         self.rows: list[tuple[Tensor, Tensor]] = []  # tokens [B, n], live [B, n]
         self.scored: list[tuple[Any, ...]] = []
@@ -144,7 +153,7 @@ def run(program: Program, flat: Sequence[Any], kept: Tensor | None = None) -> Tr
 
 @dataclasses.dataclass
 class Outcome:
-    """The outputs, for each site the tokens that are left, and every state with the tokens in their places."""
+    """The outputs, for each site the tokens that are left, and every state, tokens in their places."""
 
     outputs: list[Tensor]
     left: list[Tensor]  # [B, T] each

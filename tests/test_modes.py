@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from prunec import graph, sources
 from prunec.compiler import recognise
-from prunec.lowering import choose
-from prunec.passes import BACK, run_passes
-from prunec.plan import make_plan
 from prunec.policy import Policy, presets
 from prunec.program import Program
 from tests import moding, tiny
@@ -49,7 +46,7 @@ def assert_all_agree(dense: Program, policy: Policy, inputs: moding.Inputs, imag
     own, learns = contrasts(images[:4]), any(step.selector.blank for step in policy.steps)
     if learns:
         moding.separate(padded, inputs(own))
-    programs = moding.in_all_modes(padded)
+    programs = moding.in_all_modes(dense, padded)
     if not policy.ragged:
         programs["static"] = moding.plain(dense, policy, "static")
     if policy.scorer.kind != "random":  # which is drawn anew for every row
@@ -172,17 +169,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def test_models_and_policies_that_are_not_in_the_zoo(name: str) -> None:
     build, changes = MODELS[name]
     assert_all_agree(tiny.recognised(build()), two_sites(**changes), lambda images: [images], pixels(8))
-
-
-@pytest.mark.parametrize("mode", ["packed", "masked", "static"])
-def test_a_mode_does_not_matter_before_it_is_lowered_to(mode: str) -> None:
-    dense, _ = small()
-    policy = two_sites()
-    texts = []
-    for each in ("padded", mode):
-        plan = make_plan(policy, dense.anatomy, choose(policy, each))  # type: ignore[arg-type]
-        texts.append(str(run_passes(BACK, dense.replace(plan=plan)).graph))
-    assert texts[0] == texts[1]
 
 
 def test_a_comparison_that_can_fail() -> None:

@@ -57,13 +57,14 @@ class Case:
         ends = {"prefix": self.prefix, "suffix": self.suffix}
         return ViT(block, depth=self.depth, read=READS[self.read], **ends).eval()
 
-    def padded(self, model: ViT) -> Program:
+    def programs(self, model: ViT) -> dict[str, Program]:
         uniform = {"weights": "uniform"} if self.fate == "fuse" and self.scorer == "norm" else {}
         policy = tiny.policy(
             fate=self.fate, restore=self.restore, reactivate=self.reactivate, where=self.where,
             blocks=list(self.blocks), scorer=self.scorer, selector=self.selector, **uniform,
         )  # fmt: skip
-        return moding.plain(tiny.recognised(model), policy)
+        dense = tiny.recognised(model)
+        return moding.in_all_modes(dense, moding.plain(dense, policy))
 
 
 class Loop:
@@ -151,7 +152,7 @@ def assert_modes_are_loops(case: Case, images: Tensor, kept: Tensor) -> None:
 @functools.cache
 def made(case: Case) -> tuple[ViT, dict[str, Program]]:
     model = case.model()
-    return model, moding.in_all_modes(case.padded(model))
+    return model, case.programs(model)
 
 
 CASES = {

@@ -148,7 +148,7 @@ def test_gradients_of_scorers_and_weights_are_those_written_by_hand(drops: bool,
     if drops:
         changes |= {"fate": "drop", "reactivate": False, "restore": "none"}
     dense, images = recognised(model, pixels().double()), pixels(4).double()
-    program = moding.plain(dense, tiny.policy(**{**THRESHOLD, **changes}))
+    program = moding.plain(dense, tiny.policy(**{**THRESHOLD, **changes}), "masked")
     moding.separate(program, [images])
     masked = moding.lowered(program, "masked")
     assert counts(masked, "mask")["trained"] == 2

@@ -30,9 +30,14 @@ Inputs = Callable[[Tensor], Sequence[Any]]  # images to the flat inputs of a pro
 
 def plain(dense: Program, policy: Policy, mode: str = "padded", **options: Any) -> Program:
     """The program that a mode is made from; learned scorers get numbers that matter."""
+    return run_passes(BACK[-1:], unfinished(dense, policy, mode, **options))
+
+
+def unfinished(dense: Program, policy: Policy, mode: str = "padded", **options: Any) -> Program:
+    """The same before the last pass, which alone asks for the mode."""
     assert dense.anatomy is not None
     plan = make_plan(policy, dense.anatomy, choose(policy, mode, **options))
-    program = run_passes(BACK, dense.replace(plan=plan))
+    program = run_passes(BACK[:-1], dense.replace(plan=plan))
     torch.manual_seed(3)
     for name, parameter in program.module.named_parameters():
         if name.startswith("prunec."):
@@ -42,26 +47,25 @@ def plain(dense: Program, policy: Policy, mode: str = "padded", **options: Any) 
 
 def lowered(program: Program, mode: str, **options: Any) -> Program:
     """A padded program in another mode, on the same parameters."""
+    program = _for(program, mode, **options)
+    assert program.plan is not None
+    return run_passes(lowering_passes(program.plan.lowering), program)
+
+
+def _for(program: Program, mode: str, **options: Any) -> Program:
     assert program.plan is not None
     lowering = choose(program.plan.rules, mode, **options)
-    program = program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))
-    return run_passes(lowering_passes(lowering), program)
+    return program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))
 
 
-def in_all_modes(dense: Program, padded: Program) -> dict[str, Program]:
-    """Padded, and the others on the same parameters and thresholds.
+def in_all_modes(program: Program) -> dict[str, Program]:
+    """An unfinished program in every mode, on the same parameters and thresholds.
 
-    Static only where it goes image by image: as many of every image is compared by `plain(.., "static")`.
+    Static only where it goes image by image: as many of every image is another program.
     """
-    assert padded.plan is not None
-    modes = MODES if padded.plan.rules.ragged else ("padded", "packed", "masked")
-    programs = dict.fromkeys(modes, padded)
-    for mode in modes:
-        if mode != "padded":
-            program = plain(dense, padded.plan.rules, mode)  # type: ignore[arg-type]
-            program.module.load_state_dict(padded.module.state_dict())
-            programs[mode] = lowered(program, mode)
-    return programs
+    assert program.plan is not None
+    modes = MODES if program.plan.rules.ragged else ("padded", "packed", "masked")
+    return {mode: lowered(run_passes(BACK[-1:], _for(program, mode)), mode) for mode in modes}
 
 
 def separate(padded: Program, flat: Sequence[Any], share: float = 0.5) -> None:

@@ -40,13 +40,13 @@ def assert_all_agree(dense: Program, policy: Policy, inputs: moding.Inputs, imag
     In the batch of eight an image keeps nothing that it need not, which no selector does; the rest of what
     reads patches alone is undefined then, so static is left out.
     """
-    padded = moding.plain(dense, policy)
+    padded = moding.unfinished(dense, policy)
     assert padded.plan is not None
     assert padded.plan.sites
     own, learns = contrasts(images[:4]), any(step.selector.blank for step in policy.steps)
     if learns:
         moding.separate(padded, inputs(own))
-    programs = moding.in_all_modes(dense, padded)
+    programs = moding.in_all_modes(padded)
     if not policy.ragged:
         programs["static"] = moding.plain(dense, policy, "static")
     if policy.scorer.kind != "random":  # which is drawn anew for every row
@@ -169,6 +169,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def test_models_and_policies_that_are_not_in_the_zoo(name: str) -> None:
     build, changes = MODELS[name]
     assert_all_agree(tiny.recognised(build()), two_sites(**changes), lambda images: [images], pixels(8))
+
+
+@pytest.mark.parametrize("mode", ["packed", "masked", "static"])
+def test_a_mode_does_not_matter_before_the_last_pass(mode: str) -> None:
+    dense, _ = small()
+    padded, other = (moding.unfinished(dense, two_sites(), each) for each in ("padded", mode))
+    assert str(padded.graph) == str(other.graph)
 
 
 def test_a_comparison_that_can_fail() -> None:

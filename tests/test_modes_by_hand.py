@@ -63,8 +63,7 @@ class Case:
             fate=self.fate, restore=self.restore, reactivate=self.reactivate, where=self.where,
             blocks=list(self.blocks), scorer=self.scorer, selector=self.selector, **uniform,
         )  # fmt: skip
-        dense = tiny.recognised(model)
-        return moding.in_all_modes(dense, moding.plain(dense, policy))
+        return moding.in_all_modes(moding.unfinished(tiny.recognised(model), policy))
 
 
 class Loop:

@@ -229,9 +229,8 @@ def test_a_fixed_batch_is_refused_and_other_modes_are_named() -> None:
 @pytest.mark.parametrize("mode", ["padded", "packed"])
 def test_gradients_are_those_of_each_image_by_itself(mode: str) -> None:
     model = ViT(depth=2, read=lambda x: x.mean(dim=1)).double()
-    dense = recognised(model, pixels().double())
-    program = moding.plain(dense, tiny.policy(**THRESHOLD))
-    programs, images = moding.in_all_modes(dense, program), pixels(3).double()
+    program = moding.unfinished(recognised(model, pixels().double()), tiny.policy(**THRESHOLD))
+    programs, images = moding.in_all_modes(program), pixels(3).double()
     kept = moding.kept_sets(program, 3, least=1)
     weights = list(model.parameters())
 

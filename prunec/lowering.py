@@ -100,7 +100,7 @@ def choose(
         ("buckets", buckets, "padded"), ("bound", bound, "packed"), ("attention", attention, "packed"),
     ):  # fmt: skip
         if value and mode != owner:
-            raise UsageError(f"{option} belong to mode {owner}, got mode {mode}", where=option)
+            raise UsageError(f"{option} is an option of mode {owner}, got mode {mode}", where=option)
     if any(length < 1 for length in buckets) or (bound is not None and bound < 1):
         raise UsageError("buckets and bound are numbers of tokens, 1 or more", where="mode")
     return Lowering(mode, rules.ragged, tuple(sorted(buckets)), bound, attention)

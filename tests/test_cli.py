@@ -568,10 +568,10 @@ def test_optimize_in_a_mode(call: Call, home: Path) -> None:
     ("options", "words"),
     [
         (["--mode", "paked"], "unknown mode 'paked'; nearest: packed"),
-        (["--mode", "packed", "--buckets", "8,16"], "buckets belong to mode padded, got mode packed"),
+        (["--mode", "packed", "--buckets", "8,16"], "buckets is an option of mode padded, got mode packed"),
         (["--buckets", "8,x"], "--buckets"),
         (["--mode", "static"], "it can run one image at a time, not 8"),
-        (["--bound", "9"], "bound belong to mode packed, got mode padded"),
+        (["--bound", "9"], "bound is an option of mode packed, got mode padded"),
     ],
 )
 def test_a_mode_that_cannot_be(call: Call, home: Path, options: list[str], words: str) -> None:

@@ -560,7 +560,8 @@ def test_optimize_in_a_mode(call: Call, home: Path) -> None:
         "--batch", "2", "--mode", "padded", "--buckets", "16,20", "-o", "out", "--json",
     )  # fmt: skip
     assert said.code == 0
-    assert said.json["plan"]["lowering"] == {"mode": "padded", "buckets": [16, 20], "bound": None}
+    expected = {"mode": "padded", "buckets": [16, 20], "bound": None, "attention": None}
+    assert said.json["plan"]["lowering"] == expected
     assert made(home) == ["out"]
 
 

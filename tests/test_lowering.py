@@ -68,7 +68,12 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str | None]] = [
         "one image at a time, not 4",
         "modes that can: padded, packed, masked",
     ),
-    ({"mode": "packed", "buckets": (8,)}, UsageError, "buckets is an option of mode padded, got mode packed", None),
+    (
+        {"mode": "packed", "buckets": (8,)},
+        UsageError,
+        "buckets is an option of mode padded, got mode packed",
+        None,
+    ),
     ({"mode": "padded", "bound": 8}, UsageError, "bound is an option of mode packed, got mode padded", None),
     ({"bound": 8}, UsageError, "bound is an option of mode packed, got mode padded", None),
     ({"mode": "padded", "buckets": (0,)}, UsageError, "numbers of tokens, 1 or more", None),

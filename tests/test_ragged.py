@@ -241,14 +241,34 @@ def test_the_certificate_sees_padding_that_is_not_hidden() -> None:
         certify(recognised(model), program)
 
 
-def test_images_and_heads_on_one_axis_are_refused() -> None:
-    class Folded(Attention):
-        def forward(self, x: Tensor) -> Tensor:
-            b, t, c = x.shape
-            query, key, value = self.qkv(x).reshape(b, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).flatten(1, 2)
-            weights = torch.bmm(query, key.mT).softmax(dim=-1)
-            return self.proj(torch.bmm(weights, value).view(b, 2, t, -1).transpose(1, 2).reshape(b, t, c))
+class Folded(Attention):
+    """Images and heads on one axis; attention spelled out or fused."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        query, key, value = self.qkv(x).reshape(b, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        if self.form == "fused":
+            out = F.scaled_dot_product_attention(query, key, value)
+        else:
+            out = torch.bmm(torch.bmm(query, key.mT).softmax(dim=-1), value)
+        return self.proj(out.view(b, 2, t, -1).transpose(1, 2).reshape(b, t, c))
+
+
+def test_padding_is_hidden_where_images_and_heads_are_on_one_axis() -> None:
+    torch.manual_seed(0)
+    model = ViT(lambda: Block(lambda: Folded(form="spelled")), depth=2).eval()
+    program = program_of(model, blocks=[1])
+    (hidden,) = (node for node in program.graph.nodes if node.target is ops.fill)
+    assert hidden.args[2:] == (float("-inf"), 2, 0, 0, 2)  # the keys of both heads of each image
+    certificate = certify(recognised(model), program)
+    assert certificate.padding is not None
+    hidden.replace_all_uses_with(hidden.args[0])  # type: ignore[arg-type]
+    program.module.recompile()
+    with pytest.raises(VerificationError, match="see each other's padding"):
+        certify(recognised(model), program)
+
+
+def test_fused_attention_with_images_and_heads_on_one_axis_is_refused() -> None:
     with pytest.raises(PolicyError, match="attention with images on its first axis"):
         program_of(ViT(lambda: Block(Folded), depth=2), blocks=[1])
 

@@ -158,10 +158,12 @@ class RandomScores:
     def ensures(self, program: Program) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        assert all(node.args[0].target in _RANDOM for node in selections)
+        chosen = [graph.operand(node, 0) for node in selections]
+        chosen = [graph.operand(node, 0) if node.target is ops.joined else node for node in chosen]
+        assert all(node.target in _RANDOM for node in chosen)
 
 
-_RANDOM = (ops.random_score, ops.random_among, ops.shuffled, ops.joined)
+_RANDOM = (ops.random_score, ops.random_among, ops.shuffled)
 
 
 def _pairs_of(kept: fx.Node) -> fx.Node | None:

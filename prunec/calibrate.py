@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunec import compat, ops
+from prunec import compat, graph, ops
 from prunec.anatomy import Anatomy
 from prunec.errors import CalibrationError
 from prunec.fitting import HELD_OUT, fit, fit_grader
@@ -150,7 +150,7 @@ def _grades(dense: Program, images: Tensor) -> Tensor:
     prefix, end = dense.anatomy.prefix, dense.anatomy.tokens - dense.anatomy.suffix
     parts = []
     for batch in images.split(_batch(dense)):
-        recorder = _Recorder(dense.module, {scores.node})
+        recorder = graph.Recorder(dense.module, {scores.node})
         with torch.no_grad():
             recorder.run(*call_on(dense, batch))
         found = recorder.values[scores.node].movedim(scores.axis, -1).flatten(1, -2)  # [B, N or T, K]
@@ -184,7 +184,7 @@ class _Importance:
         return [(torch.cat([s for s, _ in part]), torch.cat([i for _, i in part])) for part in parts]
 
     def _seen(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        recorder = _Recorder(self.dense.module, self.wanted)
+        recorder = graph.Recorder(self.dense.module, self.wanted)
         with torch.enable_grad(), torch.random.fork_rng():
             outputs = recorder.run(*call_on(self.dense, images.detach().requires_grad_()))
             starts, ends = ([recorder.values[span[side]] for span in self.spans] for side in (0, 1))
@@ -205,22 +205,6 @@ class _Importance:
         """The patches of a state: [B, N, C]."""
         state = state.movedim(self.anatomy.token_dim, 1)
         return state[:, self.anatomy.prefix : state.shape[1] - self.anatomy.suffix]
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps some values."""
-
-    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
-        super().__init__(module, garbage_collect_values=True)
-        self.wanted = wanted
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As it is, remembering what is wanted."""
-        value = super().run_node(n)
-        if n.name in self.wanted:
-            self.values[n.name] = value
-        return value
 
 
 def _projection(outputs: Any) -> Tensor:

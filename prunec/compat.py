@@ -319,6 +319,6 @@ def scalar_outputs() -> contextlib.AbstractContextManager[None]:
     return torch._dynamo.config.patch(capture_scalar_outputs=True)  # type: ignore[no-any-return]
 
 
-def mark_dynamic(tensor: torch.Tensor) -> None:
-    """Let torch.compile treat dimension 0 of an input as a symbol from the first call on."""
-    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+def mark_dynamic(tensor: torch.Tensor, axis: int = 0) -> None:
+    """Let torch.compile treat a dimension of an input as a symbol from the first call on."""
+    torch._dynamo.maybe_mark_dynamic(tensor, axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -193,3 +194,19 @@ def operand(node: fx.Node, place: int) -> fx.Node:
 def is_getitem(node: fx.Node) -> bool:
     """Whether the node picks one element of a tuple."""
     return node.op == "call_function" and node.target is operator.getitem
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps some of its values, by name."""
+
+    def __init__(self, module: fx.GraphModule, wanted: Collection[str]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.wanted = wanted
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As it is, remembering what is wanted."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.values[n.name] = value
+        return value

@@ -1,0 +1,243 @@
+"""Measure the latency table: the model's own blocks at every stream length, the rest around them, and a site.
+
+    pixels --> [front: embedding, block 0] --> [chain: blocks 1 .. L-2] --> [tail: last block, head]
+                                                  [pair: two blocks with a site between them, n -> k]
+
+The chain is timed whole, for one block in a loop would find its weights in the cache. Pieces are compiled once
+each, with their lengths as symbols, and timed in interleaved rounds beside the whole dense model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunec import compat, cost, graph
+from prunec.anatomy import Anatomy
+from prunec.errors import UsageError
+from prunec.figures import Progress
+from prunec.lowering import Lowering
+from prunec.planner.pieces import Piece, cut
+from prunec.planner.probe import lengths, opened, probe
+from prunec.planner.table import LatencyTable
+from prunec.policy import Policy
+from prunec.program import Program
+from prunec.rules import Step
+from prunec.targets import Flat, Target, device_of
+
+ROUNDS = 7
+SECONDS = 90.0  # of timing, at most, once each has been timed five times
+MOST_COUNTS = 16
+LEAST_DEPTH = 4
+#: Where the site's cost is fitted: shares of all patches that enter it, and of those that go on.
+ENTERING, STAYING = (1.0, 0.75, 0.5), (0.75, 0.5, 0.25)
+
+
+def grid(anatomy: Anatomy, batch: int) -> tuple[int, ...]:
+    """Stream lengths to choose from, descending: the dense one, and friendly sizes below it."""
+    step = 16 if batch >= 8 else 8
+    while anatomy.tokens / step > MOST_COUNTS:
+        step *= 2
+    while step > 2 and anatomy.tokens / step < MOST_COUNTS / 2:
+        step //= 2
+    least = anatomy.prefix + anatomy.suffix + min(8, anatomy.grid // 2)
+    multiples = range((anatomy.tokens - 1) // step * step, least - 1, -step)
+    return (anatomy.tokens, *multiples)
+
+
+def measure(
+    dense: Program,
+    policy: Policy,
+    lowering: Lowering,
+    target: Target,
+    flat: tuple[Any, ...],
+    place: Mapping[str, str | int],
+    work: Mapping[str, str | int],
+    *,
+    rounds: int = ROUNDS,
+    say: Progress = lambda step: None,
+) -> LatencyTable:
+    """Compile the pieces of a model, and time each at every stream length.
+
+    Args:
+        dense: the recognised model.
+        policy: whose sites are timed.
+        lowering: the mode.
+        target: what compiles the pieces, and the dense model beside them.
+        flat: inputs of one batch.
+        place: where this is, for the table.
+        work: what is measured, for the table.
+        rounds: interleaved rounds of the measurement.
+        say: called with each step's name.
+    """
+    start = time.perf_counter()
+    assert dense.anatomy is not None
+    counts = grid(dense.anatomy, _batch(flat))
+    say("cut the model into pieces")
+    pieces = _Pieces(dense, policy, lowering, flat)
+    calls = {"dense": _bound(target.lower(dense), flat), **pieces.calls(counts, target)}
+    say("compile the pieces")
+    with torch.no_grad():
+        for call in calls.values():
+            call()
+    say(f"time {len(calls)} pieces")
+    timings = cost.measure(calls, device=device_of(dense), rounds=rounds, warmup=1, seconds=SECONDS)
+    seconds = {name: timing.median for name, timing in timings.items()}
+    blocks = pieces.blocks(counts, seconds)
+    pairs = {(n, k): seconds[f"pair@{n}>{k}"] for n, k in pieces.pairs}
+    return LatencyTable(
+        place=place,
+        work=work,
+        counts=counts,
+        dense=seconds["dense"],
+        fixed=seconds["front"],
+        blocks=blocks,
+        sites=_site_cost(counts, blocks[pieces.block], pairs),
+        spread=statistics.median(timing.spread for timing in timings.values()),
+        seconds=time.perf_counter() - start,
+        date=date.today().isoformat(),
+        samples={name: timing.samples for name, timing in timings.items()},
+    )
+
+
+class _Pieces:
+    """What is cut out of two programs: both have a site before block 0, one has the policy's in the middle.
+
+    The first site only sets the stream's length: its tokens are random, and no piece holds it.
+    """
+
+    def __init__(self, dense: Program, policy: Policy, lowering: Lowering, flat: tuple[Any, ...]) -> None:
+        assert dense.anatomy is not None
+        self.dense, self.flat, anatomy = dense, flat, dense.anatomy
+        if anatomy.depth < LEAST_DEPTH:
+            raise UsageError(
+                f"the model has {anatomy.depth} blocks, and a latency table wants {LEAST_DEPTH} or more",
+                remedy="choose the counts yourself: --keep, --blocks",
+            )
+        self.extra = anatomy.prefix + anatomy.suffix + (policy.fate == "fuse")
+        self.block = anatomy.depth // 2  # that has the policy's site
+        self.short = probe(dense, _shortened(policy), lowering)
+        self.sited = probe(dense, _shortened(policy, self.block), lowering)
+        states = [block.branches[0].state for block in anatomy.blocks]
+        patches = anatomy.tokens - self.extra
+        self.pairs = tuple(
+            (self.extra + max(2, round(share * patches)), self.extra + max(1, round(share * part * patches)))
+            for share, part in itertools.product(ENTERING, STAYING)
+        )
+        self.front = cut(dense, [anatomy.pixels], [states[1]])
+        self.tail = cut(self.short, [states[-1]], _outputs(self.short))
+        self.pair = cut(self.sited, [states[self.block - 1]], [states[self.block + 1]])
+        #: signature -> the first of the longest runs of such blocks, and the block behind it
+        self.kinds = [cut(dense, [a], [b]).signature for a, b in itertools.pairwise(states[1:])]
+        self.runs = {kind: _longest(self.kinds, kind) for kind in dict.fromkeys(self.kinds)}
+        self.chains = {kind: self._chain(self.short, run) for kind, run in self.runs.items()}
+        self.states = states
+
+    def _chain(self, program: Program, run: range) -> Piece:
+        assert program.anatomy is not None
+        blocks = program.anatomy.blocks
+        return cut(program, [blocks[run.start].branches[0].state], [blocks[run.stop].branches[0].state])
+
+    def calls(self, counts: Sequence[int], target: Target) -> dict[str, Callable[[], object]]:
+        """What is timed, by name: `PIECE@LENGTH`."""
+        calls = self._at_counts(self.dense, {"front": self.front}, {"": ()}, target)
+        short = {"tail": self.tail, **{f"chain {kind}": piece for kind, piece in self.chains.items()}}
+        calls |= self._at_counts(self.short, short, {f"@{n}": (n,) for n in counts}, target)
+        pairs = {f"@{n}>{k}": (n, k) for n, k in self.pairs}
+        calls |= self._at_counts(self.sited, {"pair": self.pair}, pairs, target)
+        for kind, run in self.runs.items():
+            whole = self._chain(self.dense, run)
+            if whole.signature != self.chains[kind].signature:  # before the first site nothing hides keys
+                calls |= self._at_counts(self.dense, {f"chain {kind}": whole}, {f"@{counts[0]}": ()}, target)
+        return calls
+
+    def _at_counts(
+        self,
+        program: Program,
+        pieces: Mapping[str, Piece],
+        cases: Mapping[str, tuple[int, ...]],
+        target: Target,
+    ) -> dict[str, Callable[[], object]]:
+        """Each piece of a program in each case: with streams of these lengths behind its sites."""
+        wanted = {name for piece in pieces.values() for name in piece.inputs}
+        seen = {}
+        for case, streams in cases.items():
+            recorder = graph.Recorder(program.module, wanted)
+            patches = lengths([length - self.extra for length in streams], self.flat[0])
+            with torch.no_grad():
+                recorder.run(*self.flat, *patches)
+            seen[case] = recorder.values
+        calls: dict[str, Callable[[], object]] = {}
+        for name, piece in pieces.items():
+            inputs = {case: [values[source] for source in piece.inputs] for case, values in seen.items()}
+            _mark_lengths(list(inputs.values()))
+            lowered = target.lower(piece.program(program, next(iter(inputs.values()))))
+            calls |= {f"{name}{case}": _bound(lowered, given) for case, given in inputs.items()}
+        return calls
+
+    def blocks(self, counts: Sequence[int], seconds: Mapping[str, float]) -> tuple[tuple[float, ...], ...]:
+        """Seconds of each block at each length; block 0 is in the front, the head in the last block."""
+        first = tuple(0.0 for _ in counts)
+        middle = [
+            tuple(seconds[f"chain {kind}@{n}"] / len(self.runs[kind]) for n in counts) for kind in self.kinds
+        ]
+        return (first, *middle, tuple(seconds[f"tail@{n}"] for n in counts))
+
+
+def _site_cost(
+    counts: Sequence[int], row: Sequence[float], pairs: Mapping[tuple[int, int], float]
+) -> tuple[float, ...]:
+    """(a, b, c, d) of a + b n + c k + d (t(n) - t(k)), what a pair takes beyond its two blocks."""
+    block = {n: float(np.interp(n, counts[::-1], row[::-1])) for pair in pairs for n in pair}
+    features = [[1.0, n, k, block[n] - block[k]] for n, k in pairs]
+    beyond = [seconds - block[n] - block[k] for (n, k), seconds in pairs.items()]
+    return tuple(float(value) for value in np.linalg.lstsq(np.array(features), np.array(beyond))[0])
+
+
+def _shortened(policy: Policy, block: int | None = None) -> Policy:
+    """A policy with a site before block 0, of random tokens, and perhaps its own site at a block."""
+    own = opened(policy, [0] if block is None else [block]).model_dump(exclude={"training", "then"})
+    step = {name: value for name, value in own.items() if name in Step.model_fields}
+    uniform = "uniform" if policy.fate == "fuse" else None
+    sites, scorer = {"where": "before_block", "blocks": (0,)}, {"kind": "random"}
+    then = [] if block is None else [step]
+    return Policy.load({**own, "sites": sites, "scorer": scorer, "weights": uniform, "then": then})
+
+
+def _longest(kinds: Sequence[str], kind: str) -> range:
+    """The longest run of blocks of a kind; `kinds` begins with block 1."""
+    runs, start = [], 0
+    for same, group in itertools.groupby(kinds):
+        stop = start + len(list(group))
+        runs += [range(start + 1, stop + 1)] if same == kind else []
+        start = stop
+    return max(runs, key=len)
+
+
+def _outputs(program: Program) -> list[str]:
+    return [node.name for node in graph.output_node(program.graph).all_input_nodes]
+
+
+def _mark_lengths(cases: list[list[Any]]) -> None:
+    """Tell the compiler which dimensions differ between cases."""
+    for tensors in zip(*cases, strict=True):
+        for axis in range(tensors[0].dim()):
+            if len({tensor.shape[axis] for tensor in tensors}) > 1:
+                for tensor in tensors:
+                    compat.mark_dynamic(tensor, axis)
+
+
+def _bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:
+    return lambda: call(*inputs)
+
+
+def _batch(flat: Sequence[Any]) -> int:
+    return next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))

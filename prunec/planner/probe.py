@@ -1,0 +1,65 @@
+"""A policy at chosen blocks with its counts left open: the same graph runs at every count.
+
+    select(score, 98, ..)   ==>   select(score, sym_size(rows_0, 0), ..)      rows_0: [k], an input
+
+The inputs `rows_0`, `rows_1`, ... stand behind the program's own, one for each site; only their lengths matter.
+Where a policy's threshold would tell how many stay, the same number of each image stay (or of the batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunec import graph, ops
+from prunec.lowering import Lowering
+from prunec.passes import BACK, run_passes
+from prunec.plan import make_plan
+from prunec.policy import Policy
+from prunec.program import Program
+
+ANY = 0.9  # the rate that sites are made with: low enough that each takes tokens away
+
+
+def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Any, ...] = BACK) -> Program:
+    """A recognised program with the sites of a policy, each count an input."""
+    assert dense.anatomy is not None
+    plan = make_plan(policy, dense.anatomy, lowering)
+    program = run_passes(passes, dense.replace(plan=plan))
+    module = graph.copy(program.module)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    after = inputs[-1]
+    for number, (node, kept) in enumerate(_selections(module.graph)):
+        with module.graph.inserting_after(after):
+            after = module.graph.placeholder(f"rows_{number}")
+            after.meta["val"] = torch.empty(int(kept))
+        with module.graph.inserting_after(after):
+            size = module.graph.call_function(torch.ops.aten.sym_size.int, (after, 0))
+            size.meta["val"] = int(kept)
+        node.update_arg(1, size)
+    graph.tidy(module)
+    return program.replace(module=module)
+
+
+def opened(policy: Policy, blocks: Sequence[int], *, of_batch: bool = False) -> Policy:
+    """The policy at these blocks, with a rate in the place of whatever else says how many stay."""
+    data = policy.model_dump(exclude={"then"})
+    budget = "batch" if of_batch and policy.selector.ragged else "image"
+    data["selector"].update(
+        kind="top_k", keep=ANY, remove=None, at=None, stages=1, spare=0, multiple_of=1, least=1, budget=budget
+    )
+    data["sites"].update(blocks=tuple(blocks), depths=None, between=None)
+    return Policy.load(data)
+
+
+def lengths(counts: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
+    """The inputs that say how many patches stay at each site."""
+    return tuple(like.new_empty(count) for count in counts)
+
+
+def _selections(target: fx.Graph) -> list[tuple[fx.Node, int]]:
+    counted = (ops.select, ops.select_pairs, ops.best, ops.best_of_batch)
+    return [(node, node.args[1]) for node in target.nodes if node.target in counted]

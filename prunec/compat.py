@@ -6,6 +6,7 @@ Everything else in the project uses the names below, so a change in PyTorch is m
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -322,3 +323,15 @@ def scalar_outputs() -> contextlib.AbstractContextManager[None]:
 def mark_dynamic(tensor: torch.Tensor, axis: int = 0) -> None:
     """Let torch.compile treat a dimension of an input as a symbol from the first call on."""
     torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def cuda_facts(device: torch.device) -> dict[str, str | int]:
+    """What a time on a CUDA device depends on: its processors, the driver, the versions of kernels' makers."""
+    facts: dict[str, str | int] = {
+        "processors": torch.cuda.get_device_properties(device).multi_processor_count,
+        "driver": int(torch._C._cuda_getDriverVersion()),
+        "cudnn": torch.backends.cudnn.version() or "none",
+    }
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        facts["triton"] = importlib.metadata.version("triton")
+    return facts

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, agree, certify
@@ -60,14 +62,28 @@ def compile_source(
         untrained: leave those as they are at first: good for timing and for weights that are loaded later.
         lowering: the mode; when left out, what suits the policy.
     """
-    dense = recognise(source)
+    return compile_recognised(
+        source.module, recognise(source), policy, calibration, untrained=untrained, lowering=lowering
+    )
+
+
+def compile_recognised(
+    original: nn.Module,
+    dense: Program,
+    policy: Policy,
+    calibration: Pictures | None = None,
+    *,
+    untrained: bool = False,
+    lowering: Lowering | None = None,
+) -> Compiled:
+    """From a recognised program on: for those who try several policies on one model."""
     planned = plan(dense, policy, lowering)
     plain = run_passes(BACK, planned)
     fitted = None if untrained else fit(dense, plain, policy, calibration)
     if fitted is not None:
         stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
         plain = plain.replace(plan=counted(plain.plan, fitted.counts), stages=(*plain.stages, stage))
-    certificate = certify(dense, plain, original=source.module)
+    certificate = certify(dense, plain, original=original)
     stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
     plain = plain.replace(stages=(*plain.stages, stage))
     return Compiled(dense, plain, lower(plain), certificate, fitted)

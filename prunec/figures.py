@@ -63,7 +63,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
     with counter, torch.no_grad():
         for run in runs:
             program.module(*run)
-    images = len(runs) * (1 if program.interface.batch else _fixed_batch(program))
+    images = len(runs) * (1 if program.interface.batch else fixed_batch(program))
     return int(counter.get_total_flops()) // images
 
 
@@ -115,7 +115,7 @@ def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], pictures:
         random.module,  # operator by operator: compiled code would draw the same numbers for every seed
         pictures.images,
         labels if fits else None,
-        batch=None if dense.interface.batch else _fixed_batch(dense),
+        batch=None if dense.interface.batch else fixed_batch(dense),
         device=device_of(dense),
     )
 
@@ -141,7 +141,8 @@ def _one_image(flat: tuple[Any, ...], image: int, images: int) -> tuple[Any, ...
     )
 
 
-def _fixed_batch(program: Program) -> int:
+def fixed_batch(program: Program) -> int:
+    """How many images the example holds."""
     return next(int(leaf.shape[0]) for leaf in program.interface.example if isinstance(leaf, Tensor))
 
 

@@ -9,10 +9,12 @@ each, with their lengths as symbols, and timed in interleaved rounds beside the 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -25,8 +27,9 @@ from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
 from prunec.figures import Progress
 from prunec.lowering import Lowering
-from prunec.planner.pieces import Piece, cut
+from prunec.planner.pieces import Piece, cut, signature
 from prunec.planner.probe import lengths, opened, probe
+from prunec.planner.schedule import shortest, unprunable
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program
@@ -37,6 +40,7 @@ ROUNDS = 7
 SECONDS = 90.0  # of timing, at most, once each has been timed five times
 MOST_COUNTS = 16
 LEAST_DEPTH = 4
+_TITLE = ("name", "summary", "paper", "training", "then", "version")  # of a policy: no time depends on it
 #: Where the site's cost is fitted: shares of all patches that enter it, and of those that go on.
 ENTERING, STAYING = (1.0, 0.75, 0.5), (0.75, 0.5, 0.25)
 
@@ -51,6 +55,36 @@ def grid(anatomy: Anatomy, batch: int) -> tuple[int, ...]:
     least = anatomy.prefix + anatomy.suffix + min(8, anatomy.grid // 2)
     multiples = range((anatomy.tokens - 1) // step * step, least - 1, -step)
     return (anatomy.tokens, *multiples)
+
+
+def place_of(device: torch.device) -> dict[str, str | int]:
+    """What a time depends on besides the work: device, threads, versions."""
+    facts = cost.device_facts(device)
+    del facts["python"]  # no compiled piece runs it
+    if device.type == "cuda":
+        facts |= compat.cuda_facts(device)
+    return facts
+
+
+def work_of(
+    dense: Program, policy: Policy, lowering: Lowering, target: str, flat: Sequence[Any]
+) -> dict[str, str | int]:
+    """What is timed: the model's structure, the policy's kind of site, batch, precision, mode, target."""
+    assert dense.anatomy is not None
+    state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
+    digest = hashlib.sha256(json.dumps(step, sort_keys=True).encode()).hexdigest()[:8]
+    shapes = [list(leaf.shape) for leaf in flat if isinstance(leaf, Tensor)]
+    step = opened(policy, ()).model_dump(exclude=set(_TITLE))
+    return {
+        "model": signature(dense.module),
+        "tokens": dense.anatomy.tokens,
+        "inputs": str(shapes),
+        "batch": _batch(flat),
+        "dtype": str(state.dtype).removeprefix("torch."),
+        "target": target,
+        "mode": str(lowering),
+        "sites": f"{policy.sites.where} by {policy.scorer.kind}, {policy.fate}, {digest}",
+    }
 
 
 def measure(
@@ -122,16 +156,12 @@ class _Pieces:
                 f"the model has {anatomy.depth} blocks, and a latency table wants {LEAST_DEPTH} or more",
                 remedy="choose the counts yourself: --keep, --blocks",
             )
-        self.extra = anatomy.prefix + anatomy.suffix + (policy.fate == "fuse")
+        self.extra = unprunable(policy, anatomy)
         self.block = anatomy.depth // 2  # that has the policy's site
         self.short = probe(dense, _shortened(policy), lowering)
         self.sited = probe(dense, _shortened(policy, self.block), lowering)
         states = [block.branches[0].state for block in anatomy.blocks]
-        patches = anatomy.tokens - self.extra
-        self.pairs = tuple(
-            (self.extra + max(2, round(share * patches)), self.extra + max(1, round(share * part * patches)))
-            for share, part in itertools.product(ENTERING, STAYING)
-        )
+        self.pairs = tuple(dict.fromkeys(_pairs(policy, anatomy)))
         self.front = cut(dense, [anatomy.pixels], [states[1]])
         self.tail = cut(self.short, [states[-1]], _outputs(self.short))
         self.pair = cut(self.sited, [states[self.block - 1]], [states[self.block + 1]])
@@ -210,6 +240,15 @@ def _shortened(policy: Policy, block: int | None = None) -> Policy:
     sites, scorer = {"where": "before_block", "blocks": (0,)}, {"kind": "random"}
     then = [] if block is None else [step]
     return Policy.load({**own, "sites": sites, "scorer": scorer, "weights": uniform, "then": then})
+
+
+def _pairs(policy: Policy, anatomy: Anatomy) -> Iterator[tuple[int, int]]:
+    """Stream lengths before and behind a site that its cost is fitted at."""
+    fixed = unprunable(policy, anatomy)
+    for share, part in itertools.product(ENTERING, STAYING):
+        entering = fixed + max(4, round(share * (anatomy.tokens - fixed)))
+        leaving = fixed + max(1, round(part * (entering - fixed)))
+        yield entering, max(leaving, shortest(policy, anatomy, entering))
 
 
 def _longest(kinds: Sequence[str], kind: str) -> range:

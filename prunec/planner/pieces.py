@@ -57,7 +57,7 @@ def cut(program: Program, starts: Iterable[str], ends: Iterable[str]) -> Piece:
             known[node] = made.node_copy(node, lambda source: known[source])
     made.output(tuple(known[node] for node in last))
     module = fx.GraphModule(program.module, made)
-    return Piece(module, tuple(node.name for node in inputs), _signature(module))
+    return Piece(module, tuple(node.name for node in inputs), signature(module))
 
 
 def _following(starts: Iterable[fx.Node]) -> set[fx.Node]:
@@ -96,7 +96,7 @@ def _with_sizes(inside: set[fx.Node]) -> set[fx.Node]:
     return inside
 
 
-def _signature(module: fx.GraphModule) -> str:
+def signature(module: fx.GraphModule) -> str:
     """Operators with their constants, and shapes of weights, in order."""
     words = []
     for node in module.graph.nodes:

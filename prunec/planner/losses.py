@@ -1,0 +1,252 @@
+"""The accuracy proxy: how far outputs move when the stream is shortened at a block. No labels are needed.
+
+    D(l, n)   mean over images of what the output loses when blocks l and later run on n tokens
+    c(l, n)   D(l, n) - D(l + 1, n): what block l alone loses on n tokens
+
+A schedule loses the sum of c over its blocks. For one site that is D exactly; for several it is an assumption
+(losses add up), which the planner checks on the schedules that it builds. The loss is the divergence
+KL(dense || pruned) of class scores, or one minus the cosine of outputs that are none: a proxy of accuracy,
+never accuracy itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunec import figures, graph, ops
+from prunec.calibrate import calibrate, call_on
+from prunec.evaluate import measures, output
+from prunec.figures import Progress
+from prunec.lowering import Lowering, choose
+from prunec.passes.insert_sites import InsertSites
+from prunec.passes.repair_tokens import RepairTokens
+from prunec.planner.pieces import cut
+from prunec.planner.probe import lengths, opened, probe
+from prunec.planner.schedule import shortest, unprunable
+from prunec.policy import Policy
+from prunec.program import Program
+from prunec.targets import device_of
+
+Kind = Literal["divergence", "distance"]
+BATCH = 16
+MOST_MEASURED = 6  # counts of each block; those between are interpolated
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What shortening costs, measured at some lengths and interpolated at the others."""
+
+    counts: tuple[int, ...]  # stream lengths, descending; the first is the dense one
+    behind: tuple[tuple[float, ...], ...]  # D: [blocks][counts]
+    kind: Kind
+    images: int
+    name: str  # which images
+    seconds: float
+    #: [blocks][counts] the longest stream of a batch where images differ and keep so many on average
+    longest: tuple[tuple[float, ...], ...] = ()
+
+    def longest_of(self, block: int, length: int, lowering: Lowering) -> int:
+        """How long a stream of that mean length is in memory."""
+        if lowering.mode != "padded" or not self.longest:
+            return length
+        return round(self.longest[block][self.counts.index(length)])
+
+    def rows(self) -> tuple[tuple[float, ...], ...]:
+        """What each block alone loses: c, never negative."""
+        ends = (*self.behind[1:], tuple(0.0 for _ in self.counts))
+        return tuple(map(_above, self.behind, ends))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def measure(
+    trial: Trial,
+    counts: Sequence[int],
+    blocks: range,
+    name: str,
+    *,
+    say: Progress = lambda step: None,
+) -> Losses:
+    """Shorten the stream at each block to each length, and see what the outputs lose.
+
+    Args:
+        trial: the model, the policy and the images.
+        counts: stream lengths, descending; the first is the dense one.
+        blocks: which blocks may have a site.
+        name: which images these are.
+        say: called with each step's name.
+    """
+    start = time.perf_counter()
+    depth, shorter = trial.anatomy.depth, _some(counts[1:])
+    behind, longest = [[0.0] * len(counts)] * depth, [list(map(float, counts))] * depth
+    for block in reversed(blocks):
+        say(f"what is lost by fewer tokens from block {block} on")
+        values = trial.shortened(block, shorter)
+        behind[block] = _filled(counts, dict(zip(shorter, values, strict=True)))
+        at = sorted({counts[0]: float(counts[0]), **trial.longest}.items())
+        longest[block] = [float(value) for value in np.interp(counts, *zip(*at, strict=True))]
+    for block in range(blocks.start):
+        behind[block], longest[block] = behind[blocks.start], longest[blocks.start]
+    return Losses(
+        counts=tuple(counts),
+        behind=tuple(map(tuple, behind)),
+        kind=trial.kind,
+        images=trial.images,
+        name=name,
+        seconds=time.perf_counter() - start,
+        longest=tuple(map(tuple, longest)) if trial.policy.ragged else (),
+    )
+
+
+class Trial:
+    """A policy tried out at blocks and lengths: what the outputs of some images lose."""
+
+    def __init__(self, dense: Program, policy: Policy, images: Tensor, batch: int = BATCH) -> None:
+        assert dense.anatomy is not None
+        self.dense, self.anatomy, self.policy = dense, dense.anatomy, policy
+        size = min(batch, len(images)) if dense.interface.batch else figures.fixed_batch(dense)
+        whole = images[: len(images) // size * size]
+        self.batches = whole.to(device_of(dense)).split(size)
+        self.images = len(whole)
+        self.expected = [output(self._run(dense), part) for part in self.batches]
+        self.kind: Kind = "divergence" if self.expected[0].dim() == 2 else "distance"
+        self.gates = _gates(dense, policy, images) if policy.scorer.learned else {}
+        self.longest: dict[int, float] = {}  # of the last trial: mean length -> longest stream of a batch
+
+    def losses_of(self, programs: Sequence[Program]) -> list[float]:
+        """The mean loss of whole programs."""
+        pairs = list(zip(self.batches, self.expected, strict=True))
+        return [
+            sum(self._lost(output(self._run(program), images), expected) for images, expected in pairs)
+            / self.images
+            for program in programs
+        ]
+
+    def losses(self, blocks: Sequence[int], cases: Sequence[Sequence[int]]) -> list[float]:
+        """The mean loss with sites at these blocks, in each case: stream lengths, one for each site."""
+        program = self._probe(blocks)
+        sums, widths = [0.0] * len(cases), [0.0] * len(cases)
+        for images, expected in zip(self.batches, self.expected, strict=True):
+            for place, (found, width) in enumerate(self._outputs(program, images, cases)):
+                sums[place] += self._lost(found, expected)
+                widths[place] += width / len(self.batches)
+        self.longest.update({case[-1]: width for case, width in zip(cases, widths, strict=True)})
+        return [value / self.images for value in sums]
+
+    def shortened(self, block: int, counts: Sequence[int]) -> list[float]:
+        """The mean loss when the stream has each length from a block on."""
+        if self.policy.reactivate:  # each later block chooses among all tokens again
+            blocks = range(block, self.anatomy.depth)
+            return self.losses(blocks, [(n,) * len(blocks) for n in counts])
+        found = {}
+        for steps, group in itertools.groupby(counts, lambda n: len(self._steps(n))):
+            blocks = range(max(0, block - steps + 1), block + 1)
+            several = list(group)
+            cases = [self._steps(n)[-len(blocks):] for n in several]
+            found.update(zip(several, self.losses(blocks, cases), strict=True))
+        return [found[n] for n in counts]
+
+    def behind(
+        self, block: int, leaves: int, counts: Sequence[int], later: range
+    ) -> tuple[tuple[float, ...], ...]:
+        """What each block loses behind a site: rows of the blocks after it, at each count up to `leaves`."""
+        shorter = _some(counts[1:])
+        zero = [0.0] * len(counts)
+        ends = [zero] * (self.anatomy.depth - block - 1)
+        if shorter:
+            alone = self.losses([block], [(leaves,)])[0]
+            for other in later:
+                values = self.losses([block, other], [(leaves, n) for n in shorter])
+                extra = {n: max(0.0, value - alone) for n, value in zip(shorter, values, strict=True)}
+                ends[other - block - 1] = _filled(counts, extra)
+        return tuple(map(_above, ends, [*ends[1:], zero]))
+
+    def _steps(self, length: int) -> list[int]:
+        """Lengths of the sites that lead to one: several where a site can take away only so many."""
+        steps, entering = [], self.anatomy.tokens
+        while (least := shortest(self.policy, self.anatomy, entering)) > length:
+            steps.append(least)
+            entering = least
+        return [*steps, length]
+
+    def _probe(self, blocks: Sequence[int]) -> Program:
+        chosen = opened(self.policy, blocks, of_batch=True)
+        program = probe(self.dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
+        for number, block in enumerate(blocks):
+            if block in self.gates:
+                program.module.get_submodule(f"prunec.site_{number}.gate").load_state_dict(self.gates[block])
+        return program
+
+    def _outputs(
+        self, program: Program, images: Tensor, cases: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Tensor, int]]:
+        """The output in each case, and how long the stream is; what no count changes is computed once."""
+        sites = [node.name for node in program.graph.nodes if node.name.startswith("rows_")]
+        outputs = [node.name for node in graph.output_node(program.graph).all_input_nodes]
+        selections = [node.name for node in program.graph.nodes if node.target in ops.SELECTIONS]
+        piece = cut(program, sites, [*outputs, selections[-1]])
+        recorder = graph.Recorder(program.module, piece.inputs)
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            recorder.run(*call_on(self.dense, images), *self._rows(cases[-1], images))
+        for case in cases:
+            values = {**recorder.values, **dict(zip(sites, self._rows(case, images), strict=True))}
+            given = [values[name] for name in piece.inputs]
+            with torch.no_grad():
+                *found, rows = piece.module(*given)
+            yield output(lambda _, found=found: found, images), int(rows.shape[1])
+
+    def _rows(self, case: Sequence[int], images: Tensor) -> tuple[Tensor, ...]:
+        fixed = unprunable(self.policy, self.anatomy)
+        return lengths([length - fixed for length in case], images)
+
+    def _run(self, program: Program) -> Callable[[Tensor], Any]:
+        return lambda images: program.module(*call_on(self.dense, images))
+
+    def _lost(self, found: Tensor, expected: Tensor) -> float:
+        values = measures(found, expected)
+        return float(values.get("divergence", 1 - values["similarity"]).sum())
+
+
+def _gates(dense: Program, policy: Policy, images: Tensor) -> dict[int, dict[str, Tensor]]:
+    """The weights of the policy's scorer at every block, fitted to the dense model."""
+    assert dense.anatomy is not None
+    chosen = opened(policy, range(1, dense.anatomy.depth))
+    program = probe(dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
+    assert program.plan is not None
+    calibrate(dense, program, images, "images")
+    return {
+        site.block: program.module.get_submodule(f"prunec.site_{number}.gate").state_dict()
+        for number, site in enumerate(program.plan.sites)
+    }
+
+
+def _some(counts: Sequence[int]) -> tuple[int, ...]:
+    """A few of many lengths, the first and the last among them, by rising distance."""
+    if len(counts) <= MOST_MEASURED:
+        return tuple(counts)
+    places = [round(place * (len(counts) - 1) / (MOST_MEASURED - 1)) for place in range(MOST_MEASURED)]
+    return tuple(counts[place] for place in places)
+
+
+def _above(row: Sequence[float], later: Sequence[float]) -> tuple[float, ...]:
+    """How much more is lost from one block on than from the next."""
+    return tuple(max(0.0, here - there) for here, there in zip(row, later, strict=True))
+
+
+def _filled(counts: Sequence[int], found: Mapping[int, float]) -> list[float]:
+    """The loss at every length: never less with fewer tokens, and linear between those measured."""
+    known = [(counts[0], 0.0), *sorted(found.items(), reverse=True)]
+    at, values = zip(*known, strict=True)
+    rising = list(itertools.accumulate(values, max))
+    return [float(value) for value in np.interp(counts, at[::-1], rising[::-1])]

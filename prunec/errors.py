@@ -5,6 +5,7 @@ PruneError            1  it could not be done
 |-- CalibrationError  1  a policy's learned parts could not be fitted
 |-- CaptureError      1  torch.export could not turn the model into one graph
 |-- TargetError       1  the backend asked for cannot run here
+|-- TableError        1  a latency table is damaged, or tells of another device or model
 |-- UsageError        2  an option or an argument is wrong
 |   `-- PolicyError   2  a policy file or name is wrong, or does not fit the model
 |-- RecognitionError  3  the model, or a part of it, was not recognised
@@ -55,6 +56,10 @@ class CaptureError(PruneError):
 
 class TargetError(PruneError):
     """The backend asked for is unknown, not installed, or has no device here."""
+
+
+class TableError(PruneError):
+    """A latency table cannot be read, or was measured on another device or for another model."""
 
 
 class UsageError(PruneError):

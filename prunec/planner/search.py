@@ -1,4 +1,4 @@
-"""Exact search for schedules: at which block how many tokens go on, for every trade of time against loss.
+r"""Exact search for schedules: at which block how many tokens go on, for every trade of time against loss.
 
 What a schedule costs is a sum over its blocks and sites. So of two beginnings that leave the same choices
 open, one that is slower and loses more can be forgotten; what is left behind the last block is the whole
@@ -14,6 +14,7 @@ length       197 --- 197 --- 197 ----- 197            label   a beginning: its t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Costs:
     fixed: float  # seconds before the first block
     blocks: tuple[Row, ...]  # [blocks][counts] seconds of a block on that length; the last row has the head
     sites: tuple[Row, ...]  # [counts][counts] seconds of going from one length to another; may be negative
-    losses: tuple[Row, ...]  # [blocks][counts] what a block on that length loses: 0 when dense, never negative
+    losses: tuple[Row, ...]  # [blocks][counts] what a block on that length loses: dense 0, never negative
 
     def __post_init__(self) -> None:
         check_counts(self.counts)
@@ -56,7 +57,7 @@ class Limits:
     last: int | None = None  # the last one; None: the last block
     least: int = 1  # the shortest stream
     sites: int | None = 3  # how many at most; None: as many as there are blocks
-    returns: bool = False  # tokens come back: each block from the first site on chooses among all of them anew
+    returns: bool = False  # tokens come back: from the first site on each block chooses among all anew
 
     def __post_init__(self) -> None:
         if self.first < 0 or (self.last is not None and self.last < 0):
@@ -100,7 +101,7 @@ def best(choices: Sequence[Choice], time: float) -> Choice | None:
 
 def check_counts(counts: Sequence[int]) -> None:
     """ValueError unless these are lengths of a stream, each once, the longest first."""
-    falling = all(longer > shorter for longer, shorter in zip(counts, counts[1:], strict=False))
+    falling = all(longer > shorter for longer, shorter in itertools.pairwise(counts))
     if not counts or not falling or counts[-1] < 1:
         raise ValueError(f"counts must fall and stay positive, not {tuple(counts)}")
 
@@ -160,7 +161,7 @@ def _returning(costs: Costs, limits: Limits) -> list[Label]:
 
 
 def _most_sites(costs: Costs, limits: Limits) -> int | None:
-    """The limit on sites; None when it limits nothing, for then labels need not be told apart by their sites."""
+    """The limit on sites; None when it limits nothing: labels need not be told apart by them then."""
     possible = min(len(costs.counts) - 1, len(costs.blocks))
     return None if limits.sites is None or limits.sites >= possible else limits.sites
 

@@ -1,4 +1,4 @@
-"""The search against an enumeration of every schedule. All numbers are small whole ones, so that sums are exact."""
+"""The search against an enumeration of every schedule, on small whole numbers, so that sums are exact."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def test_a_choice_is_an_allowed_schedule_of_that_cost_with_the_fewest_sites(
         found = (choice.counts, list(choice.sites))
         assert found in every
         assert point(costs, *found) == (choice.time, choice.loss)
-        equal = [sites for counts, sites in every if point(costs, counts, sites) == (choice.time, choice.loss)]
+        equal = [
+            sites for counts, sites in every if point(costs, counts, sites) == (choice.time, choice.loss)
+        ]
         assert len(choice.sites) == min(map(len, equal))
 
 
@@ -142,7 +144,7 @@ def test_twice_the_same(instance: tuple[Costs, Limits]) -> None:
 
 
 def example() -> Costs:
-    """Three blocks that take as long as their stream; sites cost 1; only block 1 minds, and only at length 2."""
+    """Three blocks that take as long as their stream; sites cost 1; only block 1 at length 2 loses."""
     blocks = ((8.0, 4.0, 2.0),) * 3
     sites = ((1.0,) * 3,) * 3
     return Costs((8, 4, 2), 1.0, blocks, sites, ((0.0, 0.0, 0.0), (0.0, 0.0, 5.0), (0.0, 0.0, 0.0)))
@@ -217,7 +219,7 @@ def test_a_choice_is_none_where_nothing_fits() -> None:
 
 
 def large(depth: int, width: int) -> Costs:
-    """Like a measured model: time a little more than linear, losses that grow towards the front and are noisy."""
+    """Like a measured model: time a little above linear, noisy losses that grow towards the front."""
     noise = random.Random(0)
     counts = tuple(round(197 * (width - i) / width) for i in range(width))
     shares = [count / 197 for count in counts]

@@ -307,6 +307,16 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
     assert LatencyTable.read(tmp_path / "t.json") == example()
 
 
+def test_who_is_reading_the_old_file_reads_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    example().write(path)
+    old = path.read_text()
+    with path.open() as reader:
+        example(fixed=9.0).write(path)
+        assert reader.read() == old
+    assert LatencyTable.read(path).fixed == 9.0
+
+
 # The cache --------------------------------------------------------------------------------------------------
 
 

@@ -48,9 +48,10 @@ class LatencyTable:
     place: Facts  # where: device, threads, versions
     work: Facts  # what: model, kind of site, batch, dtype, mode, target
     counts: tuple[int, ...]  # lengths of the stream, descending; the first is that of the dense model
-    fixed: float  # seconds outside the blocks
+    dense: float  # seconds of the whole dense model, beside its pieces
+    fixed: float  # seconds before the first block
     blocks: tuple[Row, ...]  # [blocks][counts] seconds of a block; the last row has the head
-    sites: tuple[float, float, float, float]  # what `site` computes with
+    sites: tuple[float, ...]  # the four numbers that `site` computes with
     spread: float  # how far the samples lay apart, relative
     seconds: float  # what measuring took
     date: str
@@ -62,7 +63,7 @@ class LatencyTable:
         check_counts(self.counts)
         check_rows("blocks", self.blocks, len(self.blocks), len(self.counts))
         check_rows("sites", [self.sites], 1, 4)
-        for name in ("fixed", "spread", "seconds", "error"):
+        for name in ("dense", "fixed", "spread", "seconds", "error"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, not a finite number")
 
@@ -96,7 +97,7 @@ class LatencyTable:
         return Costs(self.counts, self.fixed, self.blocks, sites, tuple(map(tuple, losses)))
 
     def scaled(self, factor: float) -> LatencyTable:
-        """The same table where all takes `factor` times as long; the samples stay as they were taken."""
+        """The table with predictions `factor` times as long; `dense` and the samples stay as measured."""
         always, entered, left, saved = self.sites  # `saved` multiplies seconds of blocks: scaled already
         return replace(
             self,

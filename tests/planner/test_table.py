@@ -32,6 +32,7 @@ def example(**changes: Any) -> LatencyTable:
         place=PLACE,
         work=WORK,
         counts=(16, 8, 4),
+        dense=5.2,
         fixed=0.1,
         blocks=((1.6, 0.8, 0.6), (1.4, 0.8, 0.4), (2.0, 1.0, 0.5)),
         sites=(0.01, 0.002, 0.001, 0.5),
@@ -95,7 +96,7 @@ def test_a_scaled_table_predicts_as_many_times_as_much() -> None:
     table = example()
     for counts, sites in (((16, 16, 16), ()), ((16, 8, 5), ((1, 16, 8), (2, 8, 5)))):
         assert table.scaled(1.5).predict(counts, sites) == pytest.approx(1.5 * table.predict(counts, sites))
-    assert table.scaled(1.5).samples == table.samples
+    assert (table.scaled(1.5).samples, table.scaled(1.5).dense) == (table.samples, table.dense)
 
 
 @st.composite
@@ -138,6 +139,7 @@ def test_more_tokens_never_take_less_where_no_count_did(
         ({"blocks": ((1.0, 1.0),)}, r"blocks\[0\] has 2 numbers, not 3"),
         ({"sites": (0.0, 0.0)}, r"sites\[0\] has 2 numbers, not 4"),
         ({"fixed": math.inf}, "fixed is inf"),
+        ({"dense": math.nan}, "dense is nan"),
     ],
 )
 def test_tables_that_do_not_fit_together(wrong: dict[str, Any], says: str) -> None:

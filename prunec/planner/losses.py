@@ -245,8 +245,10 @@ def _above(row: Sequence[float], later: Sequence[float]) -> tuple[float, ...]:
 
 
 def _filled(counts: Sequence[int], found: Mapping[int, float]) -> list[float]:
-    """The loss at every length: never less with fewer tokens, and linear between those measured."""
-    known = [(counts[0], 0.0), *sorted(found.items(), reverse=True)]
-    at, values = zip(*known, strict=True)
-    rising = list(itertools.accumulate(values, max))
-    return [float(value) for value in np.interp(counts, at[::-1], rising[::-1])]
+    """The loss at every length: never less with fewer tokens; between those measured it grows by a factor."""
+    at = sorted(found, reverse=True)
+    rising = np.array(list(itertools.accumulate((found[n] for n in at), max)))
+    tiny = 1e-3 * min((value for value in rising if value > 0), default=1.0)
+    logs = np.log([tiny, *np.maximum(rising, tiny)])
+    values = np.exp(np.interp(counts, [*at[::-1], counts[0]], logs[::-1]))
+    return [0.0 if value <= tiny * (1 + 1e-9) else float(value) for value in values]

@@ -20,7 +20,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -48,8 +47,8 @@ class LatencyTable:
     place: Facts  # where: device, threads, versions
     work: Facts  # what: model, kind of site, batch, dtype, mode, target
     counts: tuple[int, ...]  # lengths of the stream, descending; the first is that of the dense model
-    dense: float  # seconds of the whole dense model, beside its pieces
-    fixed: float  # seconds before the first block
+    dense: float  # seconds of the whole dense model, as it is: what a budget is a share of
+    fixed: float  # seconds before the first block whose row is not zero
     blocks: tuple[Row, ...]  # [blocks][counts] seconds of a block; the last row has the head
     sites: tuple[float, ...]  # the four numbers that `site` computes with
     spread: float  # how far the samples lay apart, relative
@@ -97,7 +96,7 @@ class LatencyTable:
         return Costs(self.counts, self.fixed, self.blocks, sites, tuple(map(tuple, losses)))
 
     def scaled(self, factor: float) -> LatencyTable:
-        """The table with predictions `factor` times as long; `dense` and the samples stay as measured."""
+        """The same table where all takes `factor` times as long; the samples stay as they were taken."""
         always, entered, left, saved = self.sites  # `saved` multiplies seconds of blocks: scaled already
         return replace(
             self,
@@ -107,13 +106,8 @@ class LatencyTable:
         )
 
     def _typical(self, length: int) -> float:
-        return _between(self.counts, self._mean, length)
-
-    @cached_property
-    def _mean(self) -> Row:
-        """The mean block; the last one has the head, and counts only where it is the only one."""
-        rows = self.blocks[:-1] or self.blocks
-        return tuple(math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+        """Seconds of a block in the middle: the first may be counted elsewhere, the last has the head."""
+        return self.block(len(self.blocks) // 2, length)
 
     # Where it holds -----------------------------------------------------------------------------------------
 

@@ -37,10 +37,10 @@ from prunec.evaluate import Model, output
 from prunec.fitting import rank_correlation
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores
+from prunec.pictures import CALIBRATION
 from prunec.policy import Policy, presets
 from prunec.program import Program
 from prunec.sources import Pictures, load
-from prunec.verbs import CALIBRATION_PICTURES
 from prunec.version import __version__
 
 TABLE = Path(__file__).parent.parent / "docs" / "accuracy.md"
@@ -159,7 +159,7 @@ def setting_of(count: int, control: int, seeds: int) -> Setting:
     scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 0, count)
     images = shapes.normalize(scenes.image)
     busy = shapes.scenes(shapes.DETECTION, shapes.HELD_OUT_SEEDS[0], 0, count)
-    fitted_on = source.calibration_images(CALIBRATION_PICTURES)
+    fitted_on = source.calibration_images(CALIBRATION)
     assert fitted_on is not None
     control = min(control, count)
     return Setting(dense, figures.flops(dense), scenes, images, busy, control, fitted_on, seeds)

@@ -6,29 +6,60 @@ Exit codes: 0 done, 1 could not, 2 usage, 3 not recognised, 4 verification faile
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import re
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from prunec import artefact, cost, doctor, sources, targets, verbs
+from prunec import artefact, cli_plan, cost, doctor, sources, targets, verbs
 from prunec.anatomy import Anatomy, Block
 from prunec.compiler import compile_source, recognise
+from prunec.console import (
+    AllowPickle,
+    ArchOption,
+    BatchOption,
+    BlocksOption,
+    BoundOption,
+    BucketsOption,
+    FirstOption,
+    ImagesOption,
+    JsonOption,
+    KeepOption,
+    LatencyOption,
+    MaxDropOption,
+    ModeOption,
+    OutputOption,
+    PolicyOption,
+    RandomWeights,
+    RequireOption,
+    RestoreOption,
+    RoundsOption,
+    SitesOption,
+    SourceArgument,
+    SpeedupOption,
+    TableOption,
+    TargetOption,
+    ThreadsOption,
+    UntrainedOption,
+    chatter,
+    folder_of,
+    numbers,
+    out,
+    print_json,
+    progress,
+    show_report,
+    warn,
+)
 from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
-from prunec.figures import Progress
 from prunec.lowering import choose
+from prunec.planner.planned import Search
 from prunec.policy import Policy, presets, schema
 from prunec.program import Program
 from prunec.rules import rates
@@ -41,43 +72,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-chatter = Console(stderr=True, highlight=False)
-
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, a file, shapes")
-]
-ArchOption = Annotated[
-    str | None, typer.Option("--arch", metavar="SOURCE", help="the model that a file of weights is for")
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="unpickle any .pt file, and run any code that is in it")
-]
-PolicyOption = Annotated[
-    str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
-]
-KeepOption = Annotated[
-    float | None, typer.Option("--keep", help="share of the patch tokens that survives a site")
-]
-BlocksOption = Annotated[
-    str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")
-]
-RestoreOption = Annotated[
-    str | None,
-    typer.Option("--restore", metavar="HOW", help="how tokens come back for a head that reads all of them"),
-]
-ModeOption = Annotated[
-    str | None,
-    typer.Option("--mode", metavar="MODE", help="static, padded, packed or masked; what suits, if left out"),
-]
-BucketsOption = Annotated[
-    str | None, typer.Option("--buckets", metavar="64,128", help="lengths to round padded batches up to")
-]
-BoundOption = Annotated[
-    int | None, typer.Option("--bound", min=1, help="tokens that a packed batch may have at most")
-]
-RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 Format = Literal["text", "json"]
 
 
@@ -88,40 +82,46 @@ def optimize(
     keep: KeepOption = None,
     blocks: BlocksOption = None,
     restore: RestoreOption = None,
-    target: Annotated[str, typer.Option("--target", "-t", help="eager or inductor")] = "inductor",
-    images: Annotated[
-        str | None, typer.Option("--images", metavar="DIR", help="images to measure on")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT", help="folder of the artefact")
-    ] = None,
-    batch: Annotated[
-        int, typer.Option("--batch", min=1, help="images at a time when latency is measured")
-    ] = 8,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")
-    ] = 20,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="compute threads (CPU)")] = None,
+    latency: LatencyOption = None,
+    speedup: SpeedupOption = None,
+    max_drop: MaxDropOption = None,
+    sites: SitesOption = 3,
+    first: FirstOption = 2,
+    latency_table: TableOption = None,
+    require_speedup: RequireOption = False,
+    target: TargetOption = "inductor",
+    images: ImagesOption = None,
+    output: OutputOption = None,
+    batch: BatchOption = 8,
+    rounds: RoundsOption = 20,
+    threads: ThreadsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
     ] = False,
     mode: ModeOption = None,
     buckets: BucketsOption = None,
     bound: BoundOption = None,
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
-    ] = False,
+    untrained: UntrainedOption = False,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Transform a model, prove it, measure it, and write the artefact."""
+    """Transform a model, prove it, measure it, and write the artefact.
+
+    With --latency, --speedup or --max-drop, blocks and counts are planned by what is measured on this device.
+    """
+    planned = any(goal is not None for goal in (latency, speedup, max_drop))
+    if planned and (keep is not None or blocks is not None or dry_run):
+        raise typer.BadParameter(
+            "--latency, --speedup and --max-drop plan blocks and counts by measurement: leave out --keep, "
+            "--blocks and --dry-run"
+        )
     backend = targets.load(target)
-    chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
-    lengths = _numbers(buckets, "--buckets", "lengths such as 64,128") or ()
+    chosen = verbs.load_policy(policy, keep=keep, blocks=numbers(blocks), restore=restore)
+    lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
-    folder = output or _folder(source, chosen.name)
+    folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
@@ -129,7 +129,7 @@ def optimize(
         compiled = compile_source(given, chosen, untrained=True, lowering=lowering)
         _show_program(compiled.pruned, as_json=as_json)
         return
-    with cost.threads(threads or torch.get_num_threads()), _progress() as say:
+    with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
             given,
             chosen,
@@ -141,14 +141,15 @@ def optimize(
             mode=mode,
             buckets=lengths,
             bound=bound,
+            latency=latency,
+            speedup=speedup,
+            max_drop=max_drop,
+            search=Search(first, sites, None if latency_table is None else Path(latency_table)),
             say=say,
+            warn=warn,
         )
         result.save(folder)
-    report = result.report.at(folder)
-    if as_json:
-        _json(report.as_dict())
-    else:
-        out.print(report.text(), end="", markup=False)
+    show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
 
 
 @app.command()
@@ -177,13 +178,13 @@ def graph(
     if policy is None:
         shown = compare(recognise(given))
     else:
-        chosen = verbs.load_policy(policy, keep=keep, blocks=_numbers(blocks), restore=restore)
+        chosen = verbs.load_policy(policy, keep=keep, blocks=numbers(blocks), restore=restore)
         compiled = compile_source(given, chosen, untrained=True, lowering=choose(chosen, mode))
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:
             shown = without_changes(shown)
     if form == "json":
-        _json(shown.as_dict())
+        print_json(shown.as_dict())
     else:
         for line in lines(shown, colour=out.is_terminal):
             out.print(line, markup=out.is_terminal)
@@ -201,7 +202,7 @@ def explain(
     anatomy = recognise(given).anatomy
     assert anatomy is not None
     if as_json:
-        _json({**dataclasses.asdict(anatomy), "summary": anatomy.summary()})
+        print_json({**dataclasses.asdict(anatomy), "summary": anatomy.summary()})
         return
     for line in _explained(anatomy):
         out.print(line, markup=False)
@@ -221,12 +222,12 @@ def list_policies(
     if show_schema and name is not None:
         raise typer.BadParameter("--schema is of every policy file, give no name")
     if show_schema:
-        _json(schema())
+        print_json(schema())
     elif name is not None:
         policy = Policy.load(name)
-        _json(policy.as_dict()) if as_json else out.print(policy.to_yaml(), end="", markup=False)
+        print_json(policy.as_dict()) if as_json else out.print(policy.to_yaml(), end="", markup=False)
     elif as_json:
-        _json({name: policy.as_dict() for name, policy in presets().items()})
+        print_json({name: policy.as_dict() for name, policy in presets().items()})
     else:
         out.print(_policies())
 
@@ -240,7 +241,9 @@ def list_targets(as_json: JsonOption = False) -> None:
         for target in [targets.find(name)]
     }
     if as_json:
-        _json({name: {"summary": summary, "missing": missing} for name, (summary, missing) in rows.items()})
+        print_json(
+            {name: {"summary": summary, "missing": missing} for name, (summary, missing) in rows.items()}
+        )
         return
     table = Table("target", "summary", "here", box=None, pad_edge=False)
     for name, (summary, missing) in rows.items():
@@ -254,7 +257,7 @@ def examine(as_json: JsonOption = False) -> None:
     findings = doctor.examine()
     well = all(finding.health != "ill" for finding in findings)
     if as_json:
-        _json({"well": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        print_json({"well": well, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             out.print(f"{finding.health:<5} {finding.subject:<13} {finding.what}", markup=False)
@@ -262,6 +265,10 @@ def examine(as_json: JsonOption = False) -> None:
                 out.print(f"{'':<19} to do: {finding.remedy}", markup=False)
     if not well:
         raise typer.Exit(1)
+
+
+for command in (cli_plan.plan, cli_plan.apply, cli_plan.bench):
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -306,40 +313,14 @@ def _quiet() -> None:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    chatter.print(f"prunec: warning: {message}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A spinner on a terminal, plain lines on stderr otherwise."""
-    if chatter.is_terminal:
-        with chatter.status("start") as status:
-            yield lambda step: status.update(step)
-    else:
-        yield lambda step: chatter.print(f"prunec: {step}", markup=False)
-
-
-def _numbers(
-    text: str | None, option: str = "--blocks", what: str = "block numbers such as 3,6,9"
-) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of {what}", param_hint=option) from error
-
-
-def _folder(source: str, policy: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source}-{policy}").strip("-")
-    return str(Path("prunec-out") / name)
+    warn(str(message))
 
 
 def _show_program(program: Program, *, as_json: bool) -> None:
     assert program.anatomy is not None
     assert program.plan is not None
     if as_json:
-        _json(
+        print_json(
             {
                 "plan": program.plan.as_dict(),
                 "stages": [dataclasses.asdict(stage) for stage in program.stages],
@@ -387,7 +368,3 @@ def _described(block: Block) -> str:
         words += ["LayerScale"] if branch.layer_scale else []
         parts.append(" ".join(words))
     return f"block {block.index:<3} {block.path:<24} {' | '.join(parts)}"
-
-
-def _json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")

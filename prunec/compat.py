@@ -326,12 +326,14 @@ def mark_dynamic(tensor: torch.Tensor, axis: int = 0) -> None:
 
 
 def cuda_facts(device: torch.device) -> dict[str, str | int]:
-    """What a time on a CUDA device depends on: its processors, the driver, the versions of kernels' makers."""
+    """What a time on a CUDA device depends on: its processors, the driver, the kernels' versions."""
     facts: dict[str, str | int] = {
         "processors": torch.cuda.get_device_properties(device).multi_processor_count,
-        "driver": int(torch._C._cuda_getDriverVersion()),
         "cudnn": torch.backends.cudnn.version() or "none",
     }
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)  # only where PyTorch found CUDA
+    if version is not None:
+        facts["driver"] = int(version())
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         facts["triton"] = importlib.metadata.version("triton")
     return facts

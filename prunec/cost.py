@@ -75,6 +75,13 @@ def ratio(timings: Mapping[str, Timing], numerator: str, denominator: str) -> fl
     return statistics.median(over / under for over, under in pairs)
 
 
+def ratio_spread(timings: Mapping[str, Timing], numerator: str, denominator: str) -> float:
+    """Half the distance between the quartiles of the ratio inside each round."""
+    pairs = zip(timings[numerator].samples, timings[denominator].samples, strict=True)
+    quartiles = statistics.quantiles((over / under for over, under in pairs), n=4)
+    return (quartiles[2] - quartiles[0]) / 2
+
+
 def _cpu_clock(call: Call) -> float:
     start = time.perf_counter()
     call()

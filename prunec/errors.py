@@ -6,6 +6,7 @@ PruneError            1  it could not be done
 |-- CaptureError      1  torch.export could not turn the model into one graph
 |-- TargetError       1  the backend asked for cannot run here
 |-- TableError        1  a latency table is damaged, or tells of another device or model
+|-- PlanError         1  no schedule of the policy reaches what was asked for
 |-- UsageError        2  an option or an argument is wrong
 |   `-- PolicyError   2  a policy file or name is wrong, or does not fit the model
 |-- RecognitionError  3  the model, or a part of it, was not recognised
@@ -60,6 +61,10 @@ class TargetError(PruneError):
 
 class TableError(PruneError):
     """A latency table cannot be read, or was measured on another device or for another model."""
+
+
+class PlanError(PruneError):
+    """No schedule of the policy reaches the goal on this device."""
 
 
 class UsageError(PruneError):

@@ -16,6 +16,8 @@ from prunec.calibrate import Calibration
 from prunec.certificate import Certificate
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
+from prunec.planner.planned import Planned
+from prunec.planner.planning import LEAST_GAIN
 from prunec.program import Plan, Stage
 from prunec.rules import rates
 
@@ -40,10 +42,22 @@ class Report:
     artefact: str | None = None
     calibration: Calibration | None = None
     arch: str = ""  # the SOURCE that weights from a file were put into
+    planned: Planned | None = None  # how the schedule was found, where it was asked to meet a goal
 
     def at(self, folder: object) -> Report:
         """The same report, saying where the artefact lies."""
         return replace(self, artefact=str(folder))
+
+    @property
+    def no_gain(self) -> str:
+        """Why pruning does not pay here; empty where it does."""
+        if self.planned is not None:
+            missed = "" if self.planned.decision.gains else self.planned.decision.reason
+            return missed or "; ".join(self.planned.decision.notes)
+        speedup = None if self.latency is None else self.latency.speedup("pruned")
+        if speedup is None or speedup >= 1 + LEAST_GAIN:
+            return ""
+        return f"the pruned model is {speedup:.2f} times as fast as the dense one, which is no gain"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain data for JSON."""
@@ -62,6 +76,7 @@ class Report:
             "images": self.images,
             "accuracy": self.accuracy.as_dict() if self.accuracy else None,
             "latency": self.latency.as_dict() if self.latency else None,
+            "planner": self.planned.as_dict() if self.planned else None,
             "notes": list(self.notes),
             "artefact": self.artefact,
         }
@@ -101,6 +116,8 @@ class Report:
         for stage in self.stages:
             if stage.name == "agree":
                 yield "", f"in its mode: {stage.notes[0]}"
+        if self.planned:
+            yield from self.planned.rows()
         if self.calibration:
             yield "calibrated", str(self.calibration)
         if self.flops:

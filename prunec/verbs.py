@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +16,23 @@ from torch import Tensor, nn
 
 from prunec import artefact, figures, sources, targets
 from prunec.anatomy import Anatomy
-from prunec.compiler import Compiled, compile_source, has_blanks, recognise
-from prunec.data import shapes
-from prunec.data.images import load_images
+from prunec.compiler import Compiled, compile_recognised, compile_source, has_blanks, recognise
 from prunec.diff import compare, text
-from prunec.errors import CalibrationError, SourceError, UsageError
+from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
 from prunec.lowering import choose
+from prunec.pictures import SCENES, pictures_of, split_off
+from prunec.planner.goal import Goal
+from prunec.planner.planned import Planned, Request, Search, tables
+from prunec.planner.planned import plan as plan_schedule
+from prunec.planner.schedule import Schedule, scheduled
+from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
 from prunec.version import __version__
 from prunec.within import with_part
-
-MAX_PICTURES = 512
-CALIBRATION_PICTURES = 64
-SCENES = "synthetic Shapes scenes"
 
 PolicyLike = Policy | str | Path | Mapping[str, Any]
 
@@ -141,7 +142,13 @@ def optimize(
     mode: str | None = None,
     buckets: tuple[int, ...] = (),
     bound: int | None = None,
+    latency: float | None = None,
+    speedup: float | None = None,
+    max_drop: float | None = None,
+    search: Search | None = None,
+    schedule: Schedule | None = None,
     say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
 ) -> Result:
     """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
 
@@ -163,23 +170,47 @@ def optimize(
             tokens of every image.
         buckets: as for `transform`.
         bound: as for `transform`.
+        latency: plan blocks and counts so that this share of the compiled dense model's time is not exceeded.
+        speedup: the same, said the other way round.
+        max_drop: plan the fastest schedule whose outputs diverge no more than this from the dense model's.
+        search: which schedules to look among, for such a goal.
+        schedule: the stream's length behind each block that has a site, instead of the policy's rates.
         say: called with each step's name.
+        warn: called with what should be known, and stops nothing.
     """
     backend = targets.load(target)
     chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
     lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
+    goals = (latency, speedup, max_drop)
+    goal = None if goals == (None, None, None) else Goal.of(*goals)
     given = _as_source(source)
-    pictures = _pictures(given, images)
-    fitted_on = None
-    if (chosen.calibrated or chosen.ragged) and not untrained:
-        pictures, fitted_on = _split(given, pictures)
-    say("capture, recognise, rewrite, certify")
-    compiled = compile_source(given, chosen, fitted_on, untrained=untrained, lowering=lowering)
-    dense, pruned, plain = compiled.dense, compiled.pruned, compiled.plain
+    pictures = pictures_of(given, images)
+    fitted_on, planned = None, None
+    if ((chosen.calibrated or chosen.ragged) and not untrained) or goal:
+        pictures, fitted_on = split_off(given, pictures)
+    say("capture, recognise")
+    dense = recognise(given)
+    if schedule is not None:
+        assert dense.anatomy is not None
+        chosen = scheduled(chosen, dense.anatomy, schedule)
+    if goal is not None:
+        assert fitted_on is not None
+        request = Request(
+            chosen, backend, target, batch, fitted_on, not untrained, mode, search or Search(), say, warn
+        )
+        planned = plan_schedule(given, dense, goal, request)
+        chosen, lowering = planned.policy, planned.lowering
+    if untrained or not (chosen.calibrated or chosen.ragged):
+        fitted_on = None
+    say("rewrite, certify")
+    compiled = compile_recognised(
+        given.module, dense, chosen, fitted_on, untrained=untrained, lowering=lowering
+    )
+    pruned, plain = compiled.pruned, compiled.plain
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     scenes = pictures or fitted_on
     inputs = figures.inputs(dense, batch, scenes.images if scenes else None)
-    latency = figures.latency(dense, plain, lowered, backend, inputs, rounds, say)
+    timed = figures.latency(dense, plain, lowered, backend, inputs, rounds, say)
     if pictures:
         say("compare on images")
     accuracy = figures.accuracy(dense, plain, lowered, pictures) if pictures else None
@@ -197,12 +228,82 @@ def optimize(
         flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
         images=pictures.name if pictures else "",
         accuracy=accuracy,
-        latency=latency,
+        latency=timed,
         notes=(*given.notes, *_calibration_notes(compiled)),
         arch=given.arch,
         calibration=compiled.calibration,
+        planned=planned,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
+
+
+def plan(
+    source: Source | nn.Module | str,
+    policy: PolicyLike,
+    *,
+    latency: float | None = None,
+    speedup: float | None = None,
+    max_drop: float | None = None,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    untrained: bool = False,
+    mode: str | None = None,
+    search: Search | None = None,
+    say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
+) -> Planned:
+    """The schedule of a policy that reaches a goal on this device: what `optimize` starts with.
+
+    Args:
+        source: as for `optimize`.
+        policy: which tokens go, and what becomes of them; its own blocks and rates do not count.
+        latency: as for `optimize`; one of the three goals must be given.
+        speedup: as for `optimize`.
+        max_drop: as for `optimize`.
+        target: the backend.
+        images: a folder; some of its images tell what schedules lose. Labels are not looked at.
+        batch: images at a time.
+        untrained: leave learned parts as they are at first.
+        mode: one of the modes; left out, the best by measurement.
+        search: which schedules to look among, and whether to build the best.
+        say: called with each step's name.
+        warn: called with what should be known, and stops nothing.
+
+    Raises:
+        PlanError: no schedule of the policy reaches the goal.
+    """
+    goal = Goal.of(latency, speedup, max_drop)
+    backend, given = targets.load(target), _as_source(source)
+    chosen = load_policy(policy)
+    _, pictures = split_off(given, pictures_of(given, images))
+    request = Request(
+        chosen, backend, target, batch, pictures, not untrained, mode, search or Search(), say, warn
+    )
+    say("capture, recognise")
+    return plan_schedule(given, recognise(given), goal, request)
+
+
+def latency_table(
+    source: Source | nn.Module | str,
+    policy: PolicyLike = "evit",
+    *,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    mode: str | None = None,
+    say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
+) -> LatencyTable:
+    """What a model's blocks take at every stream length on this device, and a site of the policy.
+
+    It comes from the cache where it was measured before; its `write` exports it, to plan elsewhere for here.
+    """
+    backend, given = targets.load(target), _as_source(source)
+    _, found = split_off(given, pictures_of(given, images))
+    request = Request(load_policy(policy), backend, target, batch, found, mode=mode, say=say, warn=warn)
+    say("capture, recognise")
+    return tables(recognise(given), request)[0]
 
 
 @dataclass(frozen=True)
@@ -286,59 +387,9 @@ def _as_source(source: Source | nn.Module | str) -> Source:
     return sources.from_module(source) if isinstance(source, nn.Module) else source
 
 
-def _split(source: Source, pictures: Pictures | None) -> tuple[Pictures | None, Pictures]:
-    """Images to measure on, and others to calibrate on."""
-    known = source.calibration_images(CALIBRATION_PICTURES)
-    if known is not None:
-        return pictures, known
-    if pictures is None:
-        return None, _scenes(source)
-    count = min(CALIBRATION_PICTURES, len(pictures.images) // 2)
-    chosen = torch.zeros(len(pictures.images), dtype=torch.bool)
-    if count:
-        chosen[torch.linspace(0, len(chosen) - 1, count).round().long()] = True  # folders come class by class
-    labels = None if pictures.labels is None else pictures.labels[~chosen]
-    rest = dataclasses.replace(pictures, images=pictures.images[~chosen], labels=labels)
-    return rest, Pictures(pictures.images[chosen], None, f"of the {pictures.name}")
-
-
-def _scenes(source: Source) -> Pictures:
-    """Scenes of Shapes at the model's size, for want of anything better."""
-    inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
-    image = max(inputs, key=lambda leaf: leaf.numel())
-    if image.dim() != 4 or image.shape[1] != 3:
-        raise CalibrationError(
-            f"the model takes no pictures but {list(image.shape)}, so it cannot be calibrated on scenes",
-            remedy="calibrate in Python: prunec.transform(model, policy, calibration=inputs)",
-        )
-    images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION_PICTURES)
-    scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
-    mean, std, _ = source.normalisation()
-    normalised = (scaled - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    return Pictures(normalised.to(image.device, image.dtype), None, SCENES)
-
-
 def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:
     if compiled.calibration is not None and compiled.calibration.name == SCENES:
         return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
     if compiled.calibration is None and has_blanks(compiled.pruned):
         return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
     return ()
-
-
-def _pictures(source: Source, folder: str | Path | None) -> Pictures | None:
-    """Images to measure on: a folder's, or those that the source knows."""
-    if folder is None:
-        return source.test_images(MAX_PICTURES)
-    inputs = [*source.args, *source.kwargs.values()]
-    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
-        raise UsageError(
-            f"the model takes {len(inputs)} inputs, and a folder holds images only",
-            remedy="leave --images out, or wrap the model so that it takes an image",
-        )
-    height, width = int(inputs[0].shape[-2]), int(inputs[0].shape[-1])
-    mean, std, crop = source.normalisation()
-    found = load_images(folder, (height, width), mean, std, MAX_PICTURES, crop=crop)
-    numbered = all(name.isdecimal() for name in found.classes)
-    classes = None if numbered else len(found.classes)
-    return Pictures(found.images, found.labels, f"images of {folder}", classes)

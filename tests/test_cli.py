@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import prunec
+import prunec.pictures
 from prunec import artefact, certificate, cli, sources, verbs
 from prunec.targets.inductor import Inductor
 
@@ -160,7 +161,7 @@ def masked(text: str) -> str:
 def test_optimize_shapes_from_end_to_end(
     call: Call, home: Path, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbs, "MAX_PICTURES", 256)
+    monkeypatch.setattr(prunec.pictures, "MOST", 256)
     said = call(
         "optimize", "shapes", "--policy", "evit", "--keep", "0.5", "--target", "eager", "--rounds", "5",
         "--output", "out",

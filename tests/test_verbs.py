@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prunec
+import prunec.pictures
 from prunec import sources, verbs
 from prunec.data import shapes
 from prunec.data.tiny_vit import TinyViT
 from prunec.errors import PolicyError, SourceError, TargetError, UsageError
+from prunec.pictures import pictures_of
 from prunec.program import ProgramModule
 from prunec.verbs import Result
 from tests import tiny
@@ -229,7 +231,7 @@ def test_folders_give_labels_where_they_name_the_models_classes(
     tmp_path: Path, classes: tuple[str, ...], labelled: bool
 ) -> None:
     folder = pictures(tmp_path / "images", *classes)
-    found = verbs._pictures(sources.from_module(vit()), folder)
+    found = pictures_of(sources.from_module(vit()), folder)
     assert found is not None
     assert found.images.shape == (2 * len(classes), 3, 20, 20)
     assert found.name == f"images of {folder}"
@@ -248,8 +250,8 @@ def test_optimize_on_images(tmp_path: Path) -> None:
 
 
 def test_optimize_reads_at_most_so_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "MAX_PICTURES", 3)
-    found = verbs._pictures(sources.from_module(vit()), pictures(tmp_path / "images", "2", "5"))
+    monkeypatch.setattr(prunec.pictures, "MOST", 3)
+    found = pictures_of(sources.from_module(vit()), pictures(tmp_path / "images", "2", "5"))
     assert found is not None
     assert len(found.images) == 3
 
@@ -265,7 +267,7 @@ def test_optimize_asks_for_the_target_and_the_policy_before_the_model() -> None:
 
 
 def test_load_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "MAX_PICTURES", 8)
+    monkeypatch.setattr(prunec.pictures, "MOST", 8)
     result = optimize("shapes", keep=0.5)
     folder = result.save(tmp_path / "out")
     pixels = shapes.normalize(shapes.images(shapes.CLASSIFICATION, 3, 0, 5)[0])

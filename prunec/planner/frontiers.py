@@ -9,6 +9,7 @@ from typing import Any
 
 from prunec.anatomy import Anatomy
 from prunec.lowering import Lowering
+from prunec.planner.goal import Goal
 from prunec.planner.losses import Losses, Trial
 from prunec.planner.schedule import shortest
 from prunec.planner.search import Choice, Costs, Limits, best, fastest, frontier
@@ -28,6 +29,7 @@ class Map:
     table: LatencyTable
     losses: Losses
     limits: Limits
+    width: int = 0  # channels of the stream
 
     @cached_property
     def costs(self) -> Costs:
@@ -49,13 +51,31 @@ class Map:
         """Its predicted time over the dense model's."""
         return choice.time / self.table.dense
 
-    def least_loss(self, share: float) -> Choice | None:
-        """The schedule that loses least in that share of the dense model's time."""
-        return best(self.choices, share * self.table.dense)
+    def reaching(
+        self,
+        goal: Goal,
+        margin: float = 1.0,
+        scale: float = 1.0,
+        among: Sequence[Choice] | None = None,
+    ) -> Choice | None:
+        """The best schedule for a goal, by the prediction; None where none reaches it.
 
-    def fastest(self, loss: float) -> Choice | None:
-        """The fastest schedule that loses at most that much."""
-        return fastest(self.choices, loss)
+        Args:
+            goal: a share of the dense time, or a loss.
+            margin: what to take of the goal: less leaves room for a prediction that is too good.
+            scale: how many times as long as predicted schedules were seen to take.
+            among: choices by rising time; the whole frontier when left out.
+        """
+        choices = self.choices if among is None else among
+        if goal.share is not None:
+            return best(choices, goal.share * margin / scale * self.table.dense)
+        return fastest(choices, (goal.loss or 0.0) * margin)
+
+    @property
+    def dense_choice(self) -> Choice:
+        """No site at all."""
+        counts = (self.anatomy.tokens,) * self.anatomy.depth
+        return Choice(self.table.fixed + sum(row[0] for row in self.costs.blocks), 0.0, counts)
 
     @property
     def floor(self) -> float:
@@ -71,6 +91,8 @@ class Map:
         Losses add up by assumption; behind the first site of a chosen schedule they are measured instead.
         """
         block, _, leaves = site
+        if block >= self.last:
+            return ()
         costs, column = self.costs, self.costs.counts.index(leaves)
         counts = costs.counts[column:]
         first = sum(row[0] for row in costs.blocks[:block]) + costs.sites[0][column]

@@ -3,8 +3,8 @@
     pixels --> [front: embedding, block 0] --> [chain: blocks 1 .. L-2] --> [tail: last block, head]
                                                   [pair: two blocks with a site between them, n -> k]
 
-The chain is timed whole, for one block in a loop would find its weights in the cache. Pieces are compiled once
-each, with their lengths as symbols, and timed in interleaved rounds beside the whole dense model.
+The chain is timed whole, for one block in a loop would find its weights in the cache. Pieces are compiled
+once each, with their lengths as symbols, and timed in interleaved rounds beside the whole dense model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
 from prunec.figures import Progress
 from prunec.lowering import Lowering
+from prunec.passes import BACK, lowering_passes
 from prunec.planner.pieces import Piece, cut, signature
 from prunec.planner.probe import lengths, opened, probe
 from prunec.planner.schedule import shortest, unprunable
@@ -72,9 +73,9 @@ def work_of(
     """What is timed: the model's structure, the policy's kind of site, batch, precision, mode, target."""
     assert dense.anatomy is not None
     state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
-    digest = hashlib.sha256(json.dumps(step, sort_keys=True).encode()).hexdigest()[:8]
     shapes = [list(leaf.shape) for leaf in flat if isinstance(leaf, Tensor)]
     step = opened(policy, ()).model_dump(exclude=set(_TITLE))
+    digest = hashlib.sha256(json.dumps(step, sort_keys=True).encode()).hexdigest()[:8]
     return {
         "model": signature(dense.module),
         "tokens": dense.anatomy.tokens,
@@ -158,8 +159,9 @@ class _Pieces:
             )
         self.extra = unprunable(policy, anatomy)
         self.block = anatomy.depth // 2  # that has the policy's site
-        self.short = probe(dense, _shortened(policy), lowering)
-        self.sited = probe(dense, _shortened(policy, self.block), lowering)
+        passes = (*BACK, *lowering_passes(lowering))
+        self.short = probe(dense, _shortened(policy), lowering, passes)
+        self.sited = probe(dense, _shortened(policy, self.block), lowering, passes)
         states = [block.branches[0].state for block in anatomy.blocks]
         self.pairs = tuple(dict.fromkeys(_pairs(policy, anatomy)))
         self.front = cut(dense, [anatomy.pixels], [states[1]])

@@ -94,7 +94,8 @@ def measure(
         values = trial.shortened(block, shorter)
         behind[block] = _filled(counts, dict(zip(shorter, values, strict=True)))
         at = sorted({counts[0]: float(counts[0]), **trial.longest}.items())
-        longest[block] = [float(value) for value in np.interp(counts, *zip(*at, strict=True))]
+        means, longest_then = zip(*at, strict=True)
+        longest[block] = [float(value) for value in np.interp(counts, means, longest_then)]
     for block in range(blocks.start):
         behind[block], longest[block] = behind[blocks.start], longest[blocks.start]
     return Losses(
@@ -148,11 +149,11 @@ class Trial:
         if self.policy.reactivate:  # each later block chooses among all tokens again
             blocks = range(block, self.anatomy.depth)
             return self.losses(blocks, [(n,) * len(blocks) for n in counts])
-        found = {}
+        found: dict[int, float] = {}
         for steps, group in itertools.groupby(counts, lambda n: len(self._steps(n))):
             blocks = range(max(0, block - steps + 1), block + 1)
             several = list(group)
-            cases = [self._steps(n)[-len(blocks):] for n in several]
+            cases = [self._steps(n)[-len(blocks) :] for n in several]
             found.update(zip(several, self.losses(blocks, cases), strict=True))
         return [found[n] for n in counts]
 

@@ -11,9 +11,9 @@ what is chosen is chosen by what was measured. When no schedule gains enough it 
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ import torch
 from torch import nn
 
 from prunec import cost
-from prunec.compiler import Compiled, compile_recognised
-from prunec.errors import UsageError
+from prunec.compiler import compile_recognised
+from prunec.errors import PlanError
 from prunec.figures import Progress
 from prunec.planner.frontiers import Map, schedule_of
+from prunec.planner.goal import Goal
 from prunec.planner.losses import Trial
 from prunec.planner.schedule import Schedule, scheduled
 from prunec.planner.search import Choice
-from prunec.policy import Policy
 from prunec.program import Program
 from prunec.sources import Pictures
 from prunec.targets import Flat, Target, device_of
@@ -38,37 +38,8 @@ MOST_BUILT = 4  # schedules in one round of the loop
 MARGINS = (1.0, 0.97, 1.03, 0.94)  # what is predicted may be wrong: shares of the budget to build for
 ROUNDS = 15
 SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a plan is to reach: a share of the dense model's time, or a loss that is not to be exceeded."""
-
-    share: float | None = None
-    loss: float | None = None
-
-    @classmethod
-    def of(cls, latency: float | None, speedup: float | None, max_drop: float | None) -> Goal:
-        """The goal that was asked for; UsageError unless it is one."""
-        given = {"latency": latency, "speedup": speedup, "max-drop": max_drop}
-        named = [name for name, value in given.items() if value is not None]
-        if len(named) != 1:
-            raise UsageError(
-                f"give one of --latency, --speedup and --max-drop, got {' and '.join(named) or 'none'}",
-                where="the goal of a plan",
-            )
-        if latency is not None and not 0 < latency < 1:
-            raise UsageError(f"latency is a share of the dense model's time, in (0, 1), got {latency:g}")
-        if speedup is not None and not speedup > 1:
-            raise UsageError(f"speedup must be above 1, got {speedup:g}")
-        if max_drop is not None and not max_drop > 0:
-            raise UsageError(f"max-drop is a divergence in nats, above 0, got {max_drop:g}")
-        return cls(latency if speedup is None else 1 / speedup, max_drop)
-
-    def __str__(self) -> str:
-        if self.share is not None:
-            return f"at most {self.share:.3g} of the dense time"
-        return f"a loss of at most {self.loss:.3g}"
+BOUND = 0.85  # share of the dense time that the shortest stream takes, from which tokens hardly matter
+TILE = 128  # rows and columns of a matrix product that one processor of a GPU works on at a time
 
 
 @dataclass(frozen=True)
@@ -79,9 +50,9 @@ class Candidate:
     schedule: Schedule  # empty: no site, only what nobody reads left out
     predicted: float  # share of the dense model's time
     expected: float  # loss
-    share: float  # measured
-    loss: float
-    noise: float  # of the measured share
+    share: float = math.nan  # measured; not a number where it was not built
+    loss: float = math.nan
+    noise: float = 0.0  # of the measured share
 
     def meets(self, goal: Goal) -> bool:
         """Whether it does what was asked for, by measurement."""
@@ -94,14 +65,13 @@ class Decision:
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    scale: float  # measured over predicted
-    reason: str  # why there is no site; empty where there is one
-    seconds: float
+    scale: float = 1.0  # measured over predicted time, where a second round was planned by it
+    reason: str = ""  # why there is no site; empty where there is one
+    gains: bool = True  # whether it was worth it
+    notes: tuple[str, ...] = ()
 
-    @property
-    def gains(self) -> bool:
-        """Whether pruning is worth it here."""
-        return not self.reason
+
+Name = tuple[str, tuple[tuple[int, int], ...]]  # mode, schedule
 
 
 class Workshop:
@@ -111,36 +81,186 @@ class Workshop:
         self,
         original: nn.Module,
         dense: Program,
-        policy: Policy,
         target: Target,
         flat: tuple[Any, ...],
         trial: Trial,
         calibration: Pictures | None,
-        say: Progress,
+        *,
+        rounds: int = ROUNDS,
+        say: Progress = lambda step: None,
     ) -> None:
-        self.original, self.dense, self.policy, self.target = original, dense, policy, target
-        self.flat, self.trial, self.calibration, self.say = flat, trial, calibration, say
-        self.calls: dict[tuple[str, tuple[tuple[int, int], ...]], Flat] = {}
-        self.losses: dict[tuple[str, tuple[tuple[int, int], ...]], float] = {}
+        self.original, self.dense, self.target, self.flat = original, dense, target, flat
+        self.trial, self.calibration, self.rounds, self.say = trial, calibration, rounds, say
+        self.calls: dict[Name, Flat] = {}
+        self.losses: dict[Name, float] = {}
+        self.forecasts: dict[Name, tuple[float, float]] = {}
 
-    def build(self, plan: Map, schedule: Schedule) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """Compile a schedule, and see what its outputs lose; its name among those built."""
-        assert self.dense.anatomy is not None
+    def build(self, plan: Map, choice: Choice) -> None:
+        """Compile a schedule, and see what its outputs lose."""
+        schedule = schedule_of(choice)
         name = (str(plan.lowering), tuple(sorted(schedule.items())))
-        if name not in self.calls:
-            self.say(f"build {described(schedule)}")
-            policy = scheduled(self.policy, self.dense.anatomy, schedule)
-            compiled = self._compiled(policy, plan)
-            self.losses[name] = self.trial.losses_of([compiled.plain])[0]
-            self.calls[name] = self.target.lower(compiled.pruned)
-        return name
-
-    def _compiled(self, policy: Policy, plan: Map) -> Compiled:
-        return compile_recognised(
+        self.forecasts.setdefault(name, (plan.share(choice), choice.loss))
+        if name in self.calls:
+            return
+        self.say(f"build {described(schedule)}")
+        compiled = compile_recognised(
             self.original,
             self.dense,
-            policy,
+            scheduled(plan.policy, plan.anatomy, schedule),
             self.calibration,
             untrained=self.calibration is None,
             lowering=plan.lowering,
         )
+        self.losses[name] = self.trial.losses_of([compiled.plain])[0]
+        self.calls[name] = self.target.lower(compiled.pruned)
+
+    def measured(self) -> tuple[Candidate, ...]:
+        """All that was built, timed in one interleaved run."""
+        dense = self.target.lower(self.dense)
+        runs = {str(name): _bound(call, self.flat) for name, call in self.calls.items()}
+        runs["dense"] = _bound(dense, self.flat)
+        self.say(f"compile {len(runs)} programs")
+        with torch.no_grad():
+            for run in runs.values():
+                run()
+        self.say(f"time {len(self.calls)} schedules beside the dense model")
+        timings = cost.measure(runs, device=device_of(self.dense), rounds=self.rounds, seconds=SECONDS)
+        found = []
+        for name, (predicted, expected) in self.forecasts.items():
+            share = cost.ratio(timings, str(name), "dense")
+            noise = cost.ratio_spread(timings, str(name), "dense") / math.sqrt(self.rounds)
+            mode, schedule = name
+            loss = self.losses[name]
+            found.append(Candidate(mode, dict(schedule), predicted, expected, share, loss, noise))
+        return tuple(found)
+
+
+def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
+    """Build the schedules that are predicted to do best, and choose among them by what is measured.
+
+    Args:
+        maps: the frontier in each mode that may be chosen.
+        goal: what is asked for.
+        workshop: where schedules are built and timed.
+
+    Raises:
+        PlanError: no schedule of the policy can reach the goal.
+    """
+    dense = maps[0].dense_choice
+    workshop.build(maps[0], dense)
+    first = _proposals(maps, goal, 1.0)
+    if not first:
+        raise unreachable(maps, goal)
+    for plan, choice in first:
+        workshop.build(plan, choice)
+    for plan, choice in _refined(first, goal, workshop):
+        workshop.build(plan, choice)
+    found = workshop.measured()
+    scale = statistics.median(candidate.share / candidate.predicted for candidate in found)
+    if goal.share is not None:
+        for plan, choice in _proposals(maps, goal, scale):
+            workshop.build(plan, choice)
+        if len(workshop.calls) > len(found):
+            found = workshop.measured()
+    return _chosen(found, goal, scale, maps[0])
+
+
+def _proposals(maps: Sequence[Map], goal: Goal, scale: float) -> list[tuple[Map, Choice]]:
+    """The schedules worth building: the best for the goal, and for a little more and less."""
+    found: list[tuple[Map, Choice]] = []
+    for margin in MARGINS:
+        choices = [(plan, plan.reaching(goal, margin, scale)) for plan in maps]
+        fitting = [(plan, choice) for plan, choice in choices if choice is not None]
+        if goal.share is not None:
+            fitting.sort(key=lambda pair: pair[1].loss)
+        else:
+            fitting.sort(key=lambda pair: pair[0].share(pair[1]))
+        found += [pair for pair in fitting[: 1 if found else None] if pair[1].sites and pair not in found]
+    return found[:MOST_BUILT]
+
+
+def _refined(
+    proposals: Sequence[tuple[Map, Choice]], goal: Goal, workshop: Workshop
+) -> Iterator[tuple[Map, Choice]]:
+    """The best schedule that begins like the most promising one, by losses measured behind its first site."""
+    plan, choice = proposals[0]
+    if len(choice.sites) < 2 or plan.policy.reactivate:
+        return
+    workshop.say(f"what is lost behind a site at block {choice.sites[0][0]}")
+    better = plan.reaching(goal, among=plan.behind(choice.sites[0], workshop.trial))
+    if better is not None:
+        yield plan, better
+
+
+def _chosen(found: tuple[Candidate, ...], goal: Goal, scale: float, plan: Map) -> Decision:
+    """The candidate that meets the goal and loses least, or is fastest; none where it gains too little."""
+    bare = next(candidate for candidate in found if not candidate.schedule)
+    pruned = [candidate for candidate in found if candidate.schedule]
+    if goal.share is not None and bare.meets(goal):
+        reason = f"leaving out what nobody reads is enough: {bare.share:.3f} of the dense time, no loss"
+        return Decision(bare, found, scale, reason)
+    fitting = [candidate for candidate in pruned if candidate.meets(goal)]
+    notes: tuple[str, ...] = ()
+    if fitting and goal.share is not None:
+        best = min(fitting, key=lambda candidate: (candidate.loss, candidate.share))
+    elif fitting:
+        best = min(fitting, key=lambda candidate: candidate.share)
+    elif goal.share is not None:
+        best = min(pruned, key=lambda candidate: candidate.share)
+        notes = (f"the goal was missed: {best.share:.3f} of the dense time measured, {goal} asked for",)
+    else:
+        best = min(pruned, key=lambda candidate: candidate.loss)
+        notes = (f"the goal was missed: a loss of {best.loss:.3g} measured, {goal} asked for",)
+    gain, noise = bare.share - best.share, 2 * max(best.noise, bare.noise)
+    if gain < max(LEAST_GAIN, noise):
+        return Decision(bare, found, scale, _why_not(plan, gain, noise), gains=False)
+    return Decision(best, found, scale, notes=notes)
+
+
+def _why_not(plan: Map, gain: float, noise: float) -> str:
+    """One sentence on why pruning does not pay here."""
+    table, counts = plan.table, plan.table.counts
+    where = f"batch {table.work.get('batch')} on {table.place.get('device')}"
+    if plan.floor > BOUND:
+        busy = _busy(plan)
+        return (
+            f"{where} is bound by launches, not by tokens: a stream of {counts[-1]} tokens takes "
+            f"{plan.floor:.0%} of the time of {counts[0]}{busy}; try a larger batch"
+        )
+    if noise > max(gain, LEAST_GAIN):
+        return f"{where}: the gain of {gain:.1%} is within twice the noise of the measurement ({noise:.1%})"
+    return (
+        f"{where}: scoring and gathering cost about as much as shorter streams save; the best schedule is "
+        f"{gain:+.1%} of the dense time better than none"
+    )
+
+
+def _busy(plan: Map) -> str:
+    """How much of a GPU one matrix product of the model keeps busy, in words."""
+    processors = plan.table.place.get("processors")
+    if not isinstance(processors, int):
+        return ""
+    rows = int(plan.table.work["batch"]) * plan.table.counts[0]
+    tiles = -(-rows // TILE) * -(-plan.width // TILE)
+    return f" ({min(tiles, processors)} of {processors} processors busy)" if tiles < processors else ""
+
+
+def unreachable(maps: Sequence[Map], goal: Goal) -> PlanError:
+    """That no schedule is fast enough, or loses little enough, and what to do."""
+    plan = min(maps, key=lambda plan: plan.share(plan.choices[0]))
+    fastest = plan.choices[0]
+    return PlanError(
+        f"no schedule of policy {plan.policy.name!r} reaches {goal}: the fastest is predicted to take "
+        f"{plan.share(fastest):.3f} of it ({described(schedule_of(fastest))}, mode {plan.lowering})",
+        where="the goal of the plan",
+        remedy="ask for less, allow more sites (--sites) or earlier ones (--first), or use another policy",
+    )
+
+
+def described(schedule: Schedule) -> str:
+    """`block 3: 112, block 7: 48`."""
+    return ", ".join(f"block {block}: {leaves}" for block, leaves in sorted(schedule.items())) or "no site"
+
+
+def _bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:
+    return lambda: call(*inputs)

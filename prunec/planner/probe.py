@@ -2,21 +2,21 @@
 
     select(score, 98, ..)   ==>   select(score, sym_size(rows_0, 0), ..)      rows_0: [k], an input
 
-The inputs `rows_0`, `rows_1`, ... stand behind the program's own, one for each site; only their lengths matter.
+The inputs `rows_0`, `rows_1`, ... stand behind the program's own, one for each site; only their lengths
+matter.
 Where a policy's threshold would tell how many stay, the same number of each image stay (or of the batch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from prunec import graph, ops
 from prunec.lowering import Lowering
-from prunec.passes import BACK, run_passes
+from prunec.passes import Pass, run_passes
 from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
@@ -24,7 +24,7 @@ from prunec.program import Program
 ANY = 0.9  # the rate that sites are made with: low enough that each takes tokens away
 
 
-def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Any, ...] = BACK) -> Program:
+def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass, ...]) -> Program:
     """A recognised program with the sites of a policy, each count an input."""
     assert dense.anatomy is not None
     plan = make_plan(policy, dense.anatomy, lowering)

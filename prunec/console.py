@@ -1,0 +1,141 @@
+"""What all commands share: the two consoles, common options, progress, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from prunec.errors import NoGainError
+from prunec.figures import Progress
+from prunec.report import Report
+
+out = Console(highlight=False, soft_wrap=True)
+chatter = Console(stderr=True, highlight=False)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, a file, shapes")
+]
+ArchOption = Annotated[
+    str | None, typer.Option("--arch", metavar="SOURCE", help="the model that a file of weights is for")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="unpickle any .pt file, and run any code that is in it")
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
+]
+KeepOption = Annotated[
+    float | None, typer.Option("--keep", help="share of the patch tokens that survives a site")
+]
+BlocksOption = Annotated[
+    str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")
+]
+RestoreOption = Annotated[
+    str | None,
+    typer.Option("--restore", metavar="HOW", help="how tokens come back for a head that reads all of them"),
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="MODE", help="static, padded, packed or masked; what suits, if left out"),
+]
+BucketsOption = Annotated[
+    str | None, typer.Option("--buckets", metavar="64,128", help="lengths to round padded batches up to")
+]
+BoundOption = Annotated[
+    int | None, typer.Option("--bound", min=1, help="tokens that a packed batch may have at most")
+]
+TargetOption = Annotated[str, typer.Option("--target", "-t", help="eager or inductor")]
+ImagesOption = Annotated[str | None, typer.Option("--images", metavar="DIR", help="images to measure on")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="images at a time when latency is measured")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="compute threads (CPU)")]
+UntrainedOption = Annotated[
+    bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="OUT", help="folder of the artefact")
+]
+LatencyOption = Annotated[
+    float | None,
+    typer.Option("--latency", metavar="SHARE", help="plan: at most this share of the dense model's time"),
+]
+SpeedupOption = Annotated[
+    float | None, typer.Option("--speedup", metavar="TIMES", help="plan: at least so many times as fast")
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", metavar="LOSS", help="plan: the fastest that diverges no more from dense"),
+]
+SitesOption = Annotated[int, typer.Option("--sites", min=1, help="plan: how many sites at most")]
+FirstOption = Annotated[
+    int, typer.Option("--first", min=1, help="plan: the first block that may have a site")
+]
+TableOption = Annotated[
+    str | None,
+    typer.Option("--latency-table", metavar="FILE", help="plan by this table, see `prunec bench --table`"),
+]
+RequireOption = Annotated[
+    bool, typer.Option("--require-speedup", help="exit with code 5 when pruning does not pay here")
+]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A spinner on a terminal, plain lines on stderr otherwise."""
+    if chatter.is_terminal:
+        with chatter.status("start") as status:
+            yield lambda step: status.update(step)
+    else:
+        yield lambda step: chatter.print(f"prunec: {step}", markup=False)
+
+
+def numbers(
+    text: str | None, option: str = "--blocks", what: str = "block numbers such as 3,6,9"
+) -> tuple[int, ...] | None:
+    """The numbers of an option such as `3,6,9`; a usage error where it has others."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of {what}", param_hint=option) from error
+
+
+def folder_of(source: str, policy: str) -> str:
+    """Where the artefact of a model and a policy lies, if nobody says."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source}-{policy}").strip("-")
+    return str(Path("prunec-out") / name)
+
+
+def print_json(data: Any) -> None:
+    """Results as JSON, on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def warn(text: str) -> None:
+    """What should be known and stops nothing, on stderr."""
+    chatter.print(f"prunec: warning: {text}", markup=False, soft_wrap=True)
+
+
+def show_report(report: Report, *, as_json: bool, require_speedup: bool) -> None:
+    """A report on stdout; NoGainError when a gain is required and there is none."""
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        out.print(report.text(), end="", markup=False)
+    if require_speedup and report.no_gain:
+        raise NoGainError(
+            report.no_gain,
+            where=report.source,
+            remedy="use the model as it is, or try another batch, policy or target",
+        )

@@ -1,0 +1,68 @@
+"""Which images a model is measured on, and which it is calibrated on: never the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prunec.data import shapes
+from prunec.data.images import load_images
+from prunec.errors import CalibrationError, UsageError
+from prunec.sources import Pictures, Source
+
+MOST = 512
+CALIBRATION = 64
+SCENES = "synthetic Shapes scenes"
+
+
+def pictures_of(source: Source, folder: str | Path | None) -> Pictures | None:
+    """Images to measure on: a folder's, or those that the source knows."""
+    if folder is None:
+        return source.test_images(MOST)
+    inputs = [*source.args, *source.kwargs.values()]
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        raise UsageError(
+            f"the model takes {len(inputs)} inputs, and a folder holds images only",
+            remedy="leave --images out, or wrap the model so that it takes an image",
+        )
+    height, width = int(inputs[0].shape[-2]), int(inputs[0].shape[-1])
+    mean, std, crop = source.normalisation()
+    found = load_images(folder, (height, width), mean, std, MOST, crop=crop)
+    numbered = all(name.isdecimal() for name in found.classes)
+    classes = None if numbered else len(found.classes)
+    return Pictures(found.images, found.labels, f"images of {folder}", classes)
+
+
+def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, Pictures]:
+    """Images to measure on, and others to calibrate on."""
+    known = source.calibration_images(CALIBRATION)
+    if known is not None:
+        return found, known
+    if found is None:
+        return None, scenes_for(source)
+    count = min(CALIBRATION, len(found.images) // 2)
+    chosen = torch.zeros(len(found.images), dtype=torch.bool)
+    if count:
+        chosen[torch.linspace(0, len(chosen) - 1, count).round().long()] = True  # folders come class by class
+    labels = None if found.labels is None else found.labels[~chosen]
+    rest = dataclasses.replace(found, images=found.images[~chosen], labels=labels)
+    return rest, Pictures(found.images[chosen], None, f"of the {found.name}")
+
+
+def scenes_for(source: Source) -> Pictures:
+    """Scenes of Shapes at the model's size, for want of anything better."""
+    inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
+    image = max(inputs, key=lambda leaf: leaf.numel())
+    if image.dim() != 4 or image.shape[1] != 3:
+        raise CalibrationError(
+            f"the model takes no pictures but {list(image.shape)}, so it cannot be calibrated on scenes",
+            remedy="calibrate in Python: prunec.transform(model, policy, calibration=inputs)",
+        )
+    images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION)
+    scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
+    mean, std, _ = source.normalisation()
+    normalised = (scaled - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    return Pictures(normalised.to(image.device, image.dtype), None, SCENES)

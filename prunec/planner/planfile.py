@@ -1,0 +1,104 @@
+"""A plan as a YAML file: what `prunec plan` writes, a person edits, and `prunec apply` runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from prunec.errors import PlanError
+from prunec.language import Block, Model
+from prunec.planner.planned import Planned
+from prunec.policy import Policy
+
+HEAD = """\
+# A plan for prunec: edit `schedule`, then run `prunec apply {name}`.
+# schedule: block: how many tokens go on behind its site, protected ones counted in.
+"""
+
+
+class PlanFile(Model):
+    """What is to be done to which model, where; `about` says what was predicted and measured."""
+
+    version: Literal[1] = 1
+    source: str
+    arch: str = ""
+    weights: str = "pretrained"
+    policy: Annotated[dict[str, Any], Field(description="a policy, as a policy file has it")]
+    target: str
+    mode: str
+    batch: int = Field(ge=1)
+    schedule: dict[Block, Annotated[int, Field(ge=1)]]
+    about: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, planned: Planned, *, source: str, arch: str, weights: str, target: str, batch: int
+    ) -> PlanFile:
+        """The file of a plan."""
+        chosen = planned.decision.chosen
+        figures = {
+            "predicted_share": chosen.predicted, "measured_share": chosen.share,
+            "predicted_loss": chosen.expected, "measured_loss": chosen.loss,
+        }  # fmt: skip
+        known = {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
+        table = planned.maps[0].table
+        return cls(
+            source=source,
+            arch=arch,
+            weights=weights,
+            policy=planned.maps[0].policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            target=target,
+            mode=planned.lowering.mode,
+            batch=batch,
+            schedule=dict(sorted(chosen.schedule.items())),
+            about={
+                "goal": str(planned.goal),
+                "device": table.place.get("device", "unknown"),
+                "torch": table.place.get("torch", "unknown"),
+                **known,
+                **({"why_no_site": planned.decision.reason} if planned.decision.reason else {}),
+                **({"notes": list(planned.decision.notes)} if planned.decision.notes else {}),
+            },
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> PlanFile:
+        """The plan in a file.
+
+        Raises:
+            PlanError: it cannot be read, or is no plan.
+        """
+        try:
+            plan = cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise _wrong(path, f"it cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise _wrong(path, f"it is not valid YAML: {' '.join(str(error).split())}") from error
+        except ValidationError as error:
+            mistakes = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+                for problem in error.errors(include_url=False)
+            )
+            raise _wrong(path, mistakes) from error
+        Policy.load(plan.policy)  # its own mistakes are told in its own words
+        return plan
+
+    def text(self, name: str = "plan.yaml") -> str:
+        """The file, as it is written."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        ordered = {"version": 1, **data, "schedule": self.schedule}  # an empty one is said too
+        return HEAD.format(name=name) + yaml.safe_dump(
+            ordered, sort_keys=False, allow_unicode=True, width=110
+        )
+
+
+def _wrong(path: str | Path, why: str) -> PlanError:
+    return PlanError(
+        f"{path} is no plan: {why}",
+        where=str(path),
+        remedy="`prunec plan SOURCE --policy NAME --latency 0.6` writes one",
+    )

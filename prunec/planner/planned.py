@@ -1,0 +1,242 @@
+"""A plan from start to end: measure what is not known yet, search, build, decide; and what to report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunec import figures, graph
+from prunec.errors import UsageError
+from prunec.figures import Progress
+from prunec.lowering import Lowering, choose
+from prunec.packed_attention import faster_attention
+from prunec.planner import latency, losses
+from prunec.planner.frontiers import Map, schedule_of
+from prunec.planner.goal import Goal
+from prunec.planner.latency import place_of, work_of
+from prunec.planner.losses import Losses, Trial
+from prunec.planner.planning import ROUNDS, Candidate, Decision, Workshop, decide, described, unreachable
+from prunec.planner.schedule import check_schedulable, limits_of, scheduled
+from prunec.planner.table import LatencyTable, cached
+from prunec.policy import Policy
+from prunec.program import Program
+from prunec.sources import Pictures, Source
+from prunec.targets import Target, device_of
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which schedules are looked among, and how."""
+
+    first: int = 2  # the first block that may have a site: scores of the first blocks are noise
+    sites: int | None = 3  # how many at most: each costs time
+    table: Path | None = None  # an exported latency table, in the place of measuring
+    build: bool = True  # build and time the best few; else the prediction decides, for a device not here
+    rounds: int = ROUNDS  # of timing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What schedules are looked for, and for which device and batch."""
+
+    policy: Policy
+    target: Target
+    target_name: str
+    batch: int
+    images: Pictures  # to see on what schedules lose, and to calibrate on
+    calibrated: bool = True  # learned parts and thresholds are fitted, not left as they are at first
+    mode: str | None = None
+    search: Search = field(default_factory=Search)
+    say: Progress = lambda step: None
+    warn: Progress = lambda text: None
+
+
+@dataclass(frozen=True)
+class Explored:
+    """All that is known before anything is built."""
+
+    dense: Program
+    maps: tuple[Map, ...]  # one for each mode
+    trial: Trial
+    flat: tuple[Any, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A policy with its schedule, and how it was found."""
+
+    policy: Policy
+    lowering: Lowering
+    goal: Goal | None
+    maps: tuple[Map, ...]
+    decision: Decision
+    seconds: Mapping[str, float]
+
+    @property
+    def losses(self) -> Losses:
+        """What shortening costs."""
+        return self.maps[0].losses
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that led to the decision, for JSON."""
+        return {
+            "goal": asdict(self.goal) if self.goal else None,
+            "modes": [plan.as_dict() for plan in self.maps],
+            "losses": self.losses.as_dict(),
+            **asdict(self.decision),
+            "seconds": dict(self.seconds),
+        }
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and text, for the report."""
+        decision, kind = self.decision, self.losses.kind
+        yield "planned", f"{self.goal}: {described(decision.chosen.schedule)}, mode {decision.chosen.mode}"
+        if decision.reason:
+            yield "", decision.reason
+        yield from (("", note) for note in decision.notes)
+        for plan in self.maps:
+            table, found = plan.table, len(plan.choices)
+            how = f"estimated, ±{table.error:.0%}" if table.estimated else f"measured {table.date}"
+            spread = f"in {table.seconds:.0f} s, spread {table.spread:.1%}"
+            yield (
+                "",
+                f"table of {len(table.counts)} lengths, mode {plan.lowering}, {how} on "
+                f"{table.place['device']} "
+                f"{spread}; frontier of {found} schedules",
+            )
+        yield "", f"loss: {kind} from the dense model on {self.losses.images} {self.losses.name}, no accuracy"
+        yield "", "share of dense, predicted and measured     loss, added up and measured"
+        for candidate in decision.candidates:
+            yield "", ("> " if candidate is decision.chosen else "  ") + _line(candidate)
+        yield "", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+
+
+def _line(candidate: Candidate) -> str:
+    times = f"{candidate.predicted:.3f} {candidate.share:.3f} ±{candidate.noise:.3f}"
+    return (
+        f"{times}   {candidate.expected:.2e} {candidate.loss:.2e}   "
+        f"{described(candidate.schedule)}, {candidate.mode}"
+    )
+
+
+def tables(dense: Program, request: Request) -> list[LatencyTable]:
+    """The latency table of each mode that may be chosen: measured now, or before."""
+    check_schedulable(request.policy)
+    flat = figures.inputs(dense, request.batch, request.images.images)
+    return [_table(dense, lowering, flat, request) for lowering in _lowerings(dense, request)]
+
+
+def explore(dense: Program, request: Request) -> Explored:
+    """The frontier of a policy on a recognised model, in each mode that may be chosen."""
+    assert dense.anatomy is not None
+    start = time.perf_counter()
+    known = tables(dense, request)
+    measured = time.perf_counter()
+    trial = Trial(dense, request.policy, request.images.images, _batch_of(request))
+    limits = limits_of(request.policy, dense.anatomy, first=request.search.first, sites=request.search.sites)
+    last = dense.anatomy.depth - 1 if limits.last is None else limits.last
+    blocks = range(request.search.first, last + 1)
+    if not blocks:
+        raise UsageError(
+            f"no block may have a site: the first is {request.search.first}, the last {last}", where="--first"
+        )
+    found = losses.measure(trial, known[0].counts, blocks, request.images.name, say=request.say)
+    width = _width(dense)
+    maps = tuple(
+        Map(request.policy, dense.anatomy, lowering, table, found, limits, width)
+        for lowering, table in zip(_lowerings(dense, request), known, strict=True)
+    )
+    flat = figures.inputs(dense, request.batch, request.images.images)
+    seconds = {"table": measured - start, "losses": time.perf_counter() - measured}
+    return Explored(dense, maps, trial, flat, seconds)
+
+
+def plan(source: Source, dense: Program, goal: Goal, request: Request) -> Planned:
+    """The schedule of a policy that reaches a goal on this device, or none where that does not pay."""
+    explored = explore(dense, request)
+    start = time.perf_counter()
+    if request.search.build:
+        decision = decide(explored.maps, goal, workshop_of(source, explored, request))
+    else:
+        best = foreseen(explored, goal)
+        decision = Decision(best, (best,), notes=("predicted, not built: nothing was timed",))
+    seconds = {**explored.seconds, "build and time": time.perf_counter() - start}
+    return planned(explored, goal, decision, seconds)
+
+
+def workshop_of(source: Source, explored: Explored, request: Request) -> Workshop:
+    """Where the schedules of a request are built and timed."""
+    return Workshop(
+        source.module,
+        explored.dense,
+        request.target,
+        explored.flat,
+        explored.trial,
+        request.images if request.calibrated else None,
+        rounds=request.search.rounds,
+        say=request.say,
+    )
+
+
+def foreseen(explored: Explored, goal: Goal) -> Candidate:
+    """The schedule that is predicted to be the best for a goal: nothing is built, so nothing is measured."""
+    found = [(plan.reaching(goal), plan) for plan in explored.maps]
+    fitting = [(choice, plan) for choice, plan in found if choice is not None]
+    if not fitting:
+        raise unreachable(explored.maps, goal)
+    choice, plan = min(fitting, key=lambda pair: pair[0].loss if goal.share is not None else pair[0].time)
+    return Candidate(str(plan.lowering), schedule_of(choice), plan.share(choice), choice.loss)
+
+
+def planned(explored: Explored, goal: Goal, decision: Decision, seconds: Mapping[str, float]) -> Planned:
+    """The record of a decision, with the policy that it comes to."""
+    chosen = decision.chosen
+    at = next(plan for plan in explored.maps if str(plan.lowering) == chosen.mode)
+    policy = scheduled(at.policy, at.anatomy, chosen.schedule)
+    return Planned(policy, at.lowering, goal, explored.maps, decision, seconds)
+
+
+def _lowerings(dense: Program, request: Request) -> list[Lowering]:
+    """The modes to choose from: where images may differ and none is asked for, padded and packed."""
+    policy, can = request.policy, request.target.modes
+    ragged = policy.ragged and request.batch > 1 and dense.interface.batch is not None
+    modes: list[str | None] = [request.mode]
+    if request.mode is None and ragged:
+        modes = [mode for mode in ("padded", "packed") if mode in can]
+    found = [choose(policy, mode, batch=request.batch, can=can) for mode in modes]
+    return [
+        replace(one, attention=faster_attention(dense)[0]) if one.mode == "packed" else one for one in found
+    ]
+
+
+def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
+    """The latency table of one mode: from a file, from the cache, or measured now."""
+    place = place_of(device_of(dense))
+    work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    if request.search.table is not None:
+        table = LatencyTable.read(request.search.table)
+        table.check(place, work, foreign=not request.search.build)
+        return table
+
+    def measured() -> LatencyTable:
+        return latency.measure(
+            dense, request.policy, lowering, request.target, flat, place, work, say=request.say
+        )
+
+    return cached(place, work, measured, warn=request.warn)
+
+
+def _batch_of(request: Request) -> int:
+    """Images at a time in trials: where they differ, the longest of a batch counts."""
+    return request.batch if request.policy.ragged and request.batch > 1 else losses.BATCH
+
+
+def _width(dense: Program) -> int:
+    """Channels of the stream."""
+    assert dense.anatomy is not None
+    state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
+    return int(state.shape[-1])

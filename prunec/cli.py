@@ -112,13 +112,14 @@ def optimize(
     With --latency, --speedup or --max-drop, blocks and counts are planned by what is measured on this device.
     """
     planned = any(goal is not None for goal in (latency, speedup, max_drop))
-    if planned and (keep is not None or blocks is not None or dry_run):
+    if planned and (keep is not None or dry_run):
         raise typer.BadParameter(
-            "--latency, --speedup and --max-drop plan blocks and counts by measurement: leave out --keep, "
-            "--blocks and --dry-run"
+            "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
         )
     backend = targets.load(target)
-    chosen = verbs.load_policy(policy, keep=keep, blocks=numbers(blocks), restore=restore)
+    chosen = verbs.load_policy(
+        policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore
+    )
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
     folder = output or folder_of(source, chosen.name)
@@ -144,7 +145,12 @@ def optimize(
             latency=latency,
             speedup=speedup,
             max_drop=max_drop,
-            search=Search(first, sites, None if latency_table is None else Path(latency_table)),
+            search=Search(
+                first=first,
+                sites=sites,
+                blocks=numbers(blocks),
+                table=None if latency_table is None else Path(latency_table),
+            ),
             say=say,
             warn=warn,
         )

@@ -14,6 +14,7 @@ from prunec.console import (
     AllowPickle,
     ArchOption,
     BatchOption,
+    BlocksOption,
     FirstOption,
     ImagesOption,
     JsonOption,
@@ -33,6 +34,7 @@ from prunec.console import (
     ThreadsOption,
     UntrainedOption,
     folder_of,
+    numbers,
     out,
     print_json,
     progress,
@@ -50,6 +52,7 @@ def plan(
     latency: LatencyOption = None,
     speedup: SpeedupOption = None,
     max_drop: MaxDropOption = None,
+    blocks: BlocksOption = None,
     sites: SitesOption = 3,
     first: FirstOption = 2,
     latency_table: TableOption = None,
@@ -70,7 +73,13 @@ def plan(
 ) -> None:
     """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it."""
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
-    search = Search(first, sites, None if latency_table is None else Path(latency_table), build=not predict)
+    search = Search(
+        first=first,
+        sites=sites,
+        blocks=numbers(blocks),
+        table=None if latency_table is None else Path(latency_table),
+        build=not predict,
+    )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         planned = verbs.plan(
             given,

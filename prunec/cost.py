@@ -6,6 +6,7 @@ do not.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+
+LEAST_SAMPLE = 10e-3  # seconds that a sample on a CUDA device takes at least, by repeating the call
+MOST_REPEATS = 200
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,15 @@ def measure(
         for _ in range(warmup):
             for call in calls.values():
                 clock(call)
+        if device.type == "cuda":
+            calls = {name: _repeated(call, clock(call)) for name, call in calls.items()}
         deadline = time.perf_counter() + seconds
         for done in range(rounds):
             if done >= 5 and time.perf_counter() > deadline:
                 break
             for name in order.sample(list(calls), len(calls)):
-                samples[name].append(clock(calls[name]))
+                call = calls[name]
+                samples[name].append(clock(call) / (call.times if isinstance(call, _Repeated) else 1))
     return {name: Timing(name, tuple(values)) for name, values in samples.items()}
 
 
@@ -80,6 +87,22 @@ def ratio_spread(timings: Mapping[str, Timing], numerator: str, denominator: str
     pairs = zip(timings[numerator].samples, timings[denominator].samples, strict=True)
     quartiles = statistics.quantiles((over / under for over, under in pairs), n=4)
     return (quartiles[2] - quartiles[0]) / 2
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """A call made several times: events cannot tell a few microseconds from the gaps around them."""
+
+    call: Call
+    times: int
+
+    def __call__(self) -> None:
+        for _ in range(self.times):
+            self.call()
+
+
+def _repeated(call: Call, seconds: float) -> _Repeated:
+    return _Repeated(call, max(1, min(MOST_REPEATS, math.ceil(LEAST_SAMPLE / max(seconds, 1e-7)))))
 
 
 def _cpu_clock(call: Call) -> float:

@@ -106,7 +106,8 @@ class Map:
             losses,
         )
         sites = None if self.limits.sites is None else self.limits.sites - 1
-        limits = replace(self.limits, first=0, last=self.last - block - 1, sites=sites)
+        only = self.limits.only and tuple(other - block - 1 for other in self.limits.only if other > block)
+        limits = replace(self.limits, first=0, last=self.last - block - 1, sites=sites, only=only)
         lost = self.losses.behind[block][column]
         dense = self.anatomy.tokens
         return tuple(

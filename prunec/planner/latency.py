@@ -97,6 +97,7 @@ def measure(
     place: Mapping[str, str | int],
     work: Mapping[str, str | int],
     *,
+    counts: Sequence[int] | None = None,
     rounds: int = ROUNDS,
     say: Progress = lambda step: None,
 ) -> LatencyTable:
@@ -110,12 +111,13 @@ def measure(
         flat: inputs of one batch.
         place: where this is, for the table.
         work: what is measured, for the table.
+        counts: stream lengths, descending, the dense one first; a friendly grid when left out.
         rounds: interleaved rounds of the measurement.
         say: called with each step's name.
     """
     start = time.perf_counter()
     assert dense.anatomy is not None
-    counts = grid(dense.anatomy, _batch(flat))
+    counts = tuple(counts or grid(dense.anatomy, _batch(flat)))
     say("cut the model into pieces")
     pieces = _Pieces(dense, policy, lowering, flat)
     calls = {"dense": _bound(target.lower(dense), flat), **pieces.calls(counts, target)}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class Losses:
 def measure(
     trial: Trial,
     counts: Sequence[int],
-    blocks: range,
+    blocks: Collection[int],
     name: str,
     *,
     say: Progress = lambda step: None,
@@ -89,15 +89,17 @@ def measure(
     start = time.perf_counter()
     depth, shorter = trial.anatomy.depth, _some(counts[1:])
     behind, longest = [[0.0] * len(counts)] * depth, [list(map(float, counts))] * depth
-    for block in reversed(blocks):
+    for block in reversed(range(depth)):
+        if block not in blocks:  # a stream that is short here was shortened earlier
+            following = min(block + 1, depth - 1)
+            behind[block], longest[block] = behind[following], longest[following]
+            continue
         say(f"what is lost by fewer tokens from block {block} on")
         values = trial.shortened(block, shorter)
         behind[block] = _filled(counts, dict(zip(shorter, values, strict=True)))
         at = sorted({counts[0]: float(counts[0]), **trial.longest}.items())
         means, longest_then = zip(*at, strict=True)
         longest[block] = [float(value) for value in np.interp(counts, means, longest_then)]
-    for block in range(blocks.start):
-        behind[block], longest[block] = behind[blocks.start], longest[blocks.start]
     return Losses(
         counts=tuple(counts),
         behind=tuple(map(tuple, behind)),

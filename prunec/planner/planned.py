@@ -33,6 +33,8 @@ class Search:
 
     first: int = 2  # the first block that may have a site: scores of the first blocks are noise
     sites: int | None = 3  # how many at most: each costs time
+    blocks: tuple[int, ...] | None = None  # the only ones that may have a site
+    counts: tuple[int, ...] | None = None  # the only stream lengths to choose from, descending, dense first
     table: Path | None = None  # an exported latency table, in the place of measuring
     build: bool = True  # build and time the best few; else the prediction decides, for a device not here
     rounds: int = ROUNDS  # of timing
@@ -137,12 +139,17 @@ def explore(dense: Program, request: Request) -> Explored:
     known = tables(dense, request)
     measured = time.perf_counter()
     trial = Trial(dense, request.policy, request.images.images, _batch_of(request))
-    limits = limits_of(request.policy, dense.anatomy, first=request.search.first, sites=request.search.sites)
-    last = dense.anatomy.depth - 1 if limits.last is None else limits.last
-    blocks = range(request.search.first, last + 1)
+    search = request.search
+    limits = limits_of(
+        request.policy, dense.anatomy, first=search.first, sites=search.sites, only=search.blocks
+    )
+    blocks = [block for block in range(dense.anatomy.depth) if limits.allow(block)]
     if not blocks:
         raise UsageError(
-            f"no block may have a site: the first is {request.search.first}, the last {last}", where="--first"
+            f"no block may have a site: blocks {search.first} to {limits.last} may, "
+            f"{'none' if search.blocks is None else search.blocks} of them shall",
+            where="the blocks of the plan",
+            remedy="change --first or --blocks",
         )
     found = losses.measure(trial, known[0].counts, blocks, request.images.name, say=request.say)
     width = _width(dense)
@@ -216,7 +223,10 @@ def _lowerings(dense: Program, request: Request) -> list[Lowering]:
 def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
     """The latency table of one mode: from a file, from the cache, or measured now."""
     place = place_of(device_of(dense))
+    counts = request.search.counts
     work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    if counts is not None:
+        work["lengths"] = str(counts)
     if request.search.table is not None:
         table = LatencyTable.read(request.search.table)
         table.check(place, work, foreign=not request.search.build)
@@ -224,7 +234,15 @@ def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: R
 
     def measured() -> LatencyTable:
         return latency.measure(
-            dense, request.policy, lowering, request.target, flat, place, work, say=request.say
+            dense,
+            request.policy,
+            lowering,
+            request.target,
+            flat,
+            place,
+            work,
+            counts=counts,
+            say=request.say,
         )
 
     return cached(place, work, measured, warn=request.warn)

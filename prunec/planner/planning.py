@@ -258,8 +258,18 @@ def unreachable(maps: Sequence[Map], goal: Goal) -> PlanError:
 
 
 def described(schedule: Schedule) -> str:
-    """`block 3: 112, block 7: 48`."""
-    return ", ".join(f"block {block}: {leaves}" for block, leaves in sorted(schedule.items())) or "no site"
+    """`block 3: 112, block 7: 48`; blocks in a row with the same length are told once."""
+    parts: list[tuple[int, int, int]] = []  # first block, last block, length
+    for block, leaves in sorted(schedule.items()):
+        if parts and parts[-1][1:] == (block - 1, leaves):
+            parts[-1] = (parts[-1][0], block, leaves)
+        else:
+            parts.append((block, block, leaves))
+    named = [
+        f"block {first}: {leaves}" if first == last else f"blocks {first} to {last}: {leaves}"
+        for first, last, leaves in parts
+    ]
+    return ", ".join(named) or "no site"
 
 
 def _bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:

@@ -54,14 +54,27 @@ def shortest(policy: Policy, anatomy: Anatomy, entering: int) -> int:
 
 
 def limits_of(
-    policy: Policy, anatomy: Anatomy, *, first: int, sites: int | None, least: int | None = None
+    policy: Policy,
+    anatomy: Anatomy,
+    *,
+    first: int,
+    sites: int | None,
+    only: tuple[int, ...] | None = None,
+    least: int | None = None,
 ) -> Limits:
     """What schedules of a policy may look like on a model."""
+    if only is not None and policy.reactivate:
+        raise PolicyError(
+            f"policy {policy.name!r} chooses among all tokens in each block: it cannot be planned for some",
+            where="the blocks that may have a site",
+            remedy="name the first one instead: --first",
+        )
     last = anatomy.depth - 1
     if policy.sites.where == "after_attention" and not anatomy.reads_patches:
         last -= 1  # behind the last attention nobody reads patches
     least = least or unprunable(policy, anatomy) + min(8, max(1, anatomy.grid // 8))
-    return Limits(first, last, least, None if policy.reactivate else sites, policy.reactivate)
+    sites = None if policy.reactivate else sites
+    return Limits(first, last, least, sites, only, policy.reactivate)
 
 
 def check_schedulable(policy: Policy) -> None:

@@ -57,6 +57,7 @@ class Limits:
     last: int | None = None  # the last one; None: the last block
     least: int = 1  # the shortest stream
     sites: int | None = 3  # how many at most; None: as many as there are blocks
+    only: tuple[int, ...] | None = None  # the blocks that may have a site, of those; None: all
     returns: bool = False  # tokens come back: from the first site on each block chooses among all anew
 
     def __post_init__(self) -> None:
@@ -64,10 +65,15 @@ class Limits:
             raise ValueError(f"first is {self.first}, last is {self.last}: blocks are counted from 0")
         if self.sites is not None and self.sites < 0:
             raise ValueError(f"sites is {self.sites}: give 0 or more, or None for any number")
+        if self.only is not None and self.returns:
+            raise ValueError(
+                "only some blocks may have a site, and tokens come back in each: give one of them"
+            )
 
     def allow(self, block: int) -> bool:
         """Whether the block may have a site."""
-        return self.first <= block and (self.last is None or block <= self.last)
+        within = self.first <= block and (self.last is None or block <= self.last)
+        return within and (self.only is None or block in self.only)
 
 
 @dataclass(frozen=True)

@@ -97,19 +97,16 @@ def _with_sizes(inside: set[fx.Node]) -> set[fx.Node]:
 
 
 def signature(module: fx.GraphModule) -> str:
-    """Operators with their constants, and shapes of weights, in order."""
-    words = []
+    """Operators with what they read and their constants, and shapes of weights, in order."""
+    words, places = [], {node: place for place, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             words.append(str(tuple(_at(module, str(node.target)).shape)))
         elif node.op == "call_function":
-            constants = [leaf for leaf in compat.tree_leaves((node.args, node.kwargs)) if not _is_node(leaf)]
-            words.append(f"{graph.op(node)}{constants}")
+            leaves = compat.tree_leaves((node.args, node.kwargs))
+            read = [f"%{places[leaf]}" if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+            words.append(f"{graph.op(node)}{read}")
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
-
-
-def _is_node(leaf: Any) -> bool:
-    return isinstance(leaf, fx.Node)
 
 
 def _at(module: fx.GraphModule, path: str) -> Tensor:

@@ -74,7 +74,7 @@ def work_of(
     assert dense.anatomy is not None
     state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
     shapes = [list(leaf.shape) for leaf in flat if isinstance(leaf, Tensor)]
-    step = opened(policy, ()).model_dump(exclude=set(_TITLE))
+    step = opened(policy, ()).model_dump(mode="json", exclude=set(_TITLE))
     digest = hashlib.sha256(json.dumps(step, sort_keys=True).encode()).hexdigest()[:8]
     return {
         "model": signature(dense.module),

@@ -47,10 +47,11 @@ def unprunable(policy: Policy, anatomy: Anatomy) -> int:
 
 def shortest(policy: Policy, anatomy: Anatomy, entering: int) -> int:
     """The shortest stream that one site can leave: of pairs only one half can be merged into the other."""
+    least = unprunable(policy, anatomy) + 1
     if policy.scorer.kind != "similarity":
-        return unprunable(policy, anatomy) + 1
+        return least
     patches = entering - anatomy.prefix - anatomy.suffix
-    return entering - (patches + (1 - anatomy.prefix % 2)) // 2
+    return max(least, entering - (patches + (1 - anatomy.prefix % 2)) // 2)
 
 
 def limits_of(
@@ -69,12 +70,15 @@ def limits_of(
             where="the blocks that may have a site",
             remedy="name the first one instead: --first",
         )
-    last = anatomy.depth - 1
-    if policy.sites.where == "after_attention" and not anatomy.reads_patches:
-        last -= 1  # behind the last attention nobody reads patches
     least = least or unprunable(policy, anatomy) + min(8, max(1, anatomy.grid // 8))
     sites = None if policy.reactivate else sites
-    return Limits(first, last, least, sites, only, policy.reactivate)
+    return Limits(first, last_block(policy, anatomy), least, sites, only, policy.reactivate)
+
+
+def last_block(policy: Policy, anatomy: Anatomy) -> int:
+    """The last block that may have a site: in some policies the last one sees all tokens, or needs none."""
+    unread = policy.sites.where == "after_attention" and not anatomy.reads_patches
+    return anatomy.depth - 1 - (unread or policy.restored == "rejoin")
 
 
 def check_schedulable(policy: Policy) -> None:
@@ -95,11 +99,13 @@ def check_schedulable(policy: Policy) -> None:
 
 
 def _check(policy: Policy, anatomy: Anatomy, schedule: Schedule) -> None:
-    entering, fixed = anatomy.tokens, unprunable(policy, anatomy)
+    entering, last = anatomy.tokens, last_block(policy, anatomy)
     for block, leaves in sorted(schedule.items()):
-        least = max(fixed + 1, shortest(policy, anatomy, entering))
+        least = shortest(policy, anatomy, entering)
         if not 0 <= block < anatomy.depth:
             reason = f"there is no block {block}, the model has blocks 0 to {anatomy.depth - 1}"
+        elif block > last:
+            reason = f"block {block} cannot have a site with this policy: up to block {last} can"
         elif not least <= leaves < entering:
             reason = (
                 f"{leaves} tokens cannot leave the site of block {block}: {entering} enter, so "

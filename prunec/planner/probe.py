@@ -3,8 +3,8 @@
     select(score, 98, ..)   ==>   select(score, sym_size(rows_0, 0), ..)      rows_0: [k], an input
 
 The inputs `rows_0`, `rows_1`, ... stand behind the program's own, one for each site; only their lengths
-matter.
-Where a policy's threshold would tell how many stay, the same number of each image stay (or of the batch).
+matter. Where a policy's threshold would tell how many stay, the same number of each image stay (or of the
+batch).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from prunec.passes import Pass, run_passes
 from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
-
-ANY = 0.9  # the rate that sites are made with: low enough that each takes tokens away
 
 
 def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass, ...]) -> Program:
@@ -40,6 +38,8 @@ def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass
             size = module.graph.call_function(torch.ops.aten.sym_size.int, (after, 0))
             size.meta["val"] = int(kept)
         node.update_arg(1, size)
+        for user in [user for user in node.users if user.target is ops.remembered]:
+            _open_remembered(user, size, 1 - policy.merging.forget)
     graph.tidy(module)
     return program.replace(module=module)
 
@@ -47,9 +47,10 @@ def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass
 def opened(policy: Policy, blocks: Sequence[int], *, of_batch: bool = False) -> Policy:
     """The policy at these blocks, with a rate in the place of whatever else says how many stay."""
     data = policy.model_dump(exclude={"then"})
+    rate = max(1, len(blocks)) / (1 + len(blocks))  # each site takes tokens away, and leaves some to the next
     budget = "batch" if of_batch and policy.selector.ragged else "image"
     data["selector"].update(
-        kind="top_k", keep=ANY, remove=None, at=None, stages=1, spare=0, multiple_of=1, least=1, budget=budget
+        kind="top_k", keep=rate, remove=None, at=None, stages=1, spare=0, multiple_of=1, least=1, budget=budget
     )
     data["sites"].update(blocks=tuple(blocks), depths=None, between=None)
     return Policy.load(data)
@@ -58,6 +59,22 @@ def opened(policy: Policy, blocks: Sequence[int], *, of_batch: bool = False) -> 
 def lengths(counts: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
     """The inputs that say how many patches stay at each site."""
     return tuple(like.new_empty(count) for count in counts)
+
+
+def _open_remembered(node: fx.Node, keep: fx.Node, share: float) -> None:
+    """Where a share of those that leave is forgotten, how many are not follows from how many stay."""
+    score, known = graph.operand(node, 0), node.args[2]
+    with node.graph.inserting_before(node):
+        tokens = node.graph.call_function(torch.ops.aten.sym_size.int, (score, 1))
+        tokens.meta["val"] = graph.shape(score)[1]
+        count = node.graph.call_function(_remembered, (keep, tokens, *node.args[3:5], share))
+        count.meta["val"] = known
+    node.update_arg(2, count)
+
+
+def _remembered(keep: int, tokens: int, prefix: int, suffix: int, share: float) -> int:
+    leaving = tokens - prefix - suffix - keep
+    return keep + round(leaving * share)
 
 
 def _selections(target: fx.Graph) -> list[tuple[fx.Node, int]]:

@@ -89,7 +89,7 @@ class Planned:
             "goal": asdict(self.goal) if self.goal else None,
             "modes": [plan.as_dict() for plan in self.maps],
             "losses": self.losses.as_dict(),
-            **asdict(self.decision),
+            **self.decision.as_dict(),
             "seconds": dict(self.seconds),
         }
 

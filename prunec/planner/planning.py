@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ class Candidate:
         """Whether it does what was asked for, by measurement."""
         return self.share <= goal.share if goal.share is not None else self.loss <= (goal.loss or 0)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON, which has no NaN: what was not measured is null."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -69,6 +73,11 @@ class Decision:
     reason: str = ""  # why there is no site; empty where there is one
     gains: bool = True  # whether it was worth it
     notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        candidates = [candidate.as_dict() for candidate in self.candidates]
+        return {**asdict(self), "chosen": self.chosen.as_dict(), "candidates": candidates}
 
 
 Name = tuple[str, tuple[tuple[int, int], ...]]  # mode, schedule

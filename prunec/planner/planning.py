@@ -137,7 +137,8 @@ class Workshop:
         found = []
         for name, (predicted, expected) in self.forecasts.items():
             share = cost.ratio(timings, str(name), "dense")
-            noise = cost.ratio_spread(timings, str(name), "dense") / math.sqrt(self.rounds)
+            rounds = len(timings["dense"].samples)  # fewer than asked for where time was over
+            noise = cost.ratio_spread(timings, str(name), "dense") / math.sqrt(rounds)
             mode, schedule = name
             loss = self.losses[name]
             found.append(Candidate(mode, dict(schedule), predicted, expected, share, loss, noise))

@@ -159,7 +159,7 @@ def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
     dense = maps[0].dense_choice
     workshop.build(maps[0], dense)
     first = _proposals(maps, goal, 1.0)
-    if not first:
+    if all(plan.reaching(goal) is None for plan in maps):
         raise unreachable(maps, goal)
     for plan, choice in first:
         workshop.build(plan, choice)
@@ -193,6 +193,8 @@ def _refined(
     proposals: Sequence[tuple[Map, Choice]], goal: Goal, workshop: Workshop
 ) -> Iterator[tuple[Map, Choice]]:
     """The best schedule that begins like the most promising one, by losses measured behind its first site."""
+    if not proposals:  # no site at all is predicted to do
+        return
     plan, choice = proposals[0]
     if len(choice.sites) < 2 or plan.policy.reactivate:
         return
@@ -209,6 +211,9 @@ def _chosen(found: tuple[Candidate, ...], goal: Goal, scale: float, plan: Map) -
     if goal.share is not None and bare.meets(goal):
         reason = f"leaving out what nobody reads is enough: {bare.share:.3f} of the dense time, no loss"
         return Decision(bare, found, scale, reason)
+    if not pruned:
+        reason = f"no schedule with a site is predicted to reach {goal}"
+        return Decision(bare, found, scale, reason, gains=False)
     fitting = [candidate for candidate in pruned if candidate.meets(goal)]
     notes: tuple[str, ...] = ()
     if fitting and goal.share is not None:

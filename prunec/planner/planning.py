@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -125,9 +126,8 @@ class Workshop:
 
     def measured(self) -> tuple[Candidate, ...]:
         """All that was built, timed in one interleaved run."""
-        dense = self.target.lower(self.dense)
         runs = {str(name): _bound(call, self.flat) for name, call in self.calls.items()}
-        runs["dense"] = _bound(dense, self.flat)
+        runs["dense"] = _bound(self.lowered, self.flat)
         self.say(f"compile {len(runs)} programs")
         with torch.no_grad():
             for run in runs.values():
@@ -143,6 +143,16 @@ class Workshop:
             loss = self.losses[name]
             found.append(Candidate(mode, dict(schedule), predicted, expected, share, loss, noise))
         return tuple(found)
+
+    def cleared(self) -> Workshop:
+        """The same workshop without what was built in it."""
+        self.calls, self.losses, self.forecasts = {}, {}, {}
+        return self
+
+    @cached_property
+    def lowered(self) -> Flat:
+        """The dense model, compiled once for all runs."""
+        return self.target.lower(self.dense)
 
 
 def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:

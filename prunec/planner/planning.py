@@ -166,11 +166,10 @@ def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
     Raises:
         PlanError: no schedule of the policy can reach the goal.
     """
-    dense = maps[0].dense_choice
-    workshop.build(maps[0], dense)
     first = _proposals(maps, goal, 1.0)
-    if all(plan.reaching(goal) is None for plan in maps):
+    if not first and all(plan.reaching(goal) is None for plan in maps):
         raise unreachable(maps, goal)
+    workshop.build(maps[0], maps[0].dense_choice)
     for plan, choice in first:
         workshop.build(plan, choice)
     for plan, choice in _refined(first, goal, workshop):

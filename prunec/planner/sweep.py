@@ -1,0 +1,208 @@
+"""The frontier of a policy by measurement: some of the predicted schedules, each built and timed.
+
+    frontier of each mode --> what no other mode beats --> a few of it --.
+                                                                         +--> built, timed beside the dense
+    the model without sites ---------------------------------------------'    model, so many in one run
+                                                                                      |
+    FILE: what it holds is not built again  <-----------------------------------------'
+
+Every share is a ratio inside one interleaved run, so that points of several runs may stand side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from prunec.errors import TableError
+from prunec.lowering import Lowering
+from prunec.planner.frontiers import Map, schedule_of, some
+from prunec.planner.latency import place_of, work_of
+from prunec.planner.planned import Explored, Request
+from prunec.planner.planning import Candidate, Workshop
+from prunec.planner.schedule import Schedule
+from prunec.planner.search import Choice
+from prunec.program import Program
+from prunec.sources import Source
+from prunec.targets import device_of
+
+FORMAT = 1
+AT_A_TIME = 4  # schedules in one interleaved run
+
+#: What the points of a file are of, in sections: model, place, work, policy, search.
+About = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Measured points of a policy's frontier, and what they are of."""
+
+    about: About
+    points: tuple[Candidate, ...]
+    maps: tuple[Map, ...]  # the prediction, one for each mode
+    seconds: Mapping[str, float]  # of this run
+
+    @property
+    def best(self) -> tuple[Candidate, ...]:
+        """The measured frontier, by rising time: no other point is as fast and loses as little."""
+        kept: list[Candidate] = []
+        for point in sorted(self.points, key=lambda point: (point.share, point.loss)):
+            if not kept or point.loss < kept[-1].loss:
+                kept.append(point)
+        return tuple(kept)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON."""
+        points = sorted(self.points, key=lambda point: point.share)
+        return {
+            "format": FORMAT,
+            **{section: dict(facts) for section, facts in self.about.items()},
+            "points": [{**point.as_dict(), "frontier": point in self.best} for point in points],
+            "modes": [plan.as_dict() for plan in self.maps],
+            "losses": self.maps[0].losses.as_dict(),
+            "seconds": dict(self.seconds),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file, so that a reader finds the old one or the new one, never a part."""
+        partial = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            partial.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sweep(
+    explored: Explored, workshop: Workshop, count: int, known: Iterable[Candidate] = ()
+) -> Iterator[tuple[Candidate, ...]]:
+    """All points that are known after each interleaved run.
+
+    Args:
+        explored: the frontier of each mode.
+        workshop: where schedules are built and timed.
+        count: how many points with sites; one without is added.
+        known: points that were measured before, which are not built again.
+    """
+    found = tuple(known)
+    names = {_name(point.mode, point.schedule) for point in found}
+    wanted = [
+        (plan, choice)
+        for plan, choice in proposals(explored.maps, count)
+        if _name(str(plan.lowering), schedule_of(choice)) not in names
+    ]
+    runs = -(-len(wanted) // AT_A_TIME)
+    for number in range(runs):
+        workshop.cleared()
+        for plan, choice in wanted[number::runs]:
+            workshop.build(plan, choice)
+        found = (*found, *workshop.measured())
+        yield found
+
+
+def proposals(maps: Sequence[Map], count: int) -> list[tuple[Map, Choice]]:
+    """The model without sites, and so many schedules of all modes that no other mode's schedule beats."""
+    in_share = {
+        replace(choice, time=plan.share(choice)): (plan, choice)
+        for plan in maps
+        for choice in plan.choices
+        if choice.sites
+    }
+    kept: list[Choice] = []
+    for choice in sorted(in_share, key=lambda choice: (choice.time, choice.loss)):
+        if not kept or choice.loss < kept[-1].loss:
+            kept.append(choice)
+    return [(maps[0], maps[0].dense_choice), *(in_share[choice] for choice in some(kept, count))]
+
+
+# What a file holds ------------------------------------------------------------------------------------------
+
+
+def about(source: Source, dense: Program, request: Request, flat: Sequence[Any]) -> About:
+    """What points depend on, beside mode and schedule; known before anything is measured."""
+    work = work_of(dense, request.policy, Lowering(), request.target_name, flat)
+    return {
+        "model": {
+            "source": source.spec,
+            "arch": source.arch,
+            "weights": source.weights,
+            "parameters": _digest(source.module.state_dict().values()),
+        },
+        "place": place_of(device_of(dense)),
+        "work": {name: value for name, value in work.items() if name != "mode"},
+        "policy": request.policy.model_dump(mode="json"),
+        "search": {
+            "first": request.search.first,
+            "sites": request.search.sites,
+            "calibrated": request.calibrated,
+            "images": request.images.name,
+            "pixels": _digest([request.images.images]),
+        },
+    }
+
+
+def read(path: Path, here: About) -> tuple[Candidate, ...]:
+    """The points of an earlier run; none where there is no file.
+
+    Raises:
+        TableError: the file cannot be read, is no sweep, or is of something else.
+    """
+    if not path.exists():
+        return ()
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(path, f"is not a sweep that can be read: {error}") from error
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise _unusable(path, f"is not a sweep of format {FORMAT}")
+    differing = list(_differences(plain, json.loads(json.dumps(here))))
+    if differing:
+        raise _unusable(path, f"is a sweep of something else: {'; '.join(differing)}")
+    try:
+        return _POINTS.validate_python(plain.get("points"))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, ("points", *wrong["loc"])))
+        raise _unusable(path, f"is damaged: {place}: {wrong['msg']}") from error
+
+
+_POINTS = TypeAdapter(tuple[Candidate, ...])
+
+
+def _differences(file: Mapping[str, Any], here: About) -> Iterator[str]:
+    for section, facts in here.items():
+        told = file.get(section)
+        known = told if isinstance(told, dict) else {}
+        for name in {**known, **facts}:
+            in_file, now = known.get(name, "not told"), facts.get(name, "not told")
+            if in_file != now:
+                yield f"{section} {name} is {in_file} in the file, {now} here"
+
+
+def _unusable(path: Path, why: str) -> TableError:
+    return TableError(
+        f"{path.name} {why}", where=str(path), remedy="give another file with -o, or remove this one"
+    )
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Of numbers: the same for the same ones."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(memoryview(plain.view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
+
+
+def _name(mode: str, schedule: Schedule) -> tuple[str, tuple[tuple[int, int], ...]]:
+    return mode, tuple(sorted(schedule.items()))

@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench accuracy zoo golden clean
+.PHONY: help setup demo test check format bench bench-planner accuracy zoo golden clean
 
 help:  ## list the tasks
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv and install everything (again only when pyproject.toml changed)
 
@@ -41,6 +41,9 @@ bench: setup  ## measure; a result names the machine that it was taken on
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/ragged.py --only time
 	$(BIN)/python benchmarks/ragged.py --only memory
+
+bench-planner: setup  ## whether plans keep their word: predictions, decisions, accuracy (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
 
 accuracy: setup  ## what every preset costs in accuracy on the built-in classifier
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py

@@ -130,8 +130,8 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
     scorers = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
     if not (learned := [scorer for scorer in scorers if scorer.trainable]):
         return
-    spans = [_span(anatomy, plan.sites[scorer.site]) for scorer in learned]
-    seen = _Importance(dense, spans, anatomy).run(images)
+    spans = [span_of(anatomy, plan.sites[scorer.site]) for scorer in learned]
+    seen = Importance(dense, spans, anatomy).run(images)
     grades = _grades(dense, images) if plan.fate == "exit" else None
     for scorer, (states, importance) in zip(learned, seen, strict=True):
         own = ops.tensors_of(pruned.module.get_submodule(f"prunec.site_{scorer.site}.gate"))
@@ -158,7 +158,7 @@ def _grades(dense: Program, images: Tensor) -> Tensor:
     return torch.cat(parts).float()
 
 
-def _span(anatomy: Anatomy, site: Site) -> tuple[str, str]:
+def span_of(anatomy: Anatomy, site: Site) -> tuple[str, str]:
     """The states between which a token that is not kept stays as it is: at the site, and after its block."""
     branches = anatomy.blocks[site.block].branches
     if site.where == "before_block":
@@ -168,7 +168,7 @@ def _span(anatomy: Anatomy, site: Site) -> tuple[str, str]:
     return mlp.state, branches[-1].add
 
 
-class _Importance:
+class Importance:
     """Runs the dense model and keeps the states of the sites, with how much each token's change matters."""
 
     def __init__(self, dense: Program, spans: list[tuple[str, str]], anatomy: Anatomy) -> None:

@@ -27,6 +27,7 @@ from prunec.console import (
     BlocksOption,
     BoundOption,
     BucketsOption,
+    FastOption,
     FirstOption,
     ImagesOption,
     JsonOption,
@@ -87,6 +88,7 @@ def optimize(
     max_drop: MaxDropOption = None,
     sites: SitesOption = 3,
     first: FirstOption = 2,
+    fast: FastOption = False,
     latency_table: TableOption = None,
     require_speedup: RequireOption = False,
     target: TargetOption = "inductor",
@@ -148,6 +150,7 @@ def optimize(
             search=Search(
                 first=first,
                 sites=sites,
+                fast=fast,
                 blocks=numbers(blocks),
                 table=None if latency_table is None else Path(latency_table),
             ),

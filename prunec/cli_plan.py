@@ -15,6 +15,7 @@ from prunec.console import (
     ArchOption,
     BatchOption,
     BlocksOption,
+    FastOption,
     FirstOption,
     ImagesOption,
     JsonOption,
@@ -55,6 +56,7 @@ def plan(
     blocks: BlocksOption = None,
     sites: SitesOption = 3,
     first: FirstOption = 2,
+    fast: FastOption = False,
     latency_table: TableOption = None,
     predict: Annotated[
         bool,
@@ -76,6 +78,7 @@ def plan(
     search = Search(
         first=first,
         sites=sites,
+        fast=fast,
         blocks=numbers(blocks),
         table=None if latency_table is None else Path(latency_table),
         build=not predict,

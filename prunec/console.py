@@ -78,6 +78,9 @@ SitesOption = Annotated[int, typer.Option("--sites", min=1, help="plan: how many
 FirstOption = Annotated[
     int, typer.Option("--first", min=1, help="plan: the first block that may have a site")
 ]
+FastOption = Annotated[
+    bool, typer.Option("--fast", help="plan: estimate what is lost from one pass of the dense model")
+]
 TableOption = Annotated[
     str | None,
     typer.Option("--latency-table", metavar="FILE", help="plan by this table, see `prunec bench --table`"),

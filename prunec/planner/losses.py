@@ -50,6 +50,7 @@ class Losses:
     images: int
     name: str  # which images
     seconds: float
+    spread: float | None = None  # of an estimate: how far apart, in logarithms, its scales lie
     #: [blocks][counts] the longest stream of a batch where images differ and keep so many on average
     longest: tuple[tuple[float, ...], ...] = ()
 
@@ -185,10 +186,14 @@ class Trial:
     def _probe(self, blocks: Sequence[int]) -> Program:
         chosen = opened(self.policy, blocks, of_batch=True)
         program = probe(self.dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
+        self.give_gates(program, blocks)
+        return program
+
+    def give_gates(self, program: Program, blocks: Sequence[int]) -> None:
+        """Put the fitted scorers of these blocks in the place of a program's own."""
         for number, block in enumerate(blocks):
             if block in self.gates:
                 program.module.get_submodule(f"prunec.site_{number}.gate").load_state_dict(self.gates[block])
-        return program
 
     def _outputs(
         self, program: Program, images: Tensor, cases: Sequence[Sequence[int]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ from prunec.figures import Progress
 from prunec.lowering import Lowering, choose
 from prunec.packed_attention import faster_attention
 from prunec.planner import latency, losses
+from prunec.planner.fast import estimate
 from prunec.planner.frontiers import Map, schedule_of
 from prunec.planner.goal import Goal
 from prunec.planner.latency import place_of, work_of
@@ -36,6 +38,7 @@ class Search:
     blocks: tuple[int, ...] | None = None  # the only ones that may have a site
     counts: tuple[int, ...] | None = None  # the only stream lengths to choose from, descending, dense first
     table: Path | None = None  # an exported latency table, in the place of measuring
+    fast: bool = False  # estimate what is lost from one pass of the dense model
     build: bool = True  # build and time the best few; else the prediction decides, for a device not here
     rounds: int = ROUNDS  # of timing
 
@@ -110,6 +113,9 @@ class Planned:
                 f"{table.place['device']} "
                 f"{spread}; frontier of {found} schedules",
             )
+        if self.losses.spread is not None:
+            factor = math.exp(self.losses.spread)
+            yield "", f"losses are estimated from one dense pass, measured ones lie within a factor of {factor:.1f}"
         yield "", f"loss: {kind} from the dense model on {self.losses.images} {self.losses.name}, no accuracy"
         yield "", "share of dense, predicted and measured     loss, added up and measured"
         for candidate in decision.candidates:
@@ -151,7 +157,8 @@ def explore(dense: Program, request: Request) -> Explored:
             where="the blocks of the plan",
             remedy="change --first or --blocks",
         )
-    found = losses.measure(trial, known[0].counts, blocks, request.images.name, say=request.say)
+    measure = estimate if search.fast else losses.measure
+    found = measure(trial, known[0].counts, blocks, request.images.name, say=request.say)
     width = _width(dense)
     maps = tuple(
         Map(request.policy, dense.anatomy, lowering, table, found, limits, width)

@@ -11,7 +11,7 @@ JOBS ?= 2
 .PHONY: help setup demo test check format bench bench-planner accuracy zoo golden clean
 
 help:  ## list the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## create .venv and install everything (again only when pyproject.toml changed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Row:
     timings: Mapping[str, Timing]
     checks: tuple[Check, ...] = ()
     error: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)  # for the record, not for the table
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -82,7 +83,7 @@ class Row:
             name: {"median_ms": 1e3 * each.median, "spread": each.spread, "samples": len(each.samples)}
             for name, each in self.timings.items()
         }
-        row = {"name": self.name, **self.settings, "timings": timings}
+        row = {"name": self.name, **self.settings, **self.details, "timings": timings}
         row["checks"] = [check.as_dict() for check in self.checks]
         return {**row, "error": self.error} if self.error else row
 

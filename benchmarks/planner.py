@@ -78,8 +78,8 @@ def prediction(device: torch.device, batch: int, rounds: int) -> Row:
     return Row(
         f"ViT-S, batch {batch}",
         {
-            **table.work, "table_seconds": table.seconds, "table_spread": table.spread,
-            "errors": errors, "errors_by_flops": by_flops,
+            "batch": batch, "dtype": table.work["dtype"], "lengths": len(table.counts),
+            "table_seconds": round(table.seconds), "table_spread": round(table.spread, 3),
         },
         timings,
         (
@@ -88,6 +88,7 @@ def prediction(device: torch.device, batch: int, rounds: int) -> Row:
             Check("proportional to FLOPs: mean", mean_size(by_flops)),
             Check("proportional to FLOPs: worst", max(map(abs, by_flops.values()))),
         ),
+        details={"errors": errors, "errors_by_flops": by_flops},
     )  # fmt: skip
 
 
@@ -126,9 +127,11 @@ def decision(device: torch.device, batch: int, rounds: int) -> Row:
         best = min((one for one in found.values() if one.loss <= here.loss), key=lambda one: one.share)
         checks.append(Check(f"time of the plan for {share} / best", here.share / best.share, most=REGRET))
         checks.append(Check(f"time of the plan for {share} / dense", here.share, most=share * REGRET))
-    facts = {"schedules": [row_of(one) for one in found.values()]}
-    facts |= {"plans": {str(share): described(one.schedule) for share, one in decisions.items()}}
-    return Row(f"ViT-T, batch {batch}, {len(found)} schedules", facts, {}, tuple(checks))
+    plans = {str(share): described(one.schedule) for share, one in decisions.items()}
+    details = {"schedules": [row_of(one) for one in found.values()]}
+    return Row(
+        f"ViT-T, {len(found)} schedules", {"batch": batch, **plans}, {}, tuple(checks), details=details
+    )
 
 
 def space(blocks: Sequence[int], counts: Sequence[int]) -> Iterator[dict[int, int]]:
@@ -191,7 +194,7 @@ def accuracy(device: torch.device, batch: int, rounds: int) -> Iterator[Row]:
             Check("accuracy of plans, mean", statistics.mean(one["accuracy"] for one in facts)),
             Check("accuracy of uniform, mean", statistics.mean(one["uniform_accuracy"] for one in facts)),
         )
-        yield Row(f"Shapes, budget {share}, batch {batch}", {"seeds": facts}, {}, checks)
+        yield Row(f"Shapes, budget {share}", {"batch": batch}, {}, checks, details={"seeds": facts})
 
 
 def equal(share: float, uniform: Mapping[float, float]) -> float:

@@ -202,7 +202,8 @@ class Trial:
         sites = [node.name for node in program.graph.nodes if node.name.startswith("rows_")]
         outputs = [node.name for node in graph.output_node(program.graph).all_input_nodes]
         selections = [node.name for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        piece = cut(program, sites, [*outputs, selections[-1]])
+        tried = selections[0 if self.policy.reactivate else -1]  # the site at the block in question
+        piece = cut(program, sites, [*outputs, tried])
         recorder = graph.Recorder(program.module, piece.inputs)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)

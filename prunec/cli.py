@@ -276,7 +276,7 @@ def examine(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-for command in (cli_plan.plan, cli_plan.apply, cli_plan.bench):
+for command in (cli_plan.plan, cli_plan.apply, cli_plan.sweep, cli_plan.bench):
     app.command()(command)
 
 

@@ -1,9 +1,10 @@
-"""The commands of the planner: bench (measure a table), plan, and apply (run a plan that was edited)."""
+"""The planner's commands: bench (a table), plan, apply (a plan that was edited), sweep (the frontier)."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -41,9 +42,13 @@ from prunec.console import (
     progress,
     show_report,
     warn,
+    writable,
 )
+from prunec.errors import UsageError
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Search
+from prunec.planner.planning import described
+from prunec.planner.sweep import Sweep
 from prunec.planner.table import LatencyTable
 
 
@@ -113,6 +118,69 @@ def plan(
     out.print(file.text(), end="", markup=False)
 
 
+def sweep(
+    source: SourceArgument,
+    policy: PolicyOption,
+    points: Annotated[int, typer.Option("--points", min=1, help="how many schedules to build and time")] = 8,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="JSON; run again, it goes on there")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="draw it: a .png, .svg or .html")
+    ] = None,
+    sites: SitesOption = 3,
+    first: FirstOption = 2,
+    blocks: BlocksOption = None,
+    latency_table: TableOption = None,
+    target: TargetOption = "inductor",
+    images: ImagesOption = None,
+    batch: BatchOption = 8,
+    threads: ThreadsOption = None,
+    mode: ModeOption = None,
+    untrained: UntrainedOption = False,
+    random_weights: RandomWeights = False,
+    arch: ArchOption = None,
+    allow_pickle: AllowPickle = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build and time schedules from the fastest to the gentlest: what each share of the time costs."""
+    chosen = verbs.load_policy(policy)
+    file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
+    drawing = None if plot is None else _drawing(writable(plot, "--plot"))
+    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
+    table = None if latency_table is None else Path(latency_table)
+    search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table)
+    with cost.threads(threads or torch.get_num_threads()), progress() as say:
+        found = verbs.sweep(
+            given,
+            chosen,
+            points=points,
+            file=file,
+            target=target,
+            images=images,
+            batch=batch,
+            untrained=untrained,
+            mode=mode,
+            search=search,
+            say=say,
+            warn=warn,
+        )
+    if drawing is not None:
+        drawing.draw(found.as_dict(), Path(str(plot)))
+    if as_json:
+        print_json(found.as_dict())
+        return
+    out.print(_points(found))
+    facts = {**found.about["place"], **found.about["work"]}
+    out.print(", ".join(f"{name} {value}" for name, value in facts.items()), markup=False)
+    losses = found.maps[0].losses
+    out.print(
+        f"loss: {losses.kind} from the dense model on {losses.images} {losses.name}, no accuracy",
+        markup=False,
+    )
+    out.print(f"* the measured frontier; written to {file}", markup=False)
+
+
 def apply(
     file: Annotated[str, typer.Argument(metavar="PLAN", help="what `prunec plan` wrote, perhaps edited")],
     images: ImagesOption = None,
@@ -126,7 +194,7 @@ def apply(
 ) -> None:
     """Transform a model as a plan says, prove it, measure it, and write the artefact."""
     told = PlanFile.read(file)
-    folder = output or folder_of(told.source, str(told.policy["name"]))
+    folder = output or folder_of(told.source, verbs.load_policy(told.policy).name)
     artefact.check_place(folder)
     given = sources.load(
         told.source,
@@ -169,13 +237,14 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
+    file = None if table is None else writable(table, "--table")
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.latency_table(
             given, policy, target=target, images=images, batch=batch, mode=mode, say=say, warn=warn
         )
-    if table is not None:
-        found.write(Path(table))
+    if file is not None:
+        found.write(file)
     if as_json:
         print_json(found.as_dict())
         return
@@ -183,6 +252,37 @@ def bench(
     facts = {**found.place, **found.work}
     out.print(", ".join(f"{name} {value}" for name, value in facts.items()), markup=False)
     out.print(f"measured {found.date} in {found.seconds:.0f} s, spread {found.spread:.1%}", markup=False)
+
+
+def _drawing(path: Path) -> Any:
+    """The module that draws, which needs an extra; UsageError where that is not installed."""
+    try:
+        drawing = importlib.import_module("prunec.planner.drawing")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed, which draws",
+            where="--plot",
+            remedy="pip install 'prunec[report]'",
+        ) from error
+    drawing.check_name(path)
+    return drawing
+
+
+def _points(found: Sweep) -> Table:
+    """The points of a sweep, the fastest first."""
+    names = ("", "share of dense", "predicted", "loss", "added up", "mode", "schedule")
+    table = Table(*names, box=None, pad_edge=False)
+    for point in sorted(found.points, key=lambda point: point.share):
+        table.add_row(
+            "*" if point in found.best else "",
+            f"{point.share:.3f} ±{point.noise:.3f}",
+            f"{point.predicted:.3f}",
+            f"{point.loss:.2e}",
+            f"{point.expected:.2e}",
+            point.mode,
+            described(point.schedule),
+        )
+    return table
 
 
 def _table(found: LatencyTable) -> Table:

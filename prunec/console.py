@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from prunec.errors import NoGainError
+from prunec.errors import NoGainError, UsageError
 from prunec.figures import Progress
 from prunec.report import Report
 
@@ -118,6 +120,20 @@ def folder_of(source: str, policy: str) -> str:
     """Where the artefact of a model and a policy lies, if nobody says."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source}-{policy}").strip("-")
     return str(Path("prunec-out") / name)
+
+
+def writable(name: str, option: str) -> Path:
+    """The path of a file that can be written, its folder made; UsageError, before the work, where not."""
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is a folder" if path.is_dir() else "it is protected")
+    except OSError as error:
+        raise UsageError(
+            f"{name} cannot be written: {error.strerror}", where=option, remedy="name another file"
+        ) from error
+    return path
 
 
 def print_json(data: Any) -> None:

@@ -60,7 +60,7 @@ class TargetError(PruneError):
 
 
 class TableError(PruneError):
-    """A latency table cannot be read, or was measured on another device or for another model."""
+    """A latency table or a sweep cannot be read, or is of another device or model."""
 
 
 class PlanError(PruneError):

@@ -23,18 +23,20 @@ from prunec.figures import Progress
 from prunec.lowering import choose
 from prunec.pictures import SCENES, pictures_of, split_off
 from prunec.planner.goal import Goal
-from prunec.planner.planned import Planned, Request, Search, tables
+from prunec.planner.planned import Request, Search
 from prunec.planner.planned import plan as plan_schedule
 from prunec.planner.schedule import Schedule, scheduled
-from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
+from prunec.verbs_plan import PolicyLike, as_source
+from prunec.verbs_plan import latency_table as latency_table
+from prunec.verbs_plan import load_policy as load_policy
+from prunec.verbs_plan import plan as plan
+from prunec.verbs_plan import sweep as sweep
 from prunec.version import __version__
 from prunec.within import with_part
-
-PolicyLike = Policy | str | Path | Mapping[str, Any]
 
 
 def transform(
@@ -114,19 +116,6 @@ def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
     return text(compare(dense, fast.__dict__["program"]))
 
 
-def load_policy(
-    policy: PolicyLike,
-    *,
-    keep: float | None = None,
-    blocks: tuple[int, ...] | None = None,
-    restore: str | None = None,
-) -> Policy:
-    """A policy from a name, file, mapping or Policy, with overrides."""
-    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-    given = any(choice is not None for choice in (keep, blocks, restore))
-    return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
-
-
 def optimize(
     source: Source | nn.Module | str,
     policy: PolicyLike,
@@ -183,7 +172,7 @@ def optimize(
     lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
     goals = (latency, speedup, max_drop)
     goal = None if goals == (None, None, None) else Goal.of(*goals)
-    given = _as_source(source)
+    given = as_source(source)
     pictures = pictures_of(given, images)
     fitted_on, planned = None, None
     if ((chosen.calibrated or chosen.ragged) and not untrained) or goal:
@@ -235,75 +224,6 @@ def optimize(
         planned=planned,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
-
-
-def plan(
-    source: Source | nn.Module | str,
-    policy: PolicyLike,
-    *,
-    latency: float | None = None,
-    speedup: float | None = None,
-    max_drop: float | None = None,
-    target: str = "inductor",
-    images: str | Path | None = None,
-    batch: int = 8,
-    untrained: bool = False,
-    mode: str | None = None,
-    search: Search | None = None,
-    say: Progress = lambda step: None,
-    warn: Progress = warnings.warn,
-) -> Planned:
-    """The schedule of a policy that reaches a goal on this device: what `optimize` starts with.
-
-    Args:
-        source: as for `optimize`.
-        policy: which tokens go, and what becomes of them; its own blocks and rates do not count.
-        latency: as for `optimize`; one of the three goals must be given.
-        speedup: as for `optimize`.
-        max_drop: as for `optimize`.
-        target: the backend.
-        images: a folder; some of its images tell what schedules lose. Labels are not looked at.
-        batch: images at a time.
-        untrained: leave learned parts as they are at first.
-        mode: one of the modes; left out, the best by measurement.
-        search: which schedules to look among, and whether to build the best.
-        say: called with each step's name.
-        warn: called with what should be known, and stops nothing.
-
-    Raises:
-        PlanError: no schedule of the policy reaches the goal.
-    """
-    goal = Goal.of(latency, speedup, max_drop)
-    backend, given = targets.load(target), _as_source(source)
-    chosen = load_policy(policy)
-    _, pictures = split_off(given, pictures_of(given, images))
-    request = Request(
-        chosen, backend, target, batch, pictures, not untrained, mode, search or Search(), say, warn
-    )
-    say("capture, recognise")
-    return plan_schedule(given, recognise(given), goal, request)
-
-
-def latency_table(
-    source: Source | nn.Module | str,
-    policy: PolicyLike = "evit",
-    *,
-    target: str = "inductor",
-    images: str | Path | None = None,
-    batch: int = 8,
-    mode: str | None = None,
-    say: Progress = lambda step: None,
-    warn: Progress = warnings.warn,
-) -> LatencyTable:
-    """What a model's blocks take at every stream length on this device, and a site of the policy.
-
-    It comes from the cache where it was measured before; its `write` exports it, to plan elsewhere for here.
-    """
-    backend, given = targets.load(target), _as_source(source)
-    _, found = split_off(given, pictures_of(given, images))
-    request = Request(load_policy(policy), backend, target, batch, found, mode=mode, say=say, warn=warn)
-    say("capture, recognise")
-    return tables(recognise(given), request)[0]
 
 
 @dataclass(frozen=True)
@@ -379,12 +299,6 @@ def _check_names(program: Program, state: Mapping[str, torch.Tensor], folder: st
                 f"the weights of {folder} {verb} {first}{more}",
                 remedy="give the model that the artefact was made from",
             )
-
-
-def _as_source(source: Source | nn.Module | str) -> Source:
-    if isinstance(source, str):
-        return sources.load(source)
-    return sources.from_module(source) if isinstance(source, nn.Module) else source
 
 
 def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:

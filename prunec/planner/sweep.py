@@ -23,6 +23,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from prunec import figures
 from prunec.errors import TableError
 from prunec.lowering import Lowering
 from prunec.planner.frontiers import Map, schedule_of, some
@@ -127,8 +128,9 @@ def proposals(maps: Sequence[Map], count: int) -> list[tuple[Map, Choice]]:
 # What a file holds ------------------------------------------------------------------------------------------
 
 
-def about(source: Source, dense: Program, request: Request, flat: Sequence[Any]) -> About:
+def about(source: Source, dense: Program, request: Request) -> About:
     """What points depend on, beside mode and schedule; known before anything is measured."""
+    flat = figures.inputs(dense, request.batch, request.images.images)
     work = work_of(dense, request.policy, Lowering(), request.target_name, flat)
     return {
         "model": {
@@ -143,6 +145,8 @@ def about(source: Source, dense: Program, request: Request, flat: Sequence[Any])
         "search": {
             "first": request.search.first,
             "sites": request.search.sites,
+            "blocks": request.search.blocks,
+            "counts": request.search.counts,
             "calibrated": request.calibrated,
             "images": request.images.name,
             "pixels": _digest([request.images.images]),
@@ -200,7 +204,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(memoryview(plain.view(torch.uint8).numpy()))
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,179 @@
+"""What people call before anything is transformed: plan a schedule, measure a table, sweep a frontier."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunec import sources, targets
+from prunec.compiler import recognise
+from prunec.figures import Progress
+from prunec.pictures import pictures_of, split_off
+from prunec.planner import sweep as sweeping
+from prunec.planner.goal import Goal
+from prunec.planner.planned import Planned, Request, Search, explore, tables, workshop_of
+from prunec.planner.planned import plan as plan_schedule
+from prunec.planner.sweep import Sweep
+from prunec.planner.table import LatencyTable
+from prunec.policy import Policy
+from prunec.sources import Source
+
+PolicyLike = Policy | str | Path | Mapping[str, Any]
+
+
+def load_policy(
+    policy: PolicyLike,
+    *,
+    keep: float | None = None,
+    blocks: tuple[int, ...] | None = None,
+    restore: str | None = None,
+) -> Policy:
+    """A policy from a name, file, mapping or Policy, with overrides."""
+    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
+    given = any(choice is not None for choice in (keep, blocks, restore))
+    return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
+
+
+def as_source(source: Source | nn.Module | str) -> Source:
+    """A source from what people give."""
+    if isinstance(source, str):
+        return sources.load(source)
+    return sources.from_module(source) if isinstance(source, nn.Module) else source
+
+
+def plan(
+    source: Source | nn.Module | str,
+    policy: PolicyLike,
+    *,
+    latency: float | None = None,
+    speedup: float | None = None,
+    max_drop: float | None = None,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    untrained: bool = False,
+    mode: str | None = None,
+    search: Search | None = None,
+    say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
+) -> Planned:
+    """The schedule of a policy that reaches a goal on this device: what `optimize` starts with.
+
+    Args:
+        source: as for `optimize`.
+        policy: which tokens go, and what becomes of them; its own blocks and rates do not count.
+        latency: as for `optimize`; one of the three goals must be given.
+        speedup: as for `optimize`.
+        max_drop: as for `optimize`.
+        target: the backend.
+        images: a folder; some of its images tell what schedules lose. Labels are not looked at.
+        batch: images at a time.
+        untrained: leave learned parts as they are at first.
+        mode: one of the modes; left out, the best by measurement.
+        search: which schedules to look among, and whether to build the best.
+        say: called with each step's name.
+        warn: called with what should be known, and stops nothing.
+
+    Raises:
+        PlanError: no schedule of the policy reaches the goal.
+    """
+    goal = Goal.of(latency, speedup, max_drop)
+    given, request = _request(source, policy, target, images, batch, untrained, mode, search, say, warn)
+    say("capture, recognise")
+    return plan_schedule(given, recognise(given), goal, request)
+
+
+def latency_table(
+    source: Source | nn.Module | str,
+    policy: PolicyLike = "evit",
+    *,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    mode: str | None = None,
+    say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
+) -> LatencyTable:
+    """What a model's blocks take at every stream length on this device, and a site of the policy.
+
+    It comes from the cache where it was measured before; its `write` exports it, to plan elsewhere for here.
+    """
+    given, request = _request(source, policy, target, images, batch, False, mode, None, say, warn)
+    say("capture, recognise")
+    return tables(recognise(given), request)[0]
+
+
+def sweep(
+    source: Source | nn.Module | str,
+    policy: PolicyLike,
+    *,
+    points: int = 8,
+    file: str | Path | None = None,
+    target: str = "inductor",
+    images: str | Path | None = None,
+    batch: int = 8,
+    untrained: bool = False,
+    mode: str | None = None,
+    search: Search | None = None,
+    say: Progress = lambda step: None,
+    warn: Progress = warnings.warn,
+) -> Sweep:
+    """Build and time schedules from the fastest to the gentlest: what each share of the time costs.
+
+    Args:
+        source: as for `plan`.
+        policy: as for `plan`.
+        points: how many schedules, evenly by predicted time; the model without sites comes on top.
+        file: written after every few points; the points that it holds already are not built again.
+        target: as for `plan`.
+        images: as for `plan`.
+        batch: as for `plan`.
+        untrained: as for `plan`.
+        mode: as for `plan`.
+        search: as for `plan`; schedules are always built.
+        say: as for `plan`.
+        warn: as for `plan`.
+
+    Raises:
+        TableError: the file is of another model, device, policy or search.
+    """
+    path = None if file is None else Path(file)
+    given, request = _request(source, policy, target, images, batch, untrained, mode, search, say, warn)
+    say("capture, recognise")
+    dense = recognise(given)
+    told = sweeping.about(given, dense, request)
+    known = () if path is None else sweeping.read(path, told)
+    explored = explore(dense, request)
+    start = time.perf_counter()
+    found = Sweep(told, known, explored.maps, explored.seconds)
+    for measured in sweeping.sweep(explored, workshop_of(given, explored, request), points, known):
+        seconds = {**explored.seconds, "build and time": time.perf_counter() - start}
+        found = replace(found, points=measured, seconds=seconds)
+        if path is not None:
+            found.write(path)
+    return found
+
+
+def _request(
+    source: Source | nn.Module | str,
+    policy: PolicyLike,
+    target: str,
+    images: str | Path | None,
+    batch: int,
+    untrained: bool,
+    mode: str | None,
+    search: Search | None,
+    say: Progress,
+    warn: Progress,
+) -> tuple[Source, Request]:
+    """What all of them start with."""
+    chosen, backend, given = load_policy(policy), targets.load(target), as_source(source)
+    _, pictures = split_off(given, pictures_of(given, images))
+    found = search or Search()
+    return given, Request(chosen, backend, target, batch, pictures, not untrained, mode, found, say, warn)

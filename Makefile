@@ -18,7 +18,7 @@ setup: $(STAMP)  ## create .venv and install everything (again only when pyproje
 $(STAMP): pyproject.toml
 	@echo "installing into $(VENV): torch is large, the first time takes minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[timm,hf,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[timm,hf,report,dev]'
 	@touch $@
 
 demo: setup  ## make the built-in tiny ViT faster: works offline, in a minute or two

@@ -70,9 +70,12 @@ def figure(data: Sweep) -> Figure:
     axes.grid(visible=True, which="major", color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{title(data)}\n", loc="left", fontsize=12, fontweight="bold")
+    axes.set_title(f"{title(data)}\n\n", loc="left", fontsize=12, fontweight="bold")
     axes.text(0, 1.015, subtitle(data), transform=axes.transAxes, fontsize=8, color="#555555")
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
+    axes.legend(
+        loc="upper right", fontsize=8, frameon=False, title="beside points: block: tokens that go on",
+        title_fontsize=8, alignment="left",
+    )  # fmt: skip
     _label(drawn, axes, best)
     return drawn
 
@@ -82,15 +85,15 @@ def page(data: Sweep) -> str:
     picture = io.StringIO()
     figure(data).savefig(picture, format="svg", metadata=_UNDATED[".svg"])
     svg = picture.getvalue()
-    facts = {"model": {**data["model"]}, "device": data["place"], "work": data["work"]}
-    facts |= {"search": data["search"], "seconds": {k: round(v, 1) for k, v in data["seconds"].items()}}
+    facts = {name: data[name] for name in ("model", "place", "work", "search", "seconds")}
+    told = {name: [(k, v) for k, v in of.items() if v not in (None, "")] for name, of in facts.items()}
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(
         title=title(data),
         subtitle=subtitle(data),
         svg=Markup(svg[svg.index("<svg") :]),
         points=[{**point, "described": described(point)} for point in data["points"]],
-        facts=facts,
+        facts=told,
         kind=data["losses"]["kind"],
     )
 
@@ -101,12 +104,12 @@ def title(data: Sweep) -> str:
 
 
 def subtitle(data: Sweep) -> str:
-    """Where and how it was measured."""
+    """Where and how it was measured: two lines."""
     place, work = data["place"], data["work"]
-    threads = f", {place['threads']} threads" if "threads" in place else ""
+    threads = f", threads {place['threads']}" if "threads" in place else ""
     return (
-        f"{place['device']}{threads}, torch {place['torch']}, {work['target']}, batch {work['batch']}, "
-        f"{work['dtype']}; loss on {data['losses']['images']} images"
+        f"{place['device']}{threads}, torch {place['torch']}\n{work['target']}, batch {work['batch']}, "
+        f"{work['dtype']}; loss on {data['losses']['images']} {data['losses']['name']}"
     )
 
 
@@ -160,12 +163,12 @@ def _draw_points(axes: Axes, points: Sequence[Point], mode: str, colour: str) ->
 
 
 def _scale(axes: Axes, data: Sweep) -> None:
-    """Losses by their order of magnitude, and zero at the bottom."""
-    measured = [point["loss"] for point in data["points"] if point["loss"] > 0]
+    """Losses by their order of magnitude; zero, and what rounding loses without a site, at the bottom."""
+    measured = [point["loss"] for point in data["points"] if point["schedule"] and point["loss"] > 0]
     predicted = [point["loss"] for entry in data["modes"] for point in entry["frontier"] if point["loss"] > 0]
     least = min(measured or predicted or [1.0])
-    axes.set_yscale("symlog", linthresh=least, linscale=0.6)
-    axes.set_ylim(bottom=-0.25 * least)
+    axes.set_yscale("symlog", linthresh=least, linscale=0.8)
+    axes.set_ylim(bottom=-0.15 * least)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.margins(x=0.08)
 
@@ -224,7 +227,7 @@ no accuracy: it says which schedule changes the model less.</p>
 <dl>
 {% for name, values in facts.items() -%}
 <dt>{{ name }}<dd>
-{%- for key, value in values.items() %}{{ key }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
+{%- for key, value in values %}{{ key }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
 {% endfor -%}
 </dl>
 </html>

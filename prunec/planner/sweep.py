@@ -70,7 +70,7 @@ class Sweep:
             "points": [{**point.as_dict(), "frontier": point in self.best} for point in points],
             "modes": [plan.as_dict() for plan in self.maps],
             "losses": self.maps[0].losses.as_dict(),
-            "seconds": dict(self.seconds),
+            "seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
         }
 
     def write(self, path: Path) -> None:

@@ -76,7 +76,7 @@ class PlanFile(Model):
             plan = cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise _wrong(path, f"it cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise _wrong(path, f"it is not valid YAML: {' '.join(str(error).split())}") from error
         except ValidationError as error:
             mistakes = "; ".join(

@@ -150,9 +150,9 @@ def schedule_of(choice: Choice) -> dict[int, int]:
 
 
 def some(choices: Sequence[Choice], count: int) -> tuple[Choice, ...]:
-    """A few of a frontier, evenly by time, the ends among them."""
+    """A few of a frontier, evenly by time, the ends among them; of one the fastest."""
     if len(choices) <= count:
         return tuple(choices)
     first, last = choices[0].time, choices[-1].time
-    wanted = [first + (last - first) * place / (count - 1) for place in range(count)]
+    wanted = [first + (last - first) * place / max(1, count - 1) for place in range(count)]
     return tuple(dict.fromkeys(min(choices, key=lambda choice: abs(choice.time - at)) for at in wanted))

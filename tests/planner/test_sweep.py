@@ -62,6 +62,8 @@ def test_the_model_without_sites_and_some_of_the_frontier_ends_included() -> Non
 def test_a_short_frontier_is_taken_whole() -> None:
     plan = mapped()
     assert len(proposals([plan], 1000)) == len(plan.choices)  # of which one has no site
+    _, (_, only) = proposals([plan], 1)
+    assert only == plan.choices[0]
 
 
 def test_of_two_modes_only_what_the_other_does_not_beat() -> None:

@@ -287,7 +287,8 @@ def _points(found: Sweep) -> Table:
 
 def _table(found: LatencyTable) -> Table:
     """Milliseconds at every stream length."""
-    table = Table("tokens", "a block, ms", "last block and head, ms", "one site that halves, ms", box=None)
+    names = ("tokens", "a block, ms", "last block and head, ms", "one site that halves, ms")
+    table = Table(*names, box=None, pad_edge=False)
     middle = len(found.blocks) // 2
     for length in found.counts:
         half = max(length // 2, found.counts[-1])

@@ -122,7 +122,7 @@ def output(model: Model, x: Tensor, seed: int = 0) -> Tensor:
 
     Random numbers depend on the seed alone, and the caller's random state stays as it is.
     """
-    with _seeded(seed, x.device), torch.no_grad():
+    with seeded(seed, x.device), torch.no_grad():
         leaves, _ = compat.tree_flatten(model(x))
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
@@ -171,7 +171,8 @@ def _over(runs: list[Figures], statistic: Callable[[Sequence[float]], float]) ->
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from a seed; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

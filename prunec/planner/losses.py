@@ -1,10 +1,11 @@
 """The accuracy proxy: how far outputs move when the stream is shortened at a block. No labels are needed.
 
     D(l, n)   mean over images of what the output loses when blocks l and later run on n tokens
-    c(l, n)   D(l, n) - D(l + 1, n): what block l alone loses on n tokens
+    c(l, n)   D(l, n) - D(l + 1, n): what block l alone loses on n tokens; never negative, for where
+              fewer blocks were seen to lose more, so do all of them
 
-A schedule loses the sum of c over its blocks. For one site that is D exactly; for several it is an assumption
-(losses add up), which the planner checks on the schedules that it builds. The loss is the divergence
+A schedule loses the sum of c over its blocks. For one site that is D; for several it is an assumption (losses
+add up), which the planner checks on the schedules that it builds. The loss is the divergence
 KL(dense || pruned) of class scores, or one minus the cosine of outputs that are none: a proxy of accuracy,
 never accuracy itself.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from prunec import figures, graph, ops
 from prunec.calibrate import calibrate, call_on
-from prunec.evaluate import measures, output
+from prunec.evaluate import measures, output, seeded
 from prunec.figures import Progress
 from prunec.lowering import Lowering, choose
 from prunec.passes.insert_sites import InsertSites
@@ -61,9 +62,8 @@ class Losses:
         return round(self.longest[block][self.counts.index(length)])
 
     def rows(self) -> tuple[tuple[float, ...], ...]:
-        """What each block alone loses: c, never negative."""
-        ends = (*self.behind[1:], tuple(0.0 for _ in self.counts))
-        return tuple(map(_above, self.behind, ends))
+        """What each block alone loses: c."""
+        return _alone(self.behind)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -149,35 +149,46 @@ class Trial:
 
     def shortened(self, block: int, counts: Sequence[int]) -> list[float]:
         """The mean loss when the stream has each length from a block on."""
+        depth = self.anatomy.depth
         if self.policy.reactivate:  # each later block chooses among all tokens again
-            blocks = range(block, self.anatomy.depth)
+            blocks = range(block, depth)
             return self.losses(blocks, [(n,) * len(blocks) for n in counts])
-        found: dict[int, float] = {}
-        for steps, group in itertools.groupby(counts, lambda n: len(self._steps(n))):
-            blocks = range(max(0, block - steps + 1), block + 1)
-            several = list(group)
-            cases = [self._steps(n)[-len(blocks) :] for n in several]
-            found.update(zip(several, self.losses(blocks, cases), strict=True))
-        return [found[n] for n in counts]
+        return self._led_to(block, [], counts)
 
     def behind(
         self, block: int, leaves: int, counts: Sequence[int], later: range
     ) -> tuple[tuple[float, ...], ...]:
         """What each block loses behind a site: rows of the blocks after it, at each count up to `leaves`."""
         shorter = _some(counts[1:])
-        zero = [0.0] * len(counts)
-        ends = [zero] * (self.anatomy.depth - block - 1)
+        ends = [[0.0] * len(counts)] * (self.anatomy.depth - block - 1)
         if shorter:
             alone = self.losses([block], [(leaves,)])[0]
             for other in later:
-                values = self.losses([block, other], [(leaves, n) for n in shorter])
+                values = self._led_to(other, [(block, leaves)], shorter)
                 extra = {n: max(0.0, value - alone) for n, value in zip(shorter, values, strict=True)}
                 ends[other - block - 1] = _filled(counts, extra)
-        return tuple(map(_above, ends, [*ends[1:], zero]))
+        return _alone(ends)
 
-    def _steps(self, length: int) -> list[int]:
+    def _led_to(self, block: int, before: list[tuple[int, int]], counts: Sequence[int]) -> list[float]:
+        """The mean loss where the stream has each length from a block on, behind what sites are given before.
+
+        A site that can take away only so many has others in the blocks before it; where these are too few,
+        the stream is as short as they can make it.
+        """
+        first, entering = before[-1] if before else (-1, self.anatomy.tokens)
+        cases: dict[int, list[int]] = {n: self._steps(entering, n)[: block - first] for n in counts}
+        found: dict[int, float] = {}
+        for steps in sorted({len(case) for case in cases.values()}):
+            alike = {n: case for n, case in cases.items() if len(case) == steps}
+            blocks = [*(at for at, _ in before), *range(block - steps + 1, block + 1)]
+            lengths_before = [leaves for _, leaves in before]
+            values = self.losses(blocks, [(*lengths_before, *case) for case in alike.values()])
+            found.update(zip(alike, values, strict=True))
+        return [found[n] for n in counts]
+
+    def _steps(self, entering: int, length: int) -> list[int]:
         """Lengths of the sites that lead to one: several where a site can take away only so many."""
-        steps, entering = [], self.anatomy.tokens
+        steps = []
         while (least := shortest(self.policy, self.anatomy, entering)) > length:
             steps.append(least)
             entering = least
@@ -205,13 +216,12 @@ class Trial:
         tried = selections[0 if self.policy.reactivate else -1]  # the site at the block in question
         piece = cut(program, sites, [*outputs, tried])
         recorder = graph.Recorder(program.module, piece.inputs)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(0, images.device):
             recorder.run(*call_on(self.dense, images), *self._rows(cases[-1], images))
         for case in cases:
             values = {**recorder.values, **dict(zip(sites, self._rows(case, images), strict=True))}
             given = [values[name] for name in piece.inputs]
-            with torch.no_grad():
+            with torch.no_grad(), seeded(0, images.device):
                 *found, rows = piece.module(*given)
             yield output(lambda _, found=found: found, images), int(rows.shape[1])
 
@@ -248,9 +258,14 @@ def _some(counts: Sequence[int]) -> tuple[int, ...]:
     return tuple(counts[place] for place in places)
 
 
-def _above(row: Sequence[float], later: Sequence[float]) -> tuple[float, ...]:
-    """How much more is lost from one block on than from the next."""
-    return tuple(max(0.0, here - there) for here, there in zip(row, later, strict=True))
+def _alone(behind: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """What each block loses of what it and all later ones lose together."""
+    rows, later = [], np.zeros(len(behind[0]) if behind else 0)
+    for row in reversed(behind):
+        here = np.maximum(row, later)
+        rows.append(tuple(float(value) for value in here - later))
+        later = here
+    return tuple(reversed(rows))
 
 
 def _filled(counts: Sequence[int], found: Mapping[int, float]) -> list[float]:

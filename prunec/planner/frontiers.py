@@ -91,30 +91,29 @@ class Map:
         Losses add up by assumption; behind the first site of a chosen schedule they are measured instead.
         """
         block, _, leaves = site
-        if block >= self.last:
-            return ()
         costs, column = self.costs, self.costs.counts.index(leaves)
-        counts = costs.counts[column:]
-        first = sum(row[0] for row in costs.blocks[:block]) + costs.sites[0][column]
-        fixed = costs.fixed + first + costs.blocks[block][column]
-        losses = trial.behind(block, leaves, counts, range(block + 1, self.last + 1))
+        counts, later = costs.counts[column:], costs.blocks[block + 1 :]
+        before = costs.fixed + sum(row[0] for row in costs.blocks[:block])
+        fixed = before + costs.sites[0][column] + costs.blocks[block][column]
+        lost, dense = self.losses.behind[block][column], (self.anatomy.tokens,) * block
+        if block >= self.last:
+            time = fixed + sum(row[column] for row in later)
+            return (Choice(time, lost, (*dense, leaves, *(leaves for _ in later)), (site,)),)
         rest = Costs(
             counts,
             fixed,
-            tuple(row[column:] for row in costs.blocks[block + 1 :]),
+            tuple(row[column:] for row in later),
             tuple(row[column:] for row in costs.sites[column:]),
-            losses,
+            trial.behind(block, leaves, counts, range(block + 1, self.last + 1)),
         )
         sites = None if self.limits.sites is None else self.limits.sites - 1
         only = self.limits.only and tuple(other - block - 1 for other in self.limits.only if other > block)
         limits = replace(self.limits, first=0, last=self.last - block - 1, sites=sites, only=only)
-        lost = self.losses.behind[block][column]
-        dense = self.anatomy.tokens
         return tuple(
             Choice(
                 choice.time,
                 lost + choice.loss,
-                (*(dense,) * block, leaves, *choice.counts),
+                (*dense, leaves, *choice.counts),
                 (site, *((block + 1 + place, n, k) for place, n, k in choice.sites)),
             )
             for choice in frontier(rest, limits)

@@ -49,17 +49,8 @@ def opened(policy: Policy, blocks: Sequence[int], *, of_batch: bool = False) -> 
     data = policy.model_dump(exclude={"then"})
     rate = max(1, len(blocks)) / (1 + len(blocks))  # each site takes tokens away, and leaves some to the next
     budget = "batch" if of_batch and policy.selector.ragged else "image"
-    data["selector"].update(
-        kind="top_k",
-        keep=rate,
-        remove=None,
-        at=None,
-        stages=1,
-        spare=0,
-        multiple_of=1,
-        least=1,
-        budget=budget,
-    )
+    data["selector"].update(kind="top_k", keep=rate, remove=None, at=None, budget=budget)
+    data["selector"].update(stages=1, spare=0, multiple_of=1, least=1)
     data["sites"].update(blocks=tuple(blocks), depths=None, between=None)
     return Policy.load(data)
 

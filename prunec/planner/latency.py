@@ -119,7 +119,7 @@ def measure(
     assert dense.anatomy is not None
     counts = tuple(counts or grid(dense.anatomy, _batch(flat)))
     say("cut the model into pieces")
-    pieces = _Pieces(dense, policy, lowering, flat)
+    pieces = Pieces(dense, policy, lowering, flat)
     calls = {"dense": _bound(target.lower(dense), flat), **pieces.calls(counts, target)}
     say("compile the pieces")
     with torch.no_grad():
@@ -127,25 +127,37 @@ def measure(
             call()
     say(f"time {len(calls)} pieces")
     timings = cost.measure(calls, device=device_of(dense), rounds=rounds, warmup=1, seconds=SECONDS)
-    seconds = {name: timing.median for name, timing in timings.items()}
-    blocks = pieces.blocks(counts, seconds)
-    pairs = {(n, k): seconds[f"pair@{n}>{k}"] for n, k in pieces.pairs}
-    return LatencyTable(
+    taken = {name: timing.median for name, timing in timings.items()}
+    return table_of(
+        pieces,
+        counts,
+        taken,
         place=place,
         work=work,
-        counts=counts,
-        dense=seconds["dense"],
-        fixed=seconds["front"],
-        blocks=blocks,
-        sites=_site_cost(counts, blocks[pieces.block], pairs),
         spread=statistics.median(timing.spread for timing in timings.values()),
         seconds=time.perf_counter() - start,
-        date=date.today().isoformat(),
         samples={name: timing.samples for name, timing in timings.items()},
     )
 
 
-class _Pieces:
+def table_of(
+    pieces: Pieces, counts: tuple[int, ...], taken: Mapping[str, float], **facts: Any
+) -> LatencyTable:
+    """The table of what each piece takes, by name (`Pieces.calls`); `facts` are its other fields."""
+    blocks = pieces.blocks(counts, taken)
+    pairs = {(n, k): taken[f"pair@{n}>{k}"] for n, k in pieces.pairs}
+    return LatencyTable(
+        counts=counts,
+        dense=taken["dense"],
+        fixed=taken["front"],
+        blocks=blocks,
+        sites=_site_cost(counts, blocks[pieces.block], pairs),
+        date=date.today().isoformat(),
+        **facts,
+    )
+
+
+class Pieces:
     """What is cut out of two programs: both have a site before block 0, one has the policy's in the middle.
 
     The first site only sets the stream's length: its tokens are random, and no piece holds it.

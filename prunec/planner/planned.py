@@ -115,7 +115,10 @@ class Planned:
             )
         if self.losses.spread is not None:
             factor = math.exp(self.losses.spread)
-            yield "", f"losses are estimated from one dense pass, measured ones lie within a factor of {factor:.1f}"
+            yield (
+                "",
+                f"losses are estimated from one dense pass, measured ones lie within a factor of {factor:.1f}",
+            )
         yield "", f"loss: {kind} from the dense model on {self.losses.images} {self.losses.name}, no accuracy"
         yield "", "share of dense, predicted and measured     loss, added up and measured"
         for candidate in decision.candidates:

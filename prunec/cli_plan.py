@@ -48,6 +48,7 @@ from prunec.errors import UsageError
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Search
 from prunec.planner.planning import described
+from prunec.planner.roofline import Ceilings
 from prunec.planner.sweep import Sweep
 from prunec.planner.table import LatencyTable
 
@@ -231,17 +232,36 @@ def bench(
     batch: BatchOption = 8,
     threads: ThreadsOption = None,
     mode: ModeOption = None,
+    estimate: Annotated[
+        str | None,
+        typer.Option(
+            "--estimate",
+            metavar="TFLOPS,GBS[,PROCESSORS]",
+            help="measure nothing: estimate for a device that sustains this (±30%)",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="what that device is called")] = "elsewhere",
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
+    ceilings = None if estimate is None else _ceilings(estimate)
     file = None if table is None else writable(table, "--table")
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.latency_table(
-            given, policy, target=target, images=images, batch=batch, mode=mode, say=say, warn=warn
+            given,
+            policy,
+            target=target,
+            images=images,
+            batch=batch,
+            mode=mode,
+            ceilings=ceilings,
+            device=device,
+            say=say,
+            warn=warn,
         )
     if file is not None:
         found.write(file)
@@ -251,7 +271,8 @@ def bench(
     out.print(_table(found))
     facts = {**found.place, **found.work}
     out.print(", ".join(f"{name} {value}" for name, value in facts.items()), markup=False)
-    out.print(f"measured {found.date} in {found.seconds:.0f} s, spread {found.spread:.1%}", markup=False)
+    how = f"estimated, ±{found.error:.0%}" if found.estimated else f"measured, spread {found.spread:.1%}"
+    out.print(f"{how}, {found.date}, in {found.seconds:.0f} s", markup=False)
 
 
 def _drawing(path: Path) -> Any:
@@ -283,6 +304,19 @@ def _points(found: Sweep) -> Table:
             described(point.schedule),
         )
     return table
+
+
+def _ceilings(text: str) -> Ceilings:
+    """What a device sustains: TFLOP/s, GB/s, and perhaps how many processors it has."""
+    try:
+        flops, bandwidth, *more = (float(part) for part in text.split(","))
+        (processors,) = more or (None,)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not TFLOP/s,GB/s or TFLOP/s,GB/s,processors, such as 550,3440,132",
+            param_hint="--estimate",
+        ) from error
+    return Ceilings(flops * 1e12, bandwidth * 1e9, processors=None if processors is None else int(processors))
 
 
 def _table(found: LatencyTable) -> Table:

@@ -17,8 +17,9 @@ from prunec.figures import Progress
 from prunec.pictures import pictures_of, split_off
 from prunec.planner import sweep as sweeping
 from prunec.planner.goal import Goal
-from prunec.planner.planned import Planned, Request, Search, explore, tables, workshop_of
+from prunec.planner.planned import Planned, Request, Search, estimated, explore, tables, workshop_of
 from prunec.planner.planned import plan as plan_schedule
+from prunec.planner.roofline import Ceilings
 from prunec.planner.sweep import Sweep
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
@@ -97,16 +98,34 @@ def latency_table(
     images: str | Path | None = None,
     batch: int = 8,
     mode: str | None = None,
+    ceilings: Ceilings | None = None,
+    device: str = "",
     say: Progress = lambda step: None,
     warn: Progress = warnings.warn,
 ) -> LatencyTable:
     """What a model's blocks take at every stream length on this device, and a site of the policy.
 
     It comes from the cache where it was measured before; its `write` exports it, to plan elsewhere for here.
+
+    Args:
+        source: as for `optimize`.
+        policy: whose sites are timed.
+        target: the backend.
+        images: as for `plan`.
+        batch: images at a time.
+        mode: as for `plan`.
+        ceilings: estimate instead of measuring, for a device that is not here but of which this is known.
+        device: what that device is called.
+        say: called with each step's name.
+        warn: called with what should be known, and stops nothing.
     """
     given, request = _request(source, policy, target, images, batch, False, mode, None, say, warn)
     say("capture, recognise")
-    return tables(recognise(given), request)[0]
+    dense = recognise(given)
+    if ceilings is None:
+        return tables(dense, request)[0]
+    say("estimate")
+    return estimated(dense, request, ceilings, device)
 
 
 def sweep(

@@ -14,13 +14,14 @@ from prunec.errors import UsageError
 from prunec.figures import Progress
 from prunec.lowering import Lowering, choose
 from prunec.packed_attention import faster_attention
-from prunec.planner import latency, losses
+from prunec.planner import latency, losses, roofline
 from prunec.planner.fast import estimate
 from prunec.planner.frontiers import Map, schedule_of
 from prunec.planner.goal import Goal
 from prunec.planner.latency import place_of, work_of
 from prunec.planner.losses import Losses, Trial
 from prunec.planner.planning import ROUNDS, Candidate, Decision, Workshop, decide, described, unreachable
+from prunec.planner.roofline import Ceilings
 from prunec.planner.schedule import check_schedulable, limits_of, scheduled
 from prunec.planner.table import LatencyTable, cached
 from prunec.policy import Policy
@@ -117,7 +118,7 @@ class Planned:
             factor = math.exp(self.losses.spread)
             yield (
                 "",
-                f"losses are estimated from one dense pass, measured ones lie within a factor of {factor:.1f}",
+                f"losses are estimated from one dense pass: off by a factor of {factor:.1f} or so",
             )
         yield "", f"loss: {kind} from the dense model on {self.losses.images} {self.losses.name}, no accuracy"
         yield "", "share of dense, predicted and measured     loss, added up and measured"
@@ -139,6 +140,15 @@ def tables(dense: Program, request: Request) -> list[LatencyTable]:
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
     return [_table(dense, lowering, flat, request) for lowering in _lowerings(dense, request)]
+
+
+def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str) -> LatencyTable:
+    """The table of a device that is not here, from what it does at best."""
+    check_schedulable(request.policy)
+    flat = figures.inputs(dense, request.batch, request.images.images)
+    lowering = _lowerings(dense, request)[0]
+    work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": device}, work)
 
 
 def explore(dense: Program, request: Request) -> Explored:

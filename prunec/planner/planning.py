@@ -37,6 +37,7 @@ from prunec.targets import Flat, Target, device_of
 LEAST_GAIN = 0.03
 MOST_BUILT = 4  # schedules in one round of the loop
 MARGINS = (1.0, 0.97, 1.03, 0.94)  # what is predicted may be wrong: shares of the budget to build for
+CORRECTIONS = 2  # rounds of the loop behind the first; the last one only where nothing met the goal yet
 ROUNDS = 15
 SECONDS = 120.0
 BOUND = 0.85  # share of the dense time that the shortest stream takes, from which tokens hardly matter
@@ -174,13 +175,16 @@ def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
         workshop.build(plan, choice)
     for plan, choice in _refined(first, goal, workshop):
         workshop.build(plan, choice)
-    found = workshop.measured()
-    scale = statistics.median(candidate.share / candidate.predicted for candidate in found)
-    if goal.share is not None:
+    found, scale = workshop.measured(), 1.0
+    for _ in range(CORRECTIONS if goal.share is not None else 0):
+        scale = statistics.median(one.share / one.predicted for one in found if one.schedule)
         for plan, choice in _proposals(maps, goal, scale):
             workshop.build(plan, choice)
-        if len(workshop.calls) > len(found):
-            found = workshop.measured()
+        if len(workshop.calls) == len(found):
+            break
+        found = workshop.measured()
+        if any(one.schedule and one.meets(goal) for one in found):
+            break
     return _chosen(found, goal, scale, maps[0])
 
 

@@ -47,7 +47,8 @@ def test_it_ranks_blocks_and_lengths_as_measuring_does(measured: Losses, estimat
 
 
 def test_it_is_on_the_scale_of_what_was_measured(measured: Losses, estimated: Losses) -> None:
-    assert estimated.spread is not None and measured.spread is None
+    assert estimated.spread is not None
+    assert measured.spread is None
     apart = [
         abs(math.log(estimated.behind[block][place] / measured.behind[block][place]))
         for block in BLOCKS
@@ -57,7 +58,8 @@ def test_it_is_on_the_scale_of_what_was_measured(measured: Losses, estimated: Lo
 
 
 def test_it_has_the_shape_of_measured_losses(measured: Losses, estimated: Losses) -> None:
-    assert estimated.counts == measured.counts and estimated.kind == measured.kind
+    assert estimated.counts == measured.counts
+    assert estimated.kind == measured.kind
     assert len(estimated.behind) == len(measured.behind)
     for row in estimated.behind:
         assert row[0] == 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ def estimate(
     ceilings: Ceilings,
     place: Mapping[str, str | int],
     work: Mapping[str, str | int],
+    *,
+    counts: Sequence[int] | None = None,
 ) -> LatencyTable:
     """The table that `latency.measure` would make, computed: for planning without the device.
 
@@ -62,11 +64,12 @@ def estimate(
         ceilings: of the device that the table is to tell of.
         place: that device, for the table.
         work: what is estimated, for the table.
+        counts: stream lengths, descending, the dense one first; a friendly grid when left out.
     """
     start = time.perf_counter()
     assert dense.anatomy is not None
     batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
-    counts = grid(dense.anatomy, batch)
+    counts = tuple(counts or grid(dense.anatomy, batch))
     pieces, target = Pieces(dense, policy, lowering, flat), _Estimating(ceilings)
     taken = {name: float(call()) for name, call in pieces.calls(counts, target).items()}  # type: ignore[arg-type]
     taken["dense"] = target.lower(dense)(*flat)

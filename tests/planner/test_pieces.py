@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunec import graph
 from prunec.compiler import recognise
 from prunec.lowering import choose
+from prunec.passes import BACK
 from prunec.planner.pieces import Piece, cut, signature
 from prunec.planner.probe import lengths, opened, probe
 from prunec.policy import Policy
@@ -95,7 +96,7 @@ def test_the_pieces_of_a_model_one_after_the_other_are_the_model(name: str) -> N
 def test_the_pieces_of_a_probe_are_the_probe_at_every_count(name: str) -> None:
     family, dense = FAMILY[name], dense_of(name)
     policy = opened(Policy.load("norm"), [1])
-    probed = probe(dense, policy, choose(policy))
+    probed = probe(dense, policy, choose(policy), BACK)
     state = states_of(probed)[-1]
     images, seen = family.images(2), []
     for count in (20, 11, 4):
@@ -108,7 +109,7 @@ def test_the_pieces_of_a_probe_are_the_probe_at_every_count(name: str) -> None:
 def test_a_piece_runs_at_other_lengths_than_it_was_cut_at(name: str) -> None:
     dense = dense_of(name)
     policy = opened(Policy.load("norm"), [0])
-    probed = probe(dense, policy, choose(policy))
+    probed = probe(dense, policy, choose(policy), BACK)
     states, images = states_of(probed), FAMILY[name].images(2)
     piece = cut(probed, [states[1]], [states[3]])
     for count in (23, 12, 5):
@@ -122,7 +123,7 @@ def test_a_piece_runs_at_other_lengths_than_it_was_cut_at(name: str) -> None:
 @pytest.mark.parametrize("site", [0, 2])
 def test_no_piece_has_a_size_among_its_inputs(name: str, site: int) -> None:
     policy = opened(Policy.load("norm"), [site])
-    probed = probe(dense_of(name), policy, choose(policy))
+    probed = probe(dense_of(name), policy, choose(policy), BACK)
     images = FAMILY[name].images(2)
     values = recorded(probed, (images, *lengths([9], images)))
     for program in (dense_of(name), probed):
@@ -147,7 +148,7 @@ def test_a_piece_of_a_plain_model_reads_the_stream_and_of_the_images_only_how_ma
 def test_a_piece_of_a_rotary_model_reads_its_tables_too() -> None:
     """They come from no pixel: near the stream, but not of it."""
     policy = opened(Policy.load("norm"), [0])
-    probed = probe(dense_of("timm_eva02"), policy, choose(policy))
+    probed = probe(dense_of("timm_eva02"), policy, choose(policy), BACK)
     states = states_of(probed)
     piece = cut(probed, [states[1]], [states[2]])
     assert states[1] in piece.inputs

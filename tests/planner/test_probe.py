@@ -48,7 +48,7 @@ def assert_equal_at(name: str, policy: Policy, schedules: list[dict[int, int]]) 
     assert dense.anatomy is not None
     fixed = unprunable(policy, dense.anatomy)
     blocks = sorted(schedules[0])
-    probed = probe(dense, policy, choose(policy))
+    probed = probe(dense, policy, choose(policy), BACK)
     before, seen = str(probed.graph), []
     for schedule in schedules:
         assert sorted(schedule) == blocks
@@ -99,7 +99,7 @@ def test_the_compiler_s_symbols_run_the_probe_too() -> None:
     """Two lengths through one compilation: the counts are no constants to it."""
     dense, images = dense_of("timm_vit"), FAMILY["timm_vit"].images(2)
     policy = opened(Policy.load("diffrate"), [1])
-    probed = probe(dense, policy, choose(policy))
+    probed = probe(dense, policy, choose(policy), BACK)
     torch._dynamo.reset()
     compiled_probe = torch.compile(probed.module, backend="aot_eager", dynamic=True, fullgraph=True)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):

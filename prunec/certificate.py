@@ -237,15 +237,19 @@ class _Keeping(fx.Interpreter):
 def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
     """A batch of images that keep different numbers of tokens beside each image by itself.
 
-    None where every image keeps as many, or where the batch is fixed.
+    None where every image keeps as many, or where the batch is fixed. A budget that images share is set aside:
+    what one of them keeps then depends on the others, but what it computes from that must not.
     """
     ragged = any(node.target in ops.RAGGED for node in pruned.graph.nodes)
     if not ragged or pruned.interface.batch != batch or batch < 2:
         return None
     with torch.no_grad(), torch.random.fork_rng():
-        together = _seeded(Scattering(pruned, range(batch)).run, flat)
+        together = _seeded(Scattering(pruned, range(batch), budgets=False).run, flat)
         alone = [
-            _seeded(Scattering(pruned, [image]).run, tuple(_one(leaf, image, batch) for leaf in flat))
+            _seeded(
+                Scattering(pruned, [image], budgets=False).run,
+                tuple(_one(leaf, image, batch) for leaf in flat),
+            )
             for image in range(batch)
         ]
     worst = 0.0

@@ -22,12 +22,14 @@ class Scattering(fx.Interpreter):
     Args:
         program: a program whose images may keep different numbers of tokens.
         images: what the images of the batch are called: the same name keeps the same tokens.
+        budgets: leave a budget that a batch shares as it is: its total must be met, by whatever images.
     """
 
-    def __init__(self, program: Program, images: Iterable[int]) -> None:
+    def __init__(self, program: Program, images: Iterable[int], *, budgets: bool = True) -> None:
         super().__init__(program.module, garbage_collect_values=True)
         assert program.anatomy is not None
         self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
+        self.untouched = (ops.best_of_batch,) if budgets else ()
         self.tokens_of: list[tuple[Tensor, Tensor]] = []  # which rows count, and which token each row is
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -41,7 +43,7 @@ class Scattering(fx.Interpreter):
             made = super().call_function(target, args, kwargs)
             self.tokens_of.append((made, self._tokens(args[0])))
             return made
-        if target not in ops.PASSING or target is ops.best_of_batch:  # which has a total to meet
+        if target not in ops.PASSING or target in self.untouched:
             return super().call_function(target, args, kwargs)
         tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])
         each = len(tokens) // len(self.images)  # more than one where an image is several streams: windows

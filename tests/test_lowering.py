@@ -278,6 +278,15 @@ def test_a_batch_shares_its_budget(mode: str) -> None:
         torch.testing.assert_close(found.outputs[0], model.head(model.norm(x)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("blocks", [(1,), (1, 2)])
+def test_images_that_share_a_budget_are_certified_apart_from_it(blocks: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    source = prunec.sources.from_module(ViT(depth=3).eval(), loud(2))
+    compiled = compile_source(source, IN_BATCH.override(blocks=blocks), lowering=choose(IN_BATCH, "padded"))
+    assert compiled.certificate.padding is not None
+    assert compiled.certificate.padding < 1e-5
+
+
 def test_packed_rows_of_a_budget_are_as_many_for_every_batch_of_a_size() -> None:
     made = module("packed", IN_BATCH)
     batch = torch.export.Dim("batch", min=2)

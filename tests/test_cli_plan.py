@@ -130,10 +130,10 @@ def test_plan_edit_apply(call: Call, home: Path, table: tuple[str, str], shares:
     assert block == 2
     assert 2 <= leaves < 65
     assert plain["about"]["measured_share"] == 0.7
-    (home / "plan.yaml").write_text(said.out.replace(f"  {block}: {leaves}\n", "  1: 40\n  3: 24\n"))
+    (home / "plan.yaml").write_text(said.out.replace(f"  {block}: {leaves}\n", "  1: 40\n  2: 24\n"))
     done = call("apply", "plan.yaml", "--rounds", "5", "-o", "out", "--json")
     assert done.code == 0
-    assert [(site["block"], site["leaves"]) for site in done.json["plan"]["sites"]] == [(1, 40), (3, 24)]
+    assert [(site["block"], site["leaves"]) for site in done.json["plan"]["sites"]] == [(1, 40), (2, 24)]
     assert done.json["planner"] is None
     assert (home / "out" / "prunec.json").exists()
     assert verbs.load("out") is not None
@@ -142,7 +142,7 @@ def test_plan_edit_apply(call: Call, home: Path, table: tuple[str, str], shares:
 @pytest.mark.parametrize(
     ("schedule", "code", "words"),
     [
-        ({1: 24, 3: 40}, 2, "40 tokens cannot leave the site of block 3: 24 enter, so 3 to 23 can"),
+        ({1: 24, 2: 40}, 2, "40 tokens cannot leave the site of block 2: 24 enter, so 3 to 23 can"),
         ({7: 24}, 2, "there is no block 7, the model has blocks 0 to 3"),
         ({1: -3}, 1, "schedule.1: Input should be greater than or equal to 1"),
     ],

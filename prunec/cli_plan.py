@@ -132,6 +132,7 @@ def sweep(
     sites: SitesOption = 3,
     first: FirstOption = 2,
     blocks: BlocksOption = None,
+    fast: FastOption = False,
     latency_table: TableOption = None,
     target: TargetOption = "inductor",
     images: ImagesOption = None,
@@ -150,7 +151,7 @@ def sweep(
     drawing = None if plot is None else _drawing(writable(plot, "--plot"))
     given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
     table = None if latency_table is None else Path(latency_table)
-    search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table)
+    search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.sweep(
             given,

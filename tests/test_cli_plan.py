@@ -286,6 +286,17 @@ def test_a_foreign_table_predicts_and_is_refused_for_building(call: Call) -> Non
     assert about["notes"] == ["predicted, not built: nothing was timed"]
 
 
+def test_a_table_that_was_measured_in_noise_is_warned_of(call: Call, table: tuple[str, str]) -> None:
+    goal = ("plan", *MODEL, *table, "--max-drop", "10", "--sites", "1", "--predict")
+    noisy, kept = "the latency table was measured in noise", LatencyTable.read(Path("table.json"))
+    replace(kept, spread=0.15).write(Path("table.json"))
+    assert noisy not in call(*goal).err
+    replace(kept, spread=0.41).write(Path("table.json"))
+    said = call(*goal)
+    assert said.code == 0
+    assert f"prunec: warning: {noisy}, its samples lie 41% apart" in said.err
+
+
 def test_a_table_of_another_batch_does_not_even_predict(call: Call) -> None:
     assert call("bench", *MODEL, "--table", "table.json").code == 0
     said = call(

@@ -1,4 +1,4 @@
-"""The guide on policies says what is so: its files load, its code is the example, its table the presets."""
+"""The guide says what is so: its files load, its code is the example, its tables and commands are real."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 
 import prunec
-from prunec import policy
+from prunec import cli, policy
 from prunec.language import Selector
 from prunec.lowering import MODES
+from prunec.planner.planfile import PlanFile
+from prunec.planner.planning import BOUND, LEAST_GAIN
+from prunec.planner.table import CACHE_VARIABLE
 from prunec.policy import Policy
 from tests.tiny import ViT
 
@@ -86,3 +90,45 @@ def test_weights_trained_as_the_guide_on_modes_says_load_into_another_mode() -> 
     train, fast = names["train"].state_dict(), names["fast"].state_dict()  # type: ignore[union-attr]
     assert any(name.startswith("prunec.site_0.gate") for name in train)
     assert all(torch.equal(fast[name], value) for name, value in train.items())
+
+
+PLANNING = (ROOT / "docs" / "guide" / "planning.md").read_text(encoding="utf-8")
+
+
+def test_the_plan_of_the_guide_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PLANNING, flags=re.DOTALL)
+    (tmp_path / "plan.yaml").write_text(text)
+    plan = PlanFile.read(tmp_path / "plan.yaml")
+    assert plan.text() == text
+    assert Policy.load(plan.policy) == Policy.load("evit")
+    assert plan.about["measured_share"] <= 0.6
+    ((block, leaves),) = plan.schedule.items()
+    assert (
+        f"`{block}: {leaves}` means: behind the site of block {block} the stream is {leaves} tokens"
+        in PLANNING
+    )
+
+
+def test_every_command_of_the_guide_on_planning_is_one() -> None:
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    written = re.findall(r"^(?:\$ )?prunec (\w+) ([^>#\n]*)", PLANNING, flags=re.M)
+    assert {"bench", "plan", "apply", "sweep"} <= {name for name, _ in written}
+    for name, rest in written:
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        given = re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", rest)
+        assert [option for option in given if option not in known] == [], name
+
+
+def test_the_guide_on_planning_names_every_goal_and_limit() -> None:
+    rows = [line.split("`")[1].split()[0] for line in PLANNING.splitlines() if line.startswith("| `")]
+    assert rows == ["--latency", "--speedup", "--max-drop"]
+    assert f"less than {LEAST_GAIN:.0%}" in PLANNING
+    assert f"takes {BOUND:.0%} of the dense time" in PLANNING
+    assert CACHE_VARIABLE in PLANNING
+    assert "It is no accuracy" in PLANNING
+
+
+def test_the_readme_leads_to_the_guides() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    guides = sorted(path.name for path in (ROOT / "docs" / "guide").glob("*.md"))
+    assert [name for name in guides if f"docs/guide/{name}" not in readme] == []

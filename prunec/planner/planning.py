@@ -177,7 +177,8 @@ def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
         workshop.build(plan, choice)
     found, scale = workshop.measured(), 1.0
     for _ in range(CORRECTIONS if goal.share is not None else 0):
-        scale = statistics.median(one.share / one.predicted for one in found if one.schedule)
+        sited = [one for one in found if one.schedule] or found  # where none was thought to be needed
+        scale = statistics.median(one.share / one.predicted for one in sited)
         for plan, choice in _proposals(maps, goal, scale):
             workshop.build(plan, choice)
         if len(workshop.calls) == len(found):

@@ -134,6 +134,18 @@ def test_what_takes_longer_than_predicted_is_planned_again_by_that() -> None:
     assert not decision.notes
 
 
+def test_where_that_is_not_enough_there_is_a_third_round_and_no_fourth() -> None:
+    workshop = Imagined(lambda one: one.predicted**0.6)  # the less is left, the more is it off
+    decision = decide([mapped()], FAST, workshop)
+    assert workshop.runs == 3
+    assert decision.chosen.share <= 0.7
+    assert decision.scale > 1.15
+    slower = Imagined(lambda one: 0.95 - 0.1 * (1 - one.predicted) if one.schedule else 0.99)
+    missed = decide([mapped()], FAST, slower)
+    assert slower.runs <= 3
+    assert "the goal was missed" in missed.notes[0]
+
+
 def test_a_prediction_that_holds_needs_no_second_round() -> None:
     workshop = Imagined()
     assert decide([mapped()], FAST, workshop).scale == pytest.approx(1)

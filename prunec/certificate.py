@@ -237,8 +237,8 @@ class _Keeping(fx.Interpreter):
 def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
     """A batch of images that keep different numbers of tokens beside each image by itself.
 
-    None where every image keeps as many, or where the batch is fixed. A budget that images share is set aside:
-    what one of them keeps then depends on the others, but what it computes from that must not.
+    None where every image keeps as many, or where the batch is fixed. A budget that images share is set
+    aside: what one of them keeps then depends on the others, but what it computes from that must not.
     """
     ragged = any(node.target in ops.RAGGED for node in pruned.graph.nodes)
     if not ragged or pruned.interface.batch != batch or batch < 2:

@@ -23,13 +23,11 @@ from prunec.planner.losses import Losses, Trial
 from prunec.planner.planning import ROUNDS, Candidate, Decision, Workshop, decide, described, unreachable
 from prunec.planner.roofline import Ceilings
 from prunec.planner.schedule import check_schedulable, limits_of, scheduled
-from prunec.planner.table import LatencyTable, cache_folder, cached
+from prunec.planner.table import LatencyTable, cached
 from prunec.policy import Policy
 from prunec.program import Program
 from prunec.sources import Pictures, Source
 from prunec.targets import Target, device_of
-
-NOISY = 0.2  # spread of a table's samples from which it is not to be trusted
 
 
 @dataclass(frozen=True)
@@ -141,13 +139,7 @@ def tables(dense: Program, request: Request) -> list[LatencyTable]:
     """The latency table of each mode that may be chosen: measured now, or before."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
-    found = [_table(dense, lowering, flat, request) for lowering in _lowerings(dense, request)]
-    if (spread := max(table.spread for table in found)) > NOISY:
-        request.warn(
-            f"the latency table was measured in noise, its samples lie {spread:.0%} apart: predictions may "
-            f"be far off; on a quieter machine remove it from {cache_folder()} and measure again"
-        )
-    return found
+    return [_table(dense, lowering, flat, request) for lowering in _lowerings(dense, request)]
 
 
 def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str) -> LatencyTable:

@@ -36,6 +36,8 @@ Warn = Callable[[str], None]
 
 #: The version of the file's format; a table of another version is measured again.
 FORMAT = 1
+#: The spread of samples from which a table is not worth keeping.
+NOISY = 0.2
 #: The folder of the cache, where the user's own is not wanted.
 CACHE_VARIABLE = "PRUNEC_CACHE"
 
@@ -191,7 +193,7 @@ def cached(
         return _kept(path, place, work)  # needs no lock: a file is whole or not there
     lock = _locked(folder, warn)
     if lock is None:
-        return measure()
+        return measure()  # which has been warned of
     with lock:
         if path.exists():  # another process wrote it meanwhile, or it is damaged
             try:
@@ -200,6 +202,9 @@ def cached(
                 warn(f"{error.what}; measuring again")
         table = measure()
         table.check(place, work)
+        if table.spread > NOISY:
+            warn(_noisy(table))
+            return table
         try:
             table.write(path)
         except OSError as error:
@@ -232,6 +237,13 @@ def _locked(folder: Path, warn: Warn) -> AbstractContextManager[object] | None:
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         warn(_not_kept(folder, error))
         return None
+
+
+def _noisy(table: LatencyTable) -> str:
+    return (
+        f"the latency table was measured in noise, its samples lie {table.spread:.0%} apart: predictions may "
+        "be far off, and it is not kept; nothing else should run while a table is measured"
+    )
 
 
 def _not_kept(folder: Path, error: Exception) -> str:

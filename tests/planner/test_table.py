@@ -328,12 +328,13 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.measured = 0
+        self.spread = 0.02
         self.warnings: list[str] = []
 
     def table(self, place: dict[str, str | int] = PLACE, work: dict[str, str | int] = WORK) -> LatencyTable:
         def measure() -> LatencyTable:
             self.measured += 1
-            return example(place=place, work=work, date=f"run {self.measured}")
+            return example(place=place, work=work, date=f"run {self.measured}", spread=self.spread)
 
         return cached(place, work, measure, folder=self.folder, warn=self.warnings.append)
 
@@ -351,6 +352,17 @@ def test_a_table_is_measured_once(lab: Lab) -> None:
     assert (lab.measured, lab.warnings) == (1, [])
     (path,) = lab.files()
     assert LatencyTable.read(path).date == "run 1"
+
+
+def test_a_table_measured_in_noise_is_not_kept(lab: Lab) -> None:
+    lab.spread = 0.3
+    assert lab.table().date == "run 1"
+    assert lab.files() == []
+    (warning,) = lab.warnings
+    assert "its samples lie 30% apart" in warning
+    lab.spread = 0.02
+    assert lab.table().date == "run 2"
+    assert len(lab.files()) == 1
 
 
 def test_the_order_of_the_facts_does_not_matter(lab: Lab) -> None:

@@ -123,7 +123,7 @@ def latency_table(
     say("capture, recognise")
     dense = recognise(given)
     if ceilings is None:
-        return tables(dense, request)[0]
+        return next(iter(tables(dense, request).values()))
     say("estimate")
     return estimated(dense, request, ceilings, device)
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prunec import figures, graph
 from prunec.errors import UsageError
 from prunec.figures import Progress
-from prunec.lowering import Lowering, choose
+from prunec.lowering import Attention, Lowering, choose
 from prunec.packed_attention import faster_attention
 from prunec.planner import latency, losses, roofline
 from prunec.planner.fast import estimate
@@ -135,11 +135,18 @@ def _line(candidate: Candidate) -> str:
     )
 
 
-def tables(dense: Program, request: Request) -> list[LatencyTable]:
-    """The latency table of each mode that may be chosen: measured now, or before."""
+def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
+    """The latency table of each mode that may be chosen: measured now, or before, or given."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
-    return [_table(dense, lowering, flat, request) for lowering in _lowerings(dense, request)]
+    found = _lowerings(dense, request)
+    if request.search.table is None:
+        return {lowering: _table(dense, lowering, flat, request) for lowering in found}
+    table = LatencyTable.read(request.search.table)
+    lowering = next((one for one in found if str(one) == table.work.get("mode")), found[0])
+    work = _work(dense, lowering, flat, request)
+    table.check(place_of(device_of(dense)), work, foreign=not request.search.build)
+    return {lowering: table}
 
 
 def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str) -> LatencyTable:
@@ -147,7 +154,7 @@ def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str)
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
     lowering = _lowerings(dense, request)[0]
-    work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    work = _work(dense, lowering, flat, request)
     return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": device}, work)
 
 
@@ -171,11 +178,12 @@ def explore(dense: Program, request: Request) -> Explored:
             remedy="change --first or --blocks",
         )
     measure = estimate if search.fast else losses.measure
-    found = measure(trial, known[0].counts, blocks, request.images.name, say=request.say)
+    counts = next(iter(known.values())).counts
+    found = measure(trial, counts, blocks, request.images.name, say=request.say)
     width = _width(dense)
     maps = tuple(
         Map(request.policy, dense.anatomy, lowering, table, found, limits, width)
-        for lowering, table in zip(_lowerings(dense, request), known, strict=True)
+        for lowering, table in known.items()
     )
     flat = figures.inputs(dense, request.batch, request.images.images)
     seconds = {"table": measured - start, "losses": time.perf_counter() - measured}
@@ -234,23 +242,21 @@ def _lowerings(dense: Program, request: Request) -> list[Lowering]:
     modes: list[str | None] = [request.mode]
     if request.mode is None and ragged:
         modes = [mode for mode in ("padded", "packed") if mode in can]
-    found = [choose(policy, mode, batch=request.batch, can=can) for mode in modes]
-    return [
-        replace(one, attention=faster_attention(dense)[0]) if one.mode == "packed" else one for one in found
-    ]
+    found = []
+    for one in [choose(policy, mode, batch=request.batch, can=can) for mode in modes]:
+        if one.mode != "packed":
+            found.append(one)
+        elif request.search.table is not None:  # which knows what it was measured with
+            found += [replace(one, attention=attention) for attention in get_args(Attention)]
+        else:
+            found.append(replace(one, attention=faster_attention(dense)[0]))
+    return found
 
 
 def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
-    """The latency table of one mode: from a file, from the cache, or measured now."""
+    """The latency table of one mode: from the cache, or measured now."""
     place = place_of(device_of(dense))
-    counts = request.search.counts
-    work = work_of(dense, request.policy, lowering, request.target_name, flat)
-    if counts is not None:
-        work["lengths"] = str(counts)
-    if request.search.table is not None:
-        table = LatencyTable.read(request.search.table)
-        table.check(place, work, foreign=not request.search.build)
-        return table
+    work = _work(dense, lowering, flat, request)
 
     def measured() -> LatencyTable:
         return latency.measure(
@@ -261,11 +267,20 @@ def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: R
             flat,
             place,
             work,
-            counts=counts,
+            counts=request.search.counts,
             say=request.say,
         )
 
     return cached(place, work, measured, warn=request.warn)
+
+
+def _work(
+    dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request
+) -> dict[str, str | int]:
+    """What a table must be of."""
+    work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    lengths = request.search.counts
+    return work if lengths is None else {**work, "lengths": str(lengths)}
 
 
 def _batch_of(request: Request) -> int:

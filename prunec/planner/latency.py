@@ -4,7 +4,9 @@
                                                   [pair: two blocks with a site between them, n -> k]
 
 The chain is timed whole, for one block in a loop would find its weights in the cache. Pieces are compiled
-once each, with their lengths as symbols, and timed in interleaved rounds beside the whole dense model.
+once each, with their lengths as symbols, and timed in interleaved rounds beside the whole dense model. What
+they take together is scaled to what the whole takes that has no site: code for fixed lengths may be a little
+faster than code for symbols.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
 from prunec.figures import Progress
 from prunec.lowering import Lowering
-from prunec.passes import BACK, lowering_passes
+from prunec.passes import BACK, lowering_passes, run_passes
+from prunec.plan import make_plan
 from prunec.planner.pieces import Piece, cut, signature
 from prunec.planner.probe import lengths, opened, probe
-from prunec.planner.schedule import shortest, unprunable
+from prunec.planner.schedule import scheduled, shortest, unprunable
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program
@@ -120,7 +123,11 @@ def measure(
     counts = tuple(counts or grid(dense.anatomy, _batch(flat)))
     say("cut the model into pieces")
     pieces = Pieces(dense, policy, lowering, flat)
-    calls = {"dense": _bound(target.lower(dense), flat), **pieces.calls(counts, target)}
+    calls = {
+        "dense": _bound(target.lower(dense), flat),
+        "whole": _bound(target.lower(_bare(dense, policy, lowering)), flat),
+        **pieces.calls(counts, target),
+    }
     say("compile the pieces")
     with torch.no_grad():
         for call in calls.values():
@@ -128,7 +135,7 @@ def measure(
     say(f"time {len(calls)} pieces")
     timings = cost.measure(calls, device=device_of(dense), rounds=rounds, warmup=1, seconds=SECONDS)
     taken = {name: timing.median for name, timing in timings.items()}
-    return table_of(
+    table = table_of(
         pieces,
         counts,
         taken,
@@ -138,6 +145,8 @@ def measure(
         seconds=time.perf_counter() - start,
         samples={name: timing.samples for name, timing in timings.items()},
     )
+    in_pieces = table.predict((counts[0],) * len(table.blocks), ())
+    return table.scaled(taken["whole"] / in_pieces)
 
 
 def table_of(
@@ -236,6 +245,13 @@ class Pieces:
             tuple(seconds[f"chain {kind}@{n}"] / len(self.runs[kind]) for n in counts) for kind in self.kinds
         ]
         return (first, *middle, tuple(seconds[f"tail@{n}"] for n in counts))
+
+
+def _bare(dense: Program, policy: Policy, lowering: Lowering) -> Program:
+    """The policy without a site: what nobody reads is left out, as in every schedule."""
+    assert dense.anatomy is not None
+    plan = make_plan(scheduled(policy, dense.anatomy, {}), dense.anatomy, lowering)
+    return run_passes((*BACK, *lowering_passes(lowering)), dense.replace(plan=plan))
 
 
 def _site_cost(

@@ -146,6 +146,8 @@ def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
     lowering = next((one for one in found if str(one) == table.work.get("mode")), found[0])
     work = _work(dense, lowering, flat, request)
     table.check(place_of(device_of(dense)), work, foreign=not request.search.build)
+    if table.noise:
+        request.warn(table.noise)
     return {lowering: table}
 
 

@@ -111,6 +111,16 @@ class LatencyTable:
         """Seconds of a block in the middle: the first may be counted elsewhere, the last has the head."""
         return self.block(len(self.blocks) // 2, length)
 
+    @property
+    def noise(self) -> str:
+        """What is wrong with it where it was measured beside other work; empty where it was quiet."""
+        if self.spread <= NOISY:
+            return ""
+        return (
+            f"the latency table was measured in noise, its samples lie {self.spread:.0%} apart: predictions may "
+            "be far off"
+        )
+
     # Where it holds -----------------------------------------------------------------------------------------
 
     def differences(self, place: Facts, work: Facts) -> tuple[str, ...]:
@@ -202,8 +212,8 @@ def cached(
                 warn(f"{error.what}; measuring again")
         table = measure()
         table.check(place, work)
-        if table.spread > NOISY:
-            warn(_noisy(table))
+        if table.noise:
+            warn(f"{table.noise}; it is not kept: let nothing else run while a table is measured")
             return table
         try:
             table.write(path)
@@ -237,13 +247,6 @@ def _locked(folder: Path, warn: Warn) -> AbstractContextManager[object] | None:
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         warn(_not_kept(folder, error))
         return None
-
-
-def _noisy(table: LatencyTable) -> str:
-    return (
-        f"the latency table was measured in noise, its samples lie {table.spread:.0%} apart: predictions may "
-        "be far off, and it is not kept; nothing else should run while a table is measured"
-    )
 
 
 def _not_kept(folder: Path, error: Exception) -> str:

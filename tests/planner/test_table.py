@@ -64,12 +64,12 @@ def test_nothing_is_told_of_lengths_outside(length: int) -> None:
 
 
 def test_a_site_by_hand() -> None:
-    """The mean block takes 1.5, 0.8 and 0.5: the last one, which has the head, does not count."""
-    assert example().site(16, 4) == pytest.approx(0.01 + 0.002 * 16 + 0.001 * 4 + 0.5 * (1.5 - 0.5))
-    assert example().site(12, 8) == pytest.approx(0.01 + 0.002 * 12 + 0.001 * 8 + 0.5 * (1.15 - 0.8))
+    """The block in the middle takes 1.4, 0.8 and 0.4; the first and the last have other things in them."""
+    assert example().site(16, 4) == pytest.approx(0.01 + 0.002 * 16 + 0.001 * 4 + 0.5 * (1.4 - 0.4))
+    assert example().site(12, 8) == pytest.approx(0.01 + 0.002 * 12 + 0.001 * 8 + 0.5 * (1.1 - 0.8))
 
 
-def test_the_only_block_is_the_mean_block() -> None:
+def test_the_only_block_is_the_one_in_the_middle() -> None:
     table = example(blocks=((1.6, 0.8, 0.6),))
     assert table.site(16, 8) == pytest.approx(0.01 + 0.002 * 16 + 0.001 * 8 + 0.5 * 0.8)
 
@@ -77,7 +77,7 @@ def test_the_only_block_is_the_mean_block() -> None:
 def test_predict_by_hand() -> None:
     assert example().predict((16, 16, 16), ()) == pytest.approx(0.1 + 1.6 + 1.4 + 2.0)
     with_site = example().predict((16, 6, 6), [(1, 16, 6)])
-    site = 0.01 + 0.002 * 16 + 0.001 * 6 + 0.5 * (1.5 - 0.65)
+    site = 0.01 + 0.002 * 16 + 0.001 * 6 + 0.5 * (1.4 - 0.6)
     assert with_site == pytest.approx(0.1 + 1.6 + 0.6 + 0.75 + site)
     with pytest.raises(ValueError, match="2 counts for a table of 3 blocks"):
         example().predict((16, 16), ())

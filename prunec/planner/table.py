@@ -116,10 +116,8 @@ class LatencyTable:
         """What is wrong with it where it was measured beside other work; empty where it was quiet."""
         if self.spread <= NOISY:
             return ""
-        return (
-            f"the latency table was measured in noise, its samples lie {self.spread:.0%} apart: predictions may "
-            "be far off"
-        )
+        apart = f"its samples lie {self.spread:.0%} apart"
+        return f"the latency table was measured in noise, {apart}: predictions may be far off"
 
     # Where it holds -----------------------------------------------------------------------------------------
 

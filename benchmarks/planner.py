@@ -3,8 +3,9 @@
     python benchmarks/planner.py                        # all of it, one thread: about half an hour
     python benchmarks/planner.py --only prediction --device cuda
 
-    prediction  ViT-S, batch 1 and 8: 12 random schedules of 0 to 3 sites, predicted from the latency table
-                and then built and timed; beside it the model that time is proportional to FLOPs
+    prediction  ViT-S, batch 1 and 8: 12 random schedules of 0 to 3 sites, their share of the dense
+                time predicted from the latency table, then built and timed beside the dense model; and the
+                same for the model that time is proportional to FLOPs
     decision    ViT-T, sites at two blocks, 6 lengths: the plan for each of several budgets against all 28
                 schedules, all built and timed in one interleaved run
     accuracy    the Shapes classifier, five seeds of images: the plan for a budget against policy evit at its
@@ -73,8 +74,9 @@ def prediction(device: torch.device, batch: int, rounds: int) -> Row:
         predicted[name] = table.predict(*counts_of(dense, schedule))
         flops[name] = figures.flops(pruned) / whole * table.dense
     timings = timed(calls, flat, device, rounds)
-    errors = {name: seconds / timings[name].median - 1 for name, seconds in predicted.items()}
-    by_flops = {name: seconds / timings[name].median - 1 for name, seconds in flops.items()}
+    shares = {name: cost.ratio(timings, name, "dense") for name in predicted}  # the machine may have drifted
+    errors = {name: seconds / table.dense / shares[name] - 1 for name, seconds in predicted.items()}
+    by_flops = {name: seconds / table.dense / shares[name] - 1 for name, seconds in flops.items()}
     return Row(
         f"ViT-S, batch {batch}",
         {

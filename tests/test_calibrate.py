@@ -85,7 +85,7 @@ def test_the_importance_is_the_gradient_through_the_block(dense: Program) -> Non
     assert dense.anatomy is not None
     branches = dense.anatomy.blocks[1].branches
     spans = [(branches[0].state, branches[-1].add)]
-    ((states, found),) = calibrate._Importance(dense, spans, dense.anatomy).run(x)
+    ((states, found),) = calibrate.Importance(dense, spans, dense.anatomy).run(x)
     start = model.blocks[0](model.embed(x)).detach().requires_grad_()
     end = model.blocks[1](start)
     output = model.head(model.norm(model.blocks[2](end))[:, 0])

@@ -85,7 +85,8 @@ def convolutions():
 EVIT = ("--policy", "evit", "--keep", "0.5", "--blocks", "0")
 OPTIMIZE = ("optimize", "models_of_a_user:vit", *EVIT, "--target", "eager", "--rounds", "5", "--batch", "2")
 STEPS = [
-    "prunec: capture, recognise, rewrite, certify",
+    "prunec: capture, recognise",
+    "prunec: rewrite, certify",
     "prunec: compile dense",
     "prunec: compile pruned",
     "prunec: compile ideal",

@@ -126,7 +126,7 @@ def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
         "source", "arch", "weights", "target", "policy", "anatomy", "plan", "stages", "certificate",
-        "calibration", "flops", "images", "accuracy", "latency", "notes", "artefact",
+        "calibration", "flops", "images", "accuracy", "latency", "planner", "notes", "artefact",
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {

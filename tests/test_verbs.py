@@ -79,7 +79,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     said: list[str] = []
     result = optimize(vit(), say=said.append, **EVIT)
     assert said == [
-        "capture, recognise", "rewrite, certify", "compile dense", "compile pruned", "compile ideal", "measure",
+        "capture, recognise", "rewrite, certify",
+        "compile dense", "compile pruned", "compile ideal", "measure",
     ]  # fmt: skip
     return result.save(tmp_path_factory.mktemp("artefacts") / "given"), result
 

@@ -138,7 +138,7 @@ class LatencyTable:
             raise TableError(
                 f"the latency table does not fit: {'; '.join(wrong)}",
                 where=f"the table of {self.date}",
-                remedy="measure again; to plan for a device that is not here, say that its table is foreign",
+                remedy="measure again; `prunec plan --predict` plans for a device that is not here",
             )
 
     # Its file -----------------------------------------------------------------------------------------------

@@ -105,7 +105,10 @@ def test_each_mode_has_its_colour() -> None:
 
 def test_it_can_be_drawn_where_nothing_is_lost() -> None:
     free = [point(0.9, 0.0, {}, "static", frontier=True)]
-    drawing.figure(sweep(points=free, modes=[{"mode": "static", "frontier": [{"share": 1, "loss": 0}]}]))
+    drawn = drawing.figure(
+        sweep(points=free, modes=[{"mode": "static", "frontier": [{"share": 1, "loss": 0}]}])
+    )
+    assert len(drawn.axes) == 1
 
 
 def test_schedules_are_told_shortly() -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, graph, ops
 from prunec.errors import VerificationError
+from prunec.interface import images_in
 from prunec.program import Program, with_tensors
 from prunec.scattering import Scattering
 
@@ -91,7 +92,7 @@ def certify(
         identity = _worst(_seeded(_Keeping(pruned, permute=False).run, flat), expected)
         wanted = expected if exact[0] is dense else _seeded(exact[0].module, exact[2])
         permutation = _worst(_seeded(_Keeping(exact[1], permute=True).run, exact[2]), wanted)
-    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    batch = images_in(flat)
     comparisons = (
         ("keep=1.0", identity, tolerance),
         ("the permutation certificate", permutation, sharper),
@@ -283,7 +284,7 @@ def agree(plain: Program, lowered: Program, flat: tuple[Any, ...] | None = None)
     """
     assert plain.plan is not None
     start, flat = time.perf_counter(), plain.interface.example if flat is None else flat
-    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    batch = images_in(flat)
     tolerance = _tolerance(plain)
     if tolerance >= _HALF:
         (plain, lowered, flat), tolerance = _in_float32(plain, lowered, flat), TOLERANCE[torch.float32]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from prunec import cost, evaluate, ops
 from prunec.calibrate import call_on
 from prunec.cost import Timing
 from prunec.evaluate import Comparison
+from prunec.interface import images_in
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores, Slices
 from prunec.program import Program
@@ -57,7 +58,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
     if flat is None or not ragged or program.interface.batch is None:
         runs = [with_batch(program, 1)]
     else:
-        images = next(len(leaf) for leaf in flat if isinstance(leaf, Tensor))
+        images = images_in(flat)
         runs = [_one_image(flat, image, images) for image in range(images)]
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -95,10 +96,10 @@ def latency(
             say(f"compile {name}")
             call(*flat)
     say("measure")
-    runs = {name: _bound(call, flat) for name, call in calls.items()}
+    runs = {name: bound(call, flat) for name, call in calls.items()}
     device = device_of(dense)
     timings = cost.measure(runs, device=device, rounds=rounds)
-    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    batch = images_in(flat)
     return Latency(timings, batch, cost.device_facts(device))
 
 
@@ -143,7 +144,7 @@ def _one_image(flat: tuple[Any, ...], image: int, images: int) -> tuple[Any, ...
 
 def fixed_batch(program: Program) -> int:
     """How many images the example holds."""
-    return next(int(leaf.shape[0]) for leaf in program.interface.example if isinstance(leaf, Tensor))
+    return images_in(program.interface.example)
 
 
 def _classes(program: Program) -> int | None:
@@ -152,5 +153,6 @@ def _classes(program: Program) -> int | None:
     return int(value.shape[1]) if isinstance(value, Tensor) and value.dim() == 2 else None
 
 
-def _bound(call: Flat, inputs: tuple[Any, ...]) -> Callable[[], Any]:
+def bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:
+    """A call on these inputs, to be timed."""
     return lambda: call(*inputs)

@@ -150,6 +150,11 @@ def _precision(leaf: Any, weight: Tensor | None) -> torch.dtype | None:
     return leaf.dtype if weight is None or not leaf.is_floating_point() else weight.dtype
 
 
+def images_in(flat: Sequence[Any]) -> int:
+    """How many images flat inputs hold."""
+    return next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+
+
 def name_of(dtype: torch.dtype) -> str:
     """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")

@@ -214,7 +214,7 @@ class ProgramModule(nn.Module):
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""
         interface: Interface = self.__dict__["program"].interface
-        weights = [None if path is None else _at(self, path) for path in self.__dict__["_input_weights"]]
+        weights = [None if path is None else value_at(self, path) for path in self.__dict__["_input_weights"]]
         for example, weight, place in zip(
             interface.example, weights, self.__dict__["_input_conversions"], strict=True
         ):
@@ -257,7 +257,9 @@ def _weight_like(leaf: Any, program: Program) -> str | None:
     """The first weight that the graph reads and that has the precision of an input."""
     paths = [str(node.target) for node in program.graph.nodes if node.op == "get_attr"]
     dtype = leaf.dtype if isinstance(leaf, Tensor) else None
-    return next((path for path in paths if getattr(_at(program.module, path), "dtype", None) is dtype), None)
+    return next(
+        (path for path in paths if getattr(value_at(program.module, path), "dtype", None) is dtype), None
+    )
 
 
 def _conversion_to(leaf: Any, program: Program) -> str | None:
@@ -269,7 +271,8 @@ def _conversion_to(leaf: Any, program: Program) -> str | None:
     return None
 
 
-def _at(module: nn.Module, path: str) -> Any:
+def value_at(module: nn.Module, path: str) -> Any:
+    """What a module holds at a dotted path."""
     value: Any = module
     for name in path.split("."):
         value = getattr(value, name)

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunec import compat, cost, graph
+from prunec import compat, cost, figures, graph
 from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
 from prunec.figures import Progress
+from prunec.interface import images_in
 from prunec.lowering import Lowering
 from prunec.passes import BACK, lowering_passes, run_passes
 from prunec.plan import make_plan
@@ -38,7 +39,7 @@ from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program
 from prunec.rules import Step
-from prunec.targets import Flat, Target, device_of
+from prunec.targets import Target, device_of
 
 ROUNDS = 15
 SECONDS = 60.0  # of timing, at most, once each has been timed five times
@@ -83,7 +84,7 @@ def work_of(
         "model": signature(dense.module),
         "tokens": dense.anatomy.tokens,
         "inputs": str(shapes),
-        "batch": _batch(flat),
+        "batch": images_in(flat),
         "dtype": str(state.dtype).removeprefix("torch."),
         "target": target,
         "mode": str(lowering),
@@ -120,12 +121,12 @@ def measure(
     """
     start = time.perf_counter()
     assert dense.anatomy is not None
-    counts = tuple(counts or grid(dense.anatomy, _batch(flat)))
+    counts = tuple(counts or grid(dense.anatomy, images_in(flat)))
     say("cut the model into pieces")
     pieces = Pieces(dense, policy, lowering, flat)
     calls = {
-        "dense": _bound(target.lower(dense), flat),
-        "whole": _bound(target.lower(_bare(dense, policy, lowering)), flat),
+        "dense": figures.bound(target.lower(dense), flat),
+        "whole": figures.bound(target.lower(_bare(dense, policy, lowering)), flat),
         **pieces.calls(counts, target),
     }
     say("compile the pieces")
@@ -236,7 +237,7 @@ class Pieces:
             inputs = {case: [values[source] for source in piece.inputs] for case, values in seen.items()}
             _mark_lengths(list(inputs.values()))
             lowered = target.lower(piece.program(program, next(iter(inputs.values()))))
-            calls |= {f"{name}{case}": _bound(lowered, given) for case, given in inputs.items()}
+            calls |= {f"{name}{case}": figures.bound(lowered, given) for case, given in inputs.items()}
         return calls
 
     def blocks(self, counts: Sequence[int], seconds: Mapping[str, float]) -> tuple[tuple[float, ...], ...]:
@@ -305,11 +306,3 @@ def _mark_lengths(cases: list[list[Any]]) -> None:
             if len({tensor.shape[axis] for tensor in tensors}) > 1:
                 for tensor in tensors:
                     compat.mark_dynamic(tensor, axis)
-
-
-def _bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:
-    return lambda: call(*inputs)
-
-
-def _batch(flat: Sequence[Any]) -> int:
-    return next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))

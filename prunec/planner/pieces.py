@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from prunec import compat, graph
-from prunec.program import Program
+from prunec.program import Program, value_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +101,9 @@ def signature(module: fx.GraphModule) -> str:
     words, places = [], {node: place for place, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            words.append(str(tuple(_at(module, str(node.target)).shape)))
+            words.append(str(tuple(value_at(module, str(node.target)).shape)))
         elif node.op == "call_function":
             leaves = compat.tree_leaves((node.args, node.kwargs))
             read = [f"%{places[leaf]}" if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
             words.append(f"{graph.op(node)}{read}")
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
-
-
-def _at(module: fx.GraphModule, path: str) -> Tensor:
-    value: Any = module
-    for name in path.split("."):
-        value = getattr(value, name)
-    assert isinstance(value, Tensor)
-    return value

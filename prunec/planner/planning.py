@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunec import cost
+from prunec import cost, figures
 from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
 from prunec.figures import Progress
@@ -127,8 +127,8 @@ class Workshop:
 
     def measured(self) -> tuple[Candidate, ...]:
         """All that was built, timed in one interleaved run."""
-        runs = {str(name): _bound(call, self.flat) for name, call in self.calls.items()}
-        runs["dense"] = _bound(self.lowered, self.flat)
+        runs = {str(name): figures.bound(call, self.flat) for name, call in self.calls.items()}
+        runs["dense"] = figures.bound(self.lowered, self.flat)
         self.say(f"compile {len(runs)} programs")
         with torch.no_grad():
             for run in runs.values():
@@ -299,7 +299,3 @@ def described(schedule: Schedule) -> str:
         for first, last, leaves in parts
     ]
     return ", ".join(named) or "no site"
-
-
-def _bound(call: Flat, inputs: Sequence[Any]) -> Callable[[], object]:
-    return lambda: call(*inputs)

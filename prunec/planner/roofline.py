@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunec import compat, cost
+from prunec.interface import images_in
 from prunec.lowering import MODES, Lowering, Mode
 from prunec.planner.latency import Pieces, grid, table_of
 from prunec.planner.table import LatencyTable
@@ -68,7 +69,7 @@ def estimate(
     """
     start = time.perf_counter()
     assert dense.anatomy is not None
-    batch = next(int(leaf.shape[0]) for leaf in flat if isinstance(leaf, Tensor))
+    batch = images_in(flat)
     counts = tuple(counts or grid(dense.anatomy, batch))
     pieces, target = Pieces(dense, policy, lowering, flat), _Estimating(ceilings)
     taken = {name: float(call()) for name, call in pieces.calls(counts, target).items()}  # type: ignore[arg-type]

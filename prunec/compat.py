@@ -115,6 +115,30 @@ def op_name(target: object) -> str:
     return getattr(target, "__name__", str(target))
 
 
+def qualified_name(target: object) -> str:
+    """`aten::mm` for each overload of it; the name alone for operators that take functions."""
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else op_name(target)
+
+
+def positional(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments in the order of the schema, up to the last one given; None for those left out."""
+    names = argument_names_of(target)[len(args) :]
+    last = max((place for place, name in enumerate(names, 1) if name in kwargs), default=0)
+    return [*args, *(kwargs.get(name) for name in names[:last])]
+
+
+def run_composed(target: Any, mode: TorchDispatchMode, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call an operator inside `mode`, which sees the operators that it is composed of, if it is of others."""
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return NotImplemented  # PyTorch then says that the mode cannot handle it
+    if target is not torch.ops.prim.device.default:
+        with mode:
+            result = target.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    return target(*args, **kwargs)
+
+
 def argument_names_of(target: object) -> list[str]:
     """The names of an ATen operator's arguments, in order."""
     return [argument.name for argument in target._schema.arguments] if is_aten(target) else []  # type: ignore[attr-defined]

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunec import cost, evaluate, ops
 from prunec.calibrate import call_on
 from prunec.cost import Timing
 from prunec.evaluate import Comparison
+from prunec.flops import FlopCounter
 from prunec.interface import images_in
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores, Slices
@@ -50,7 +50,7 @@ class Latency:
 
 
 def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
-    """Floating-point operations of one image, as PyTorch counts them.
+    """Floating-point operations of one image, in closed form.
 
     Where images keep different numbers of tokens it is the mean over the images of `flat`, each by itself.
     """
@@ -60,12 +60,12 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
     else:
         images = images_in(flat)
         runs = [_one_image(flat, image, images) for image in range(images)]
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with counter, torch.no_grad():
         for run in runs:
             program.module(*run)
     images = len(runs) * (1 if program.interface.batch else fixed_batch(program))
-    return int(counter.get_total_flops()) // images
+    return counter.total // images
 
 
 def inputs(program: Program, batch: int, images: Tensor | None) -> tuple[Any, ...]:

@@ -23,11 +23,11 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunec import compat, ops
 from prunec.boxes import WHOLE, Box, Chosen, Lengths, Rows, Span, count, cut, fixed, shape_of, span
 from prunec.calls import signature
+from prunec.flops import FlopCounter
 from prunec.graph import is_getitem, is_size, is_tensor
 from prunec.sizes import Position, at, sizes_of, with_sizes
 
@@ -245,16 +245,16 @@ class _Trial:
             wholes = [self._loud(*given) for given in zip(self.unit.operands, reads.boxes, strict=True)]
             parts = [cut(x, box or WHOLE, self.chosen) for x, box in zip(wholes, reads.boxes, strict=True)]
             with torch.no_grad():
-                with FlopCounterMode(display=False) as before:
+                with FlopCounter() as before:
                     expected = cut(self.run(wholes), self.box, self.chosen)
-                with FlopCounterMode(display=False) as after:
+                with FlopCounter() as after:
                     found = self.run(parts, sizes) if reads.piece is None else parts[reads.piece]
                     found = found.squeeze(reads.squeezed) if reads.squeezed else found
         except Exception:  # noqa: BLE001  what does not run on the parts alone reads more than them
             return None
         if not _equal(found, expected):
             return None
-        return int(before.get_total_flops()), int(after.get_total_flops())
+        return before.total, after.total
 
     def _loud(self, node: fx.Node, box: Box | None) -> Tensor:
         """Random values of an operand, those outside its box much larger."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.flop_counter import register_flop_formula
 
 from prunec import compat
 
@@ -77,13 +76,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _attend.register_autograd(_backward, setup_context=_remember)
-
-
-@register_flop_formula(torch.ops.prunec.attend)
-def _flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """As if all rows were one image's: right for one image at a time, which is how prunec counts."""
-    _, heads, rows, width = query
-    return int(2 * heads * rows * key[2] * (width + value[3]))
 
 
 def attend(

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunec import compat, cost
+from prunec.flops import FlopCounter
 from prunec.interface import images_in
 from prunec.lowering import MODES, Lowering, Mode
 from prunec.planner.latency import Pieces, grid, table_of
@@ -146,7 +146,7 @@ class _Roofline(compat.DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and add its time."""
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             result = func(*args, **(kwargs or {}))
         read, made = _tensors((args, kwargs)), _tensors(result)
         if {_storage(tensor) for tensor in made} <= {_storage(tensor) for tensor in read}:
@@ -156,7 +156,7 @@ class _Roofline(compat.DispatchMode):
             self.made |= {id(tensor): tensor for tensor in made}
             return result
         self._end_row()
-        self._add(counter.get_total_flops(), read, made)
+        self._add(counter.total, read, made)
         return result
 
     def _is_made(self, tensor: Tensor) -> bool:

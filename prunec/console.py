@@ -29,7 +29,7 @@ ArchOption = Annotated[
     str | None, typer.Option("--arch", metavar="SOURCE", help="the model that a file of weights is for")
 ]
 AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="unpickle any .pt file, and run any code that is in it")
+    bool, typer.Option("--allow-pickle", help="unpickle any .pt or .pt2 file, and run any code that is in it")
 ]
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")

@@ -5,6 +5,7 @@ They have a batch of two: torch.export takes a size of one for a constant of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunec.errors import UsageError
+
+#: The largest image that is made up as an example: 3 channels of 6,000 x 6,000 pixels.
+MOST_NUMBERS = 3 * 6000 * 6000
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -74,6 +78,12 @@ def exported_inputs(exported: ExportedProgram) -> Inputs:
 
 def _image(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
     # size: C, H, W -> [2, C, H, W], the same numbers in every run
+    if min(size) < 1 or math.prod(size) > MOST_NUMBERS:
+        raise UsageError(
+            f"the model says that its image has {' x '.join(map(str, size))} numbers",
+            where=f"{type(module).__module__}.{type(module).__qualname__}",
+            remedy="correct the image size in the model's configuration, or pass example=",
+        )
     numbers = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     parameters = (p for p in module.parameters() if p.is_floating_point())
     like = next(parameters, numbers)
@@ -83,6 +93,9 @@ def _image(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
 def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not isinstance(config, Mapping) or "input_size" not in config:
+        return None
+    size = config["input_size"]
+    if not isinstance(size, tuple | list) or len(size) != 3 or not all(isinstance(n, int) for n in size):
         return None
     channels, height, width = config["input_size"]
     # The configuration speaks of the weights; a model built with another img_size or in_chans knows better.

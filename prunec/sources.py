@@ -31,7 +31,7 @@ from torch.export import ExportedProgram
 
 from prunec import compat, files
 from prunec.data import shapes, tiny_vit
-from prunec.errors import SourceError, UsageError, did_you_mean
+from prunec.errors import PruneError, SourceError, UsageError, did_you_mean
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
 from prunec.within import shared_copy
 
@@ -43,6 +43,7 @@ GRAMMAR = (
 )
 PT2_NOTE = "torch reads a .pt2 file with pickle machinery of its own: use one only if you trust its maker"
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
+PICKLED = (".pt", ".pth", ".pt2")
 PROBE_SECONDS = 3
 
 
@@ -100,7 +101,7 @@ def load(
         spec: what to read, in the grammar at the top of this module.
         pretrained: False builds the model with random weights and needs no network. Files are always read.
         arch: a SOURCE that builds the model for a file of weights; its own weights are not loaded.
-        allow_pickle: unpickle whatever a .pt or .pth file holds, which may run any code.
+        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code.
 
     Raises:
         SourceError: the model is unknown, or cannot be read, trusted or built.
@@ -119,7 +120,7 @@ def load(
     if spec == "shapes":
         return _shapes(pretrained)
     if suffix == ".pt2":
-        return _exported(spec)
+        return _exported(spec, allow_pickle)
     if colon:
         return _LOADERS.get(scheme, _from_callable)(spec, rest, pretrained)
     if "/" in spec:
@@ -129,6 +130,50 @@ def load(
             remedy=f"write hf:{spec} for a model of transformers, hf-hub:{spec} for one of timm",
         )
     return _timm(spec, spec, pretrained)
+
+
+def load_named(
+    spec: str,
+    file: str | Path,
+    *,
+    pretrained: bool = True,
+    arch: str | None = None,
+    trust_source: bool = False,
+    allow_pickle: bool = False,
+) -> Source:
+    """Read a SOURCE that a file names: an artefact's manifest, or a plan.
+
+    Whoever wrote the file chose it, so without consent only sources are read that run no code of their own:
+    shapes, models of timm and transformers by name, and .safetensors.
+
+    Args:
+        spec: what the file names.
+        file: that file, for the message.
+        pretrained: as for `load`.
+        arch: as for `load`; the file names it too.
+        trust_source: read whatever it names, as if it had been typed: a function is imported and called.
+        allow_pickle: as for `load`.
+
+    Raises:
+        SourceError: as for `load`, or it names something else.
+    """
+    for named in (spec, arch):
+        if named and not trust_source and not _is_data(named):
+            raise SourceError(
+                f"the file names the source {named!r}, and reading that may run code",
+                where=str(file),
+                remedy="if you trust whoever made the file, say so with --trust-source (in Python: "
+                "trust_source=True)",
+            )
+    return load(spec, pretrained=pretrained, arch=arch, allow_pickle=allow_pickle)
+
+
+def _is_data(spec: str) -> bool:
+    """Whether reading a source runs nothing but prunec, timm and transformers."""
+    scheme, colon, _ = spec.partition(":")
+    if colon:
+        return scheme in ("timm", "hf")
+    return spec.endswith(".safetensors") or ("/" not in spec and Path(spec).suffix not in PICKLED)
 
 
 def from_module(module: nn.Module, example: Example | None = None) -> Source:
@@ -219,6 +264,7 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
 
     with _reading(spec), contextlib.nullcontext() if local.is_dir() else _hub():
         config = transformers.AutoConfig.from_pretrained(where, **options)
+        _check_attention(config)
         cls = _model_class(transformers, config)
         module, weights, notes = _with_weights(build, "" if pretrained else "as asked")
     if found:
@@ -241,7 +287,17 @@ def _folder(spec: str, place: str, writer: str) -> Path:
 def _model_class(transformers: ModuleType, config: Any) -> Any:
     """The class that the checkpoint was saved from, when transformers has it."""
     name = (config.architectures or [""])[0]
-    return getattr(transformers, name, None) or transformers.MODEL_MAPPING[type(config)]
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else transformers.MODEL_MAPPING[type(config)]
+
+
+def _check_attention(config: Any) -> None:
+    """An attention with a / in its name is a repository of kernels: transformers would fetch and run it."""
+    for part in (config, *vars(config).values()):
+        name = getattr(part, "_attn_implementation", None)
+        if isinstance(name, str) and "/" in name:
+            raise ValueError(f"its configuration asks for the attention kernel {name!r}, which would be run")
 
 
 def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
@@ -286,14 +342,15 @@ def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
     if path.suffix == ".safetensors":
         content: nn.Module | files.State = files.read_safetensors(path)
     else:
-        with _working_folder_importable():
+        with _working_folder_importable() if allow_pickle else contextlib.nullcontext():
             content = files.read_pickled(path, allow_pickle=allow_pickle)
     if isinstance(content, nn.Module):
         if arch is not None:
             raise UsageError(
                 "the file holds a whole model", where=f"source {spec!r}", remedy="leave --arch out"
             )
-        return _source(spec, content.eval(), "file")
+        with _reading(spec):  # its attributes may be anything
+            return _source(spec, content.eval(), "file")
     if arch is None:
         raise UsageError(
             "the file holds weights only",
@@ -305,8 +362,8 @@ def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
     return dataclasses.replace(model, spec=spec, weights="file", notes=(), arch=arch)
 
 
-def _exported(spec: str) -> Source:
-    exported = files.read_exported(Path(spec).expanduser())
+def _exported(spec: str, allow_pickle: bool) -> Source:
+    exported = files.read_exported(Path(spec).expanduser(), allow_pickle=allow_pickle)
     args, kwargs = exported_inputs(exported)
     module = compat.unlifted(exported)
     return Source(spec, module, args, kwargs, "file", (PT2_NOTE,), exported=exported)
@@ -373,6 +430,8 @@ def _reading(spec: str) -> Iterator[None]:
     """Whatever a library raises while it builds a model becomes one error of ours."""
     try:
         yield
+    except PruneError:
+        raise
     except Exception as error:
         raise SourceError(
             f"the model cannot be read: {_first_sentence(error)}",

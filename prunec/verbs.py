@@ -244,7 +244,13 @@ class Result:
 
 
 def load(
-    folder: str | Path, model: nn.Module | None = None, *, example: Any = None, target: str | None = None
+    folder: str | Path,
+    model: nn.Module | None = None,
+    *,
+    example: Any = None,
+    target: str | None = None,
+    trust_source: bool = False,
+    allow_pickle: bool = False,
 ) -> nn.Module:
     """The module of an artefact: its model is built anew, the weights loaded, the plan repeated.
 
@@ -253,10 +259,16 @@ def load(
         model: the model, for artefacts of a module that no SOURCE names. It is not changed.
         example: an input of that model, as for `transform`.
         target: the backend; the one the artefact was made for when left out.
+        trust_source: build the model from whatever SOURCE the artefact names, which may import and run code.
+            Without it, only from shapes, timm:, hf: and .safetensors.
+        allow_pickle: for such a source: unpickle whatever a .pt, .pth or .pt2 file holds.
     """
     manifest, state = artefact.read(folder)
     backend = targets.load(target or manifest["target"])
-    source = _source_of(manifest, folder) if model is None else sources.from_module(model, example)
+    if model is None:
+        source = _source_of(manifest, folder, trust_source, allow_pickle)
+    else:
+        source = sources.from_module(model, example)
     module = copy.deepcopy(source.module) if model is not None else source.module
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
@@ -269,13 +281,21 @@ def load(
     return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
 
 
-def _source_of(manifest: Mapping[str, Any], folder: str | Path) -> Source:
+def _source_of(
+    manifest: Mapping[str, Any], folder: str | Path, trust_source: bool, allow_pickle: bool
+) -> Source:
     if manifest["weights"] == "given" and ":" not in manifest["source"]:  # pkg.module:callable names one
         raise UsageError(
             f"{folder} was made from a module in Python, which no SOURCE names",
             remedy="give that module: prunec.load(folder, model=...)",
         )
-    return sources.load(manifest.get("arch") or manifest["source"], pretrained=False)
+    return sources.load_named(
+        manifest.get("arch") or manifest["source"],
+        folder,
+        pretrained=False,
+        trust_source=trust_source,
+        allow_pickle=allow_pickle,
+    )
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:

@@ -16,7 +16,7 @@ import math
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -38,6 +38,7 @@ TENSOR_NAMES = frozenset(
         "torch.nn.parameter.Parameter",
         *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
         "torch._utils._rebuild_parameter_with_state",
+        "torch._tensor._rebuild_from_type_v2",
         *(f"torch.{what}" for what in ("Size", "Tensor", "device")),
         *(f"torch.storage.{what}" for what in ("TypedStorage", "UntypedStorage")),
         *(f"torch.{what}Storage" for what in ("Double", "Float", "Half", "BFloat16", "ComplexFloat")),
@@ -177,7 +178,7 @@ class _Builder:
     """Makes of records what they describe, each once, and a copy of every container on the way."""
 
     def __init__(self, file_size: int) -> None:
-        self.most_numbers = max(file_size, 1 << 20)
+        self.most_bytes = max(file_size, 1 << 20)
         self.built: dict[int, Any] = {}
         self.kept: list[Any] = []  # or an id could be given to another object
         self.open: set[int] = set()  # the modules whose state is being built
@@ -202,7 +203,7 @@ class _Builder:
 
     def _made(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return self._keep(value, self._checked(value))
+            return self._keep(value, self._tensor(value))
         if isinstance(value, Record):
             return self._object(value)
         if isinstance(value, type) and issubclass(value, Record):
@@ -223,16 +224,20 @@ class _Builder:
         self.built[id(value)] = made
         return made
 
-    def _checked(self, tensor: Tensor) -> Tensor:
-        """A plain tensor of numbers that are in the file."""
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        """The same numbers, which must be in the file, without gradients and hooks."""
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
             raise NotTrusted(f"holds a tensor that is not plain: {type(tensor).__name__}, {tensor.layout}")
-        if math.prod(tensor.shape) * tensor.element_size() > self.most_numbers:
+        if math.prod(tensor.shape) * tensor.element_size() > self.most_bytes:
             raise NotTrusted(f"holds a tensor of shape {list(tensor.shape)}, more than the file's own size")
+        made = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.requires_grad)
         for name, value in vars(tensor).items():
-            if type(value) not in PLAIN_VALUES or hasattr(type(tensor), name):
+            if type(value) not in PLAIN_VALUES or hasattr(Tensor, name):
                 raise NotTrusted(f"gives a tensor the attribute {name!r}")
-        return tensor
+        vars(made).update(vars(tensor))
+        return made
 
     def _object(self, record: Record) -> Any:
         if record.name == trust.PARTIAL:
@@ -251,7 +256,7 @@ class _Builder:
         _check_state(cls, state, record.name)
         if kind == "module":
             _check_module(state, record.name)
-            _setter(cls, record.name)(made, state)
+            made.__setstate__(state)
         else:
             vars(made).update(state)
         return made
@@ -315,11 +320,3 @@ def _check_module(state: Mapping[str, Any], name: str) -> None:
             type(place) is str and (value is None or isinstance(value, kind)) for place, value in held.items()
         ):
             raise NotTrusted(f"gives {name} something else than {key}")
-
-
-def _setter(cls: type[nn.Module], name: str) -> Callable[[nn.Module, dict[str, Any]], None]:
-    """The class's own way to take a state, which adds what older versions had not; PyTorch's only."""
-    setter: Callable[[nn.Module, dict[str, Any]], None] = cls.__setstate__
-    if not setter.__module__.startswith("torch.nn.modules."):
-        raise NotTrusted(f"holds {name}, which reads its state in a way of its own")
-    return setter

@@ -286,10 +286,13 @@ def _folder(spec: str, place: str, writer: str) -> Path:
 
 def _model_class(transformers: ModuleType, config: Any) -> Any:
     """The class that the checkpoint was saved from, when transformers has it."""
-    name = (config.architectures or [""])[0]
-    found = getattr(transformers, name, None) if isinstance(name, str) else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return found if is_model else transformers.MODEL_MAPPING[type(config)]
+    name = str((config.architectures or [""])[0])
+    found = getattr(transformers, name, None)
+    if found is None:
+        return transformers.MODEL_MAPPING[type(config)]
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"its configuration names {name!r} as the model, which is none")
+    return found
 
 
 def _check_attention(config: Any) -> None:

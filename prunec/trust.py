@@ -89,10 +89,11 @@ def is_layer(name: str) -> bool:
 
 
 def _kind(cls: type, name: str) -> Kind | None:
+    """What an instance is. A module that reads its state in a way of its own is not trusted, but PyTorch's."""
     if name in PLAIN_CLASSES:
         return "plain"
     if issubclass(cls, nn.Module):
-        return "module"
+        return "module" if cls.__setstate__.__module__.startswith("torch.nn.modules.") else None
     if issubclass(cls, Enum):
         return "enum"
     if any(f"{base.__module__}.{base.__qualname__}" in CONFIG_BASES for base in cls.__mro__):

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from prunec import artefact
 from prunec.errors import PruneError, SourceError, UsageError
+from prunec.policy import Policy
 
-MANIFEST = {key: key.upper() for key in artefact.KEYS}
+MANIFEST: dict[str, Any] = {
+    "source": "shapes", "weights": "shipped", "target": "eager", "plan": {}, "certificate": {},
+    "policy": Policy.load("norm").model_dump(mode="json"),
+}  # fmt: skip
 
 
 def state(value: float = 1.0) -> dict[str, Tensor]:
@@ -35,7 +39,10 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     folder = artefact.save(tmp_path / "deep" / "out", MANIFEST, state(), {"report.json": "{}\n"})
     assert sorted(content(folder)) == ["model.safetensors", "prunec.json", "report.json"]
     manifest, found = artefact.read(str(folder))
-    assert manifest == {"format": 1, **MANIFEST}
+    assert {name: manifest[name] for name in MANIFEST if name not in ("plan", "certificate")} == {
+        name: value for name, value in MANIFEST.items() if name not in ("plan", "certificate")
+    }
+    assert manifest["files"] == ("model.safetensors", "report.json")
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         "a.weight": [[1.0] * 3] * 2,
         "steps": 7,
@@ -53,7 +60,7 @@ def test_replaces_an_older_artefact_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "files", [{}, {"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}]
+    "files", [{"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}]
 )
 def test_refuses_a_foreign_folder_and_leaves_it_alone(tmp_path: Path, files: dict[str, str]) -> None:
     folder = tmp_path / "out"
@@ -154,7 +161,7 @@ def test_a_corrupt_manifest(tmp_path: Path, text: str) -> None:
 def test_a_manifest_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     folder = save(tmp_path / "out")
     (folder / "prunec.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SourceError, match=r"is no readable prunec artefact: 'utf-8' codec can't decode"):
+    with pytest.raises(SourceError, match=r"is no readable prunec artefact: prunec.json is not valid JSON: 'utf-8' codec"):
         artefact.read(folder)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prunec import policy
+from prunec import documents, policy
 from prunec.errors import PolicyError
 from prunec.policy import Policy
 from tests.policies import GONE, written
@@ -86,7 +86,7 @@ def test_toml_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(policy.importlib, "import_module", missing)
+    monkeypatch.setattr(documents.importlib, "import_module", missing)
     (tmp_path / "mine.toml").write_text("version = 1")
     with pytest.raises(PolicyError, match="this Python cannot read TOML") as caught:
         Policy.load(tmp_path / "mine.toml")
@@ -184,7 +184,7 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, number: str) -> N
 
 def test_text_that_looks_like_a_number_stays_text() -> None:
     mine = Policy.load(written(summary="1e5"))
-    assert Policy.load(policy._parse_yaml(mine.to_yaml())) == mine  # type: ignore[arg-type]
+    assert Policy.load(documents.parse(mine.to_yaml().encode(), "yaml")) == mine  # type: ignore[arg-type]
 
 
 def test_a_policy_loads_as_itself() -> None:
@@ -342,7 +342,7 @@ def test_yaml_round_trip(
     )
     text = mine.to_yaml()
     assert Policy.load(yaml.safe_load(text)) == mine
-    assert Policy.load(policy._parse_yaml(text)).to_yaml() == text  # type: ignore[arg-type]
+    assert Policy.load(documents.parse(text.encode(), "yaml")).to_yaml() == text  # type: ignore[arg-type]
 
 
 @given(depths=st.lists(st.floats(0, 1, exclude_max=True), min_size=1), layers=st.integers(1, 64))

@@ -62,6 +62,7 @@ def check_place(folder: str | Path) -> None:
     """UsageError when no artefact can be written there; cheap, so that it is known before the work."""
     target = Path(folder)
     try:
+        str(target).encode()  # the report names it
         places = _Places.of(target)
         for leftover in (places.new, places.old):
             _check_own(leftover, leftover)
@@ -69,7 +70,7 @@ def check_place(folder: str | Path) -> None:
         parent = next(parent for parent in places.target.parents if parent.exists())
         writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
         why = "may not be written to" if parent.is_dir() else "is a file"
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+    except (OSError, ValueError) as error:  # a name that is too long, has a NUL or is no text
         raise _unwritable(target, error) from error
     if not writable:
         raise UsageError(

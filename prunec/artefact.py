@@ -139,7 +139,9 @@ def _foreign(folder: Path) -> list[str]:
         return [folder.name]
     own = _own(folder)
     with os.scandir(folder) as entries:
-        return sorted(brief(e.name) for e in entries if not (e.name in own and e.is_file(follow_symlinks=False)))
+        return sorted(
+            brief(e.name) for e in entries if not (e.name in own and e.is_file(follow_symlinks=False))
+        )
 
 
 def _own(folder: Path) -> set[str]:
@@ -176,7 +178,9 @@ class _Places(NamedTuple):
     @classmethod
     def of(cls, folder: Path) -> _Places:
         target = Path(os.path.realpath(folder))  # a link stays, what it points to is replaced
-        return cls(target, *(target.with_name(f".{target.name}.prunec.{end}") for end in ("new", "old", "lock")))
+        return cls(
+            target, *(target.with_name(f".{target.name}.prunec.{end}") for end in ("new", "old", "lock"))
+        )
 
 
 @contextmanager
@@ -252,7 +256,9 @@ def _locked(places: _Places) -> Iterator[None]:
 
 def _unwritable(target: Path, error: Exception) -> UsageError:
     why = error.strerror if isinstance(error, OSError) else str(error)
-    return UsageError(f"{brief(str(target))} cannot be written: {why}", remedy="choose another folder with -o")
+    return UsageError(
+        f"{brief(str(target))} cannot be written: {why}", remedy="choose another folder with -o"
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -119,13 +119,8 @@ def parse(content: bytes, kind: str, bounds: Bounds = SMALL) -> object:
         value = parser(content.decode("utf-8-sig"), bounds.values)
     except RecursionError as error:
         raise _too_deep() from error
-    except Unreadable:
-        raise
-    except Exception as error:
-        # PyYAML raises also KeyError, IndexError and AttributeError, where a tag does not go with its value.
-        plain = isinstance(error, ValueError | yaml.YAMLError)
-        what = str(error) if plain else f"{type(error).__name__}: {error}"
-        reason = f"is not valid {kind.upper()}: {brief(' '.join(what.split()), 400)}"
+    except (ValueError, yaml.YAMLError) as error:
+        reason = f"is not valid {kind.upper()}: {brief(' '.join(str(error).split()), 400)}"
         raise Unreadable(reason, _CORRECT) from error
     _check(value, ())
     return value
@@ -135,6 +130,8 @@ def _parse_yaml(text: str, values: int) -> object:
     loader = _Loader(text, values)
     try:
         return loader.get_single_data()
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # of PyYAML: `!!bool perhaps`
+        raise ValueError("a value does not go with its tag, such as !!int or !!bool") from error
     finally:
         loader.dispose()
 
@@ -198,6 +195,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str, values: int) -> None:
         super().__init__(text)
+        self.name = "the file"  # in errors
         self.values, self.left, self.depth = values, values, 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:

@@ -29,17 +29,17 @@ from pydantic import (
 
 from prunec.errors import brief, did_you_mean, first_few, shown
 
+#: Blocks, or tokens of a stream, that a model may have: for numbers that count some of them.
+MOST = 2**16
+
 # A field's description completes the sentence "NAME must be ..." in errors, and documents the JSON schema.
-Block = Annotated[int, Field(ge=0)]
+Block = Annotated[int, Field(ge=0, le=MOST)]
 Depth = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Rates = Annotated[list[Rate], Field(min_length=1)]
 #: A name or a path on one line, as plans and manifests hold them.
 Word = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-#: Tokens that a stream may have, for numbers that count some of them.
-MOST = 2**16
 
 #: Where other packages announce scorers of their own.
 ENTRY_POINTS = "prunec.scorers"

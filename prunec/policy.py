@@ -9,6 +9,7 @@ expected.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -171,11 +172,10 @@ def _from_file(path: Path) -> Policy:
     try:
         data = documents.load(path, kind)
     except documents.Unreadable as error:
-        raise PolicyError(
-            f"the policy file {error}",
-            where=str(path),
-            remedy=f"{error.remedy}, or give the name of a preset: {', '.join(_preset_names())}",
-        ) from error
+        remedy = error.remedy
+        if not os.path.lexists(path):
+            remedy += f", or give the name of a preset: {', '.join(_preset_names())}"
+        raise PolicyError(f"the policy file {error}", where=str(path), remedy=remedy) from error
     return _validated(data, where=str(path))
 
 

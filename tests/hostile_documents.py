@@ -7,6 +7,7 @@ with "this is a fault of prunec".
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -323,11 +324,24 @@ HOSTILE.append(Hostile("images: a link to all files", in_images("all", root), "h
 # A table whose checksum is right ----------------------------------------------------------------------------
 
 
-def table(folder: Path) -> list[str]:
-    """Numbers that no search ends with, under a checksum that fits."""
-    plain = {"format": 1, "counts": list(range(100_000, 0, -1)), "blocks": [[1.0] * 100_000]}
-    (folder / "table.json").write_text(json.dumps(plain))
-    return planned_by(folder / "table.json")
+def table(**changes: object) -> Callable[[Path], list[str]]:
+    """A latency table whose checksum fits, however odd its numbers are."""
+    plain = {
+        "format": 1, "place": {}, "work": {}, "counts": [9, 5], "dense": 1.0, "fixed": 0.1,
+        "blocks": [[1.0, 0.5]] * 12, "sites": [0.0] * 4, "spread": 0.0, "seconds": 1.0, "date": "today",
+        "samples": {}, "estimated": False, "error": 0.05, **changes,
+    }  # fmt: skip
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    signed = json.dumps({**plain, "checksum": hashlib.sha256(text.encode()).hexdigest()})
+    return as_text("table.json", signed, planned_by)
 
 
-HOSTILE.append(Hostile("table: 100,000 lengths", table, "the square of that in memory"))
+for name, changes, what in (
+    ("100,000 lengths", {"counts": list(range(100_000, 0, -1)), "blocks": [[1.0] * 100_000]}, "their square"),
+    ("no time at all", {"dense": 0.0}, "every share divides by it"),
+    ("ages", {"dense": 1e308, "fixed": 1e308}, "numbers whose sum is infinite"),
+    ("of nothing", {}, "of no model and no device"),
+    ("a long fact", {"place": {"device": "a" * 100_000}}, "a message of that length"),
+    ("a length of no token", {"counts": [5, 0]}, "an empty stream"),
+):
+    HOSTILE.append(Hostile(f"table: {name}", table(**changes), what))

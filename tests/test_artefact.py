@@ -59,9 +59,7 @@ def test_replaces_an_older_artefact_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(
-    "files", [{"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}]
-)
+@pytest.mark.parametrize("files", [{"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}])
 def test_refuses_a_foreign_folder_and_leaves_it_alone(tmp_path: Path, files: dict[str, str]) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -161,7 +159,9 @@ def test_a_corrupt_manifest(tmp_path: Path, text: str) -> None:
 def test_a_manifest_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     folder = save(tmp_path / "out")
     (folder / "prunec.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SourceError, match=r"is no readable prunec artefact: prunec.json is not valid JSON: 'utf-8' codec"):
+    with pytest.raises(
+        SourceError, match=r"is no readable prunec artefact: prunec.json is not valid JSON: 'utf-8' codec"
+    ):
         artefact.read(folder)
 
 

@@ -59,7 +59,10 @@ TITLE = [
     ({"version": "1"}, "version must be the number 1, got '1' @ version"),
     ({"version": GONE}, "version is missing, it must be 1 @ version"),
     ({"name": "My Policy"}, "starting with a letter, got 'My Policy' @ name"),
-    ({"name": 3}, "name must be at most 64 lower-case letters, digits, - and _, starting with a letter, got 3 @ name"),
+    (
+        {"name": 3},
+        "name must be at most 64 lower-case letters, digits, - and _, starting with a letter, got 3 @ name",
+    ),
     ({"summary": "two\nlines"}, "summary must be one line of text, got 'two\\nlines' @ summary"),
     ({"summary": ""}, "summary must be one line of text, got '' @ summary"),
     ({"paper": 2202.07800}, "paper must be one line that names the paper, got 2202.078 @ paper"),

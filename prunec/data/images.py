@@ -171,6 +171,10 @@ def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
         ) from error
     except Image.UnidentifiedImageError as error:
         raise _refused(path, f"the image cannot be read: cannot identify image file as {KINDS}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own bound is higher
+        raise _refused(
+            path, f"the image cannot be read: it has far more than {MOST_PIXELS} pixels"
+        ) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = brief(str(error), 300) or type(error).__name__
         raise _refused(path, f"the image cannot be read: {reason}") from error

@@ -76,7 +76,7 @@ class PlanFile(Model):
         try:
             plan = cls.model_validate(documents.load(Path(path), "yaml"))
         except documents.Unreadable as error:
-            raise _wrong(path, f"it {error}") from error
+            raise _wrong(path, f"it {error}", error.remedy) from error
         except ValidationError as error:
             raise _wrong(path, mistakes(error)) from error
         Policy.load(plan.policy, where=f"{path}, policy")  # its own mistakes are told in its own words
@@ -91,9 +91,9 @@ class PlanFile(Model):
         )
 
 
-def _wrong(path: str | Path, why: str) -> PlanError:
+def _wrong(path: str | Path, why: str, remedy: str = "correct the file") -> PlanError:
     return PlanError(
         f"{path} is no plan: {why}",
         where=str(path),
-        remedy="`prunec plan SOURCE --policy NAME --latency 0.6` writes one",
+        remedy=f"{remedy}; `prunec plan SOURCE --policy NAME --latency 0.6` writes one",
     )

@@ -145,7 +145,8 @@ def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
     table = LatencyTable.read(request.search.table)
     lowering = next((one for one in found if str(one) == table.work.get("mode")), found[0])
     work = _work(dense, lowering, flat, request)
-    table.check(place_of(device_of(dense)), work, foreign=not request.search.build)
+    place, foreign = place_of(device_of(dense)), not request.search.build
+    table.check(place, work, foreign=foreign, file=request.search.table)
     _check_shape(table, dense, request.search.table)
     if table.noise:
         request.warn(table.noise)

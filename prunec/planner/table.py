@@ -30,7 +30,7 @@ from platformdirs import user_cache_path
 from pydantic import TypeAdapter, ValidationError
 
 from prunec import documents
-from prunec.errors import TableError, brief, shown
+from prunec.errors import TableError, brief, first_few, shown
 from prunec.language import mistakes
 from prunec.planner.search import Costs, Row, Site, check_counts, check_rows
 
@@ -139,19 +139,20 @@ class LatencyTable:
         """Each field in which the table is about something else, named with both values."""
         return (*_differences(self.place, place), *_differences(self.work, work))
 
-    def check(self, place: Facts, work: Facts, *, foreign: bool = False) -> None:
+    def check(self, place: Facts, work: Facts, *, foreign: bool = False, file: Path | None = None) -> None:
         """TableError when the table is about something else.
 
         Args:
             place: where it is to be used.
             work: what is to be predicted.
             foreign: the table may be from another place, to plan for a device that is not here.
+            file: where it was read from.
         """
         wrong = self.differences(self.place if foreign else place, work)
         if wrong:
             raise TableError(
-                f"the latency table does not fit: {'; '.join(wrong)}",
-                where=f"the table of {self.date}",
+                f"the latency table does not fit: {first_few(wrong, '; ', most=16)}",
+                where=f"the table of {brief(self.date)}" if file is None else str(file),
                 remedy="measure again; `prunec plan --predict` plans for a device that is not here",
             )
 

@@ -117,14 +117,23 @@ def _check_replaceable(folder: Path, called: Path) -> None:
     _check_own(folder, called)
 
 
+def _there(path: Path) -> bool:
+    """Whether something has the name; OSError where nothing can have it."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _vacant(folder: Path) -> bool:
     """Whether there is nothing, or an empty folder."""
-    return not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    return not _there(folder) or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _check_own(folder: Path, called: Path) -> None:
     """UsageError when a folder of prunec holds anything that prunec did not write."""
-    foreign = _foreign(folder) if os.path.lexists(folder) else []
+    foreign = _foreign(folder) if _there(folder) else []
     if foreign:
         raise UsageError(
             f"{called} holds {first_few(foreign)}, which prunec did not write and will not delete",

@@ -239,6 +239,8 @@ def _describe(problem: dict[str, Any]) -> str:
         return f"{reason} @ {_path(loc)}"
     if kind == "missing" and isinstance(loc[-1], int):  # the list is too short
         kind, loc = "too_short", loc[:-1]
+    if loc[-1] == "[key]":  # a key of a mapping that may have any, as long as it is text
+        loc = loc[:-2]
     path = _path(loc)
     *parents, name = (part for part in loc if isinstance(part, str))  # an element goes by its list's name
     fields = _fields(parents)

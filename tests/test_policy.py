@@ -43,6 +43,48 @@ def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
     assert caught.value.what == "there is no policy 'zzzz'"
 
 
+def test_of_very_many_mistakes_the_first_few_are_told() -> None:
+    with pytest.raises(PolicyError) as caught:
+        Policy.load(written() | {f"key{number}": 1 for number in range(300_000)})
+    lines = caught.value.what.splitlines()
+    assert len(lines) == 9
+    assert lines[0].startswith("unknown key 'key0', allowed: version, name, ")
+    assert lines[-1] == "and 299992 more mistakes"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**5000,
+        "a" * 10**6,
+        [[1] * 10**4] * 100,
+        {1: {2: 3}},
+        b"\xff",
+        float("nan"),
+        {"\ud800\n": 1},
+        {(1,): 2},
+    ],
+    ids=["digits", "text", "lists", "numbers as keys", "bytes", "nan", "surrogate", "tuple as key"],
+)
+@pytest.mark.parametrize(
+    "place",
+    ["version", "name", "sites", "sites__blocks", "scorer__kind", "scorer__options", "selector__keep", "x"],
+)
+def test_whatever_the_value_is_the_message_is_short(place: str, value: Any) -> None:
+    with pytest.raises(PolicyError) as caught:
+        Policy.load(written(**{place: value}))
+    assert f"@ {place.replace('__', '.')}" in caught.value.what
+    assert len(caught.value.what) < 3000
+    caught.value.what.encode()
+
+
+def test_a_mapping_inside_itself() -> None:
+    inside: dict[str, Any] = {}
+    inside["scorer"] = inside
+    with pytest.raises(PolicyError, match="unknown key 'scorer'"):
+        Policy.load(written(scorer=inside))
+
+
 FILES: list[tuple[str, str, str]] = [
     ("mine.yaml", "a: [1", "is not valid YAML: while parsing"),
     ("mine.yaml", "", "a policy is a mapping of keys to values, got None"),

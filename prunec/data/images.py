@@ -29,8 +29,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KINDS = "jpg, png, bmp or webp images"
 #: Pillow's names of these kinds: others under their names are refused (PostScript would start a program).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-#: Pixels that a picture may have, as it is and scaled: 256 MB as Pillow holds them.
-MOST_PIXELS = 2**26
+#: Pixels that a picture may have, as it is and scaled: decoding and converting them takes up to 1 GB.
+MOST_PIXELS = 60_000_000
 #: Bytes that the file of a picture may have.
 MOST_BYTES = 2**28
 
@@ -173,7 +173,7 @@ def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
         raise _refused(path, f"the image cannot be read: cannot identify image file as {KINDS}") from error
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise _refused(
-            path, f"the image cannot be read: it has far more than {MOST_PIXELS} pixels"
+            path, f"the image cannot be read: it has far more than {MOST_PIXELS // 10**6} million pixels"
         ) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = brief(str(error), 300) or type(error).__name__
@@ -190,7 +190,7 @@ def _check_size(size: tuple[int, int], scaled: tuple[int, int]) -> None:
     for (width, height), verb in ((size, "has"), (scaled, "would have, scaled to cover the model's input,")):
         if width * height > MOST_PIXELS:
             raise documents.Unreadable(
-                f"cannot be read: it {verb} {width} x {height} pixels, more than {MOST_PIXELS}",
+                f"cannot be read: it {verb} {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million",
                 "make it smaller or less elongated",
             )
 

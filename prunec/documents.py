@@ -200,7 +200,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
             problem = f"the alias *{event.anchor} is not read here, write its value out"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         self.left, self.depth = self.left - 1, self.depth + 1

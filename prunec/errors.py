@@ -100,7 +100,7 @@ class NoGainError(PruneError):
 
 
 def brief(text: str, most: int = 120) -> str:
-    """Text on one line of at most so many characters: cut at the end, and escaped where it cannot be printed."""
+    """Text on one line of at most so many characters: cut at the end, escaped where it cannot be printed."""
     cut = text[:most]
     printable = cut if cut.isprintable() else repr(cut)[1:-1]
     return printable if len(text) <= most else f"{printable[: most - 3]}..."

@@ -167,7 +167,8 @@ class Scorer(Model):
         kind, owner = info.data.get("kind"), _OPTIONS[str(info.field_name)]
         if value and kind is not None and kind != owner:
             raise ValueError(
-                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; got {shown(value)}"
+                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; "
+                f"got {shown(value)}"
             )
         return value
 
@@ -177,7 +178,8 @@ class Scorer(Model):
         kind = info.data.get("kind")
         if options is not None and kind in SCORERS:
             raise ValueError(
-                f"options belong to scorers of other packages, {kind} is one of prunec's; got {shown(options)}"
+                f"options belong to scorers of other packages, {kind} is one of prunec's; "
+                f"got {shown(options)}"
             )
         return options
 

@@ -19,6 +19,7 @@ from prunec.policy import Policy
 
 FORMAT = 1
 MANIFEST = "prunec.json"
+WEIGHTS = "model.safetensors"
 KEYS = ("source", "weights", "target", "policy", "plan", "certificate")  # what a manifest holds at least
 
 Count = Annotated[int, Field(ge=0, le=MOST)]

@@ -1,8 +1,8 @@
 """Hostile files for everything that prunec reads: each as a command line that must end with a plain error.
 
-Every entry makes its file in a folder and gives the arguments of the command line. Whatever it is, prunec ends
-with exit code 1 or 2 and a message that names the file, in seconds, with less than 1 GB of memory, and never
-with "this is a fault of prunec".
+Every entry makes its file in a folder and gives the arguments of the command line. Whatever it is, prunec
+ends with exit code 1 or 2 and a message that names the file, in seconds, with less than 1 GB of memory, and
+never with "this is a fault of prunec".
 """
 
 from __future__ import annotations

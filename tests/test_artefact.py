@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prunec import artefact
+from prunec import artefact, placing
 from prunec.errors import PruneError, SourceError, UsageError
 from prunec.policy import Policy
 
@@ -79,16 +79,16 @@ def test_refuses_a_file_and_a_place_below_a_file(tmp_path: Path) -> None:
     file = tmp_path / "out"
     file.write_text("mine", encoding="utf-8")
     with pytest.raises(UsageError, match=r"out exists and is no prunec artefact"):
-        artefact.check_place(file)
+        placing.check_place(file)
     with pytest.raises(UsageError, match=r"out/below cannot be written: .*/out is a file\n  to do: choose"):
-        artefact.check_place(file / "below")
+        placing.check_place(file / "below")
     assert file.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_place_is_checked_without_touching_it(tmp_path: Path) -> None:
-    artefact.check_place(tmp_path / "a" / "b")
+    placing.check_place(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
-    artefact.check_place(save(tmp_path / "out"))
+    placing.check_place(save(tmp_path / "out"))
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def are_numbers(names: Sequence[str]) -> bool:
 
 def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
     """The picture in RGB, which can be scaled to the size; SourceError when it is broken or too large."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), documents.open_file(path, MOST_BYTES) as file:
@@ -169,7 +169,7 @@ def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
         raise SourceError(
             f"the image {error}", where=str(path), remedy=f"{error.remedy}, or move it out of the folder"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise _refused(path, f"the image cannot be read: cannot identify image file as {KINDS}") from error
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise _refused(
@@ -187,10 +187,11 @@ def _refused(path: Path, what: str) -> SourceError:
 
 
 def _check_size(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    most = f"more than {MOST_PIXELS // 10**6} million"
     for (width, height), verb in ((size, "has"), (scaled, "would have, scaled to cover the model's input,")):
         if width * height > MOST_PIXELS:
             raise documents.Unreadable(
-                f"cannot be read: it {verb} {width} x {height} pixels, more than {MOST_PIXELS // 10**6} million",
+                f"cannot be read: it {verb} {width} x {height} pixels, {most}",
                 "make it smaller or less elongated",
             )
 

@@ -1,4 +1,4 @@
-"""Where an artefact is written: nothing of anybody else is deleted, and a kill leaves the old one or the new one."""
+"""Where an artefact is written: nobody else's files are deleted, a kill leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunec import artefact
+from prunec import artefact, placing
 from prunec.errors import PruneError, UsageError
 from tests.test_artefact import MANIFEST, content, save, state
 
@@ -40,7 +40,7 @@ def test_the_manifest_lists_the_files(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_written_into(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    artefact.check_place(tmp_path / "out")
+    placing.check_place(tmp_path / "out")
     assert value(save(tmp_path / "out")) == 1.0
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
@@ -61,7 +61,7 @@ def test_a_manifest_that_is_none_lets_nothing_be_replaced(tmp_path: Path, text: 
     (folder / "prunec.json").write_text(text)
     (folder / "thesis.tex").write_text("mine")
     before = content(folder)
-    for call in (lambda: artefact.check_place(folder), lambda: save(folder)):
+    for call in (lambda: placing.check_place(folder), lambda: save(folder)):
         assert refused(call).what == f"{folder} exists and is no prunec artefact"
     assert content(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
@@ -92,7 +92,7 @@ def test_what_prunec_did_not_write_is_named_and_kept(
     folder = save(tmp_path / "out")
     kind(folder / name)
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    for call in (lambda: artefact.check_place(folder), lambda: save(folder, 2.0)):
+    for call in (lambda: placing.check_place(folder), lambda: save(folder, 2.0)):
         error = refused(call)
         assert error.what == f"{folder} holds {name}, which prunec did not write and will not delete"
         assert error.where == str(folder)
@@ -155,7 +155,7 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a\udcff"])
 def test_a_name_that_no_folder_can_have(tmp_path: Path, name: str) -> None:
-    for call in (lambda: artefact.check_place(tmp_path / name), lambda: save(tmp_path / name)):
+    for call in (lambda: placing.check_place(tmp_path / name), lambda: save(tmp_path / name)):
         assert "cannot be written: " in refused(call).what
     assert list(tmp_path.iterdir()) == []
 
@@ -173,7 +173,7 @@ def test_one_process_writes_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         other.join()
         write(*arguments)
 
-    monkeypatch.setattr(artefact, "_WAIT", 0.0)
+    monkeypatch.setattr(placing, "_WAIT", 0.0)
     monkeypatch.setattr(artefact, "save_file", meanwhile)
     save(folder, 1.0)
     assert told == [f"another process is writing to {folder}"]
@@ -190,14 +190,14 @@ def test_a_leftover_that_is_not_ours_is_named_and_kept(
     beside = tmp_path / f".out.prunec.{end}"
     beside.mkdir()
     kind(beside / "thesis.tex")
-    for call in (lambda: artefact.check_place(tmp_path / "out"), lambda: save(tmp_path / "out")):
+    for call in (lambda: placing.check_place(tmp_path / "out"), lambda: save(tmp_path / "out")):
         assert refused(call).what.startswith(f"{beside} holds thesis.tex, which prunec did not write")
     assert os.path.lexists(beside / "thesis.tex")
 
 
 def test_checking_a_place_touches_no_leftover(tmp_path: Path) -> None:
     save(tmp_path / "out").rename(tmp_path / ".out.prunec.old")
-    artefact.check_place(tmp_path / "out")
+    placing.check_place(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [".out.prunec.old"]
 
 
@@ -227,7 +227,7 @@ KILLED = """
 import json, os, pathlib, sys
 from prunec import artefact
 from tests.test_artefact import save
-from tests.test_artefact_place import value
+from tests.test_placing import value
 
 home = pathlib.Path(sys.argv[1])
 folder, write = home / "out", artefact.save_file

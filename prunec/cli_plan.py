@@ -191,9 +191,6 @@ def apply(
     threads: ThreadsOption = None,
     require_speedup: RequireOption = False,
     untrained: UntrainedOption = False,
-    trust_source: Annotated[
-        bool, typer.Option("--trust-source", help="import and run whatever source the plan names")
-    ] = False,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -201,12 +198,10 @@ def apply(
     told = PlanFile.read(file)
     folder = output or folder_of(told.source, verbs.load_policy(told.policy).name)
     artefact.check_place(folder)
-    given = sources.load_named(
+    given = sources.load(
         told.source,
-        file,
         pretrained=told.weights != "random",
         arch=told.arch or None,
-        trust_source=trust_source,
         allow_pickle=allow_pickle,
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:

@@ -43,6 +43,22 @@ def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
     assert caught.value.what == "there is no policy 'zzzz'"
 
 
+NAMES = [
+    "kind",
+    "where",
+    "keep",
+    "norm",
+    "losses",
+    "fate",
+    "sites",
+    "scorer",
+    "selector",
+    "options",
+    "merge",
+    "x",
+]
+
+
 def test_of_very_many_mistakes_the_first_few_are_told() -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.load(written() | {f"key{number}": 1 for number in range(300_000)})
@@ -76,6 +92,33 @@ def test_whatever_the_value_is_the_message_is_short(place: str, value: Any) -> N
     assert f"@ {place.replace('__', '.')}" in caught.value.what
     assert len(caught.value.what) < 3000
     caught.value.what.encode()
+
+
+@given(
+    st.sampled_from(
+        ["version", "name", "fate", "sites", "scorer", "selector", "restore", "then", "training"]
+    ),
+    st.sampled_from(["", "__blocks", "__between", "__kind", "__keep", "__options", "__stages", "__losses"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.sampled_from(NAMES),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+        ),
+    ),
+)
+def test_any_value_at_any_place_is_read_or_refused(section: str, key: str, value: Any) -> None:
+    data = written()
+    if key and isinstance(data.get(section, {}), dict):
+        value = {**data.get(section, {}), key.removeprefix("__"): value}
+    try:
+        Policy.load({**data, section: value})
+    except PolicyError as error:
+        assert len(error.what) < 6000  # noqa: PT017
 
 
 def test_a_mapping_inside_itself() -> None:

@@ -180,7 +180,7 @@ def read(path: Path, here: About) -> tuple[Candidate, ...]:
 
 
 _Length = Annotated[int, Field(ge=1, le=MOST)]
-_Share = Annotated[float, Field(ge=0, le=1e6)]
+_Figure = Annotated[float, Field(ge=-1e6, le=1e6)]  # losses may round to a little below zero
 
 
 class _Point(BaseModel):
@@ -188,11 +188,11 @@ class _Point(BaseModel):
 
     mode: str = Field(max_length=200, pattern=r"^[a-z0-9, ]+$")
     schedule: dict[Annotated[int, Field(ge=0, le=MOST)], _Length]
-    predicted: _Share
-    expected: _Share
-    share: _Share
-    loss: _Share
-    noise: _Share = 0.0
+    predicted: _Figure
+    expected: _Figure
+    share: _Figure
+    loss: _Figure
+    noise: _Figure = 0.0
 
 
 class _Points(BaseModel):

@@ -20,7 +20,8 @@ those three and exits with the code; Python users get the exception itself.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Sequence
 
 
 class PruneError(Exception):
@@ -95,8 +96,39 @@ class NoGainError(PruneError):
     exit_code = 5
 
 
+# Words for messages: whatever comes from a file may be of any length ----------------------------------------
+
+
+def brief(text: str, most: int = 120) -> str:
+    """Text on one line of at most so many characters: cut at the end, escaped where it cannot be printed."""
+    cut = text[:most]
+    printable = cut if cut.isprintable() else repr(cut)[1:-1]
+    return printable if len(text) <= most else f"{printable[: most - 3]}..."
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, shortened where it is long."""
+    try:
+        return brief(_REPR.repr(value), 400)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a number of thousands of digits"
+
+
+def first_few(parts: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """`a, b and 3 more`: the first few of many, and how many more of what there are."""
+    more = len(parts) - most
+    return separator.join(parts) if more <= 0 else f"{separator.join(parts[:most])} and {more} more"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 12
+
+
 def nearest(name: str, names: Iterable[str]) -> tuple[str, ...]:
     """Up to three of `names` that someone who wrote `name` may have meant, best first."""
+    if len(name) > 100:  # nobody meant a name by that
+        return ()
     return tuple(difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5))
 
 

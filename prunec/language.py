@@ -21,19 +21,25 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from prunec.errors import did_you_mean
+from prunec.errors import brief, did_you_mean, first_few, shown
+
+#: Blocks, or tokens of a stream, that a model may have: for numbers that count some of them.
+MOST = 2**16
 
 # A field's description completes the sentence "NAME must be ..." in errors, and documents the JSON schema.
-Block = Annotated[int, Field(ge=0)]
+Block = Annotated[int, Field(ge=0, le=MOST)]
 Depth = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Rates = Annotated[list[Rate], Field(min_length=1)]
+#: A name or a path on one line, as plans and manifests hold them.
+Word = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 #: Where other packages announce scorers of their own.
 ENTRY_POINTS = "prunec.scorers"
@@ -64,6 +70,15 @@ def listed(names: Iterable[str]) -> str:
 def announced() -> tuple[str, ...]:
     """Names of the scorers that installed packages announce."""
     return tuple(sorted({point.name for point in entry_points(group=ENTRY_POINTS)}))
+
+
+def mistakes(error: ValidationError) -> str:
+    """The first few mistakes in a file that pydantic found, each with its place."""
+    found = [
+        f"{'.'.join(brief(str(part), 60) for part in problem['loc']) or 'the file'}: {brief(problem['msg'])}"
+        for problem in error.errors(include_url=False, include_input=False)
+    ]
+    return first_few(found, "; ")
 
 
 class Model(BaseModel):
@@ -131,8 +146,8 @@ class Scorer(Model):
     kind: str = Field(description=listed(SCORERS), json_schema_extra={"examples": list(SCORERS)})
     hidden: float | None = Field(default=None, gt=0, le=4, description="in (0, 4]")
     values: bool = Field(default=False, description="true or false")
-    queries: int | None = Field(default=None, ge=1, description="a whole number, 1 or more")
-    depth: int | None = Field(default=None, ge=1, description="a whole number, 1 or more")
+    queries: int | None = Field(default=None, ge=1, le=4096, description="a whole number from 1 to 4096")
+    depth: int | None = Field(default=None, ge=1, le=64, description="a whole number from 1 to 64")
     embedding: Literal["shared", "own"] | None = None
     of: Literal["keys", "tokens"] | None = None
     pairs: Literal["alternating", "windows"] | None = None
@@ -143,7 +158,7 @@ class Scorer(Model):
     def _known(cls, kind: str) -> str:
         names = (*SCORERS, *announced())
         if kind not in names:
-            raise ValueError(f"kind must be {listed(names)}, got {kind!r}{did_you_mean(kind, names)}")
+            raise ValueError(f"kind must be {listed(names)}, got {shown(kind)}{did_you_mean(kind, names)}")
         return kind
 
     @field_validator("hidden", "values", "queries", "depth", "embedding", "of", "pairs")
@@ -152,7 +167,8 @@ class Scorer(Model):
         kind, owner = info.data.get("kind"), _OPTIONS[str(info.field_name)]
         if value and kind is not None and kind != owner:
             raise ValueError(
-                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; got {value!r}"
+                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; "
+                f"got {shown(value)}"
             )
         return value
 
@@ -162,7 +178,8 @@ class Scorer(Model):
         kind = info.data.get("kind")
         if options is not None and kind in SCORERS:
             raise ValueError(
-                f"options belong to scorers of other packages, {kind} is one of prunec's; got {options!r}"
+                f"options belong to scorers of other packages, {kind} is one of prunec's; "
+                f"got {shown(options)}"
             )
         return options
 
@@ -180,7 +197,7 @@ def _rate(value: Any) -> float | tuple[float, ...] | None:
     rates = value if several else [value]
     numbers = all(isinstance(rate, int | float) and not isinstance(rate, bool) for rate in rates)
     if not (rates and numbers and all(0 < rate <= 1 for rate in rates)):
-        raise ValueError(f"keep must be in (0, 1]{' or a list of such rates' * several}, got {value!r}")
+        raise ValueError(f"keep must be in (0, 1]{' or a list of such rates' * several}, got {shown(value)}")
     return tuple(map(float, rates)) if several else float(value)
 
 
@@ -212,10 +229,10 @@ class Selector(Model):
     ] = None
     remove: float | None = Field(default=None, ge=0, lt=1, description="in [0, 1)")
     at: float | None = Field(default=None, gt=0, le=1, description="in (0, 1]")
-    multiple_of: int = Field(default=1, ge=1, description="a whole number, 1 or more")
-    least: int = Field(default=1, ge=1, description="a whole number, 1 or more")
-    spare: int = Field(default=0, ge=0, description="a whole number, 0 or more")
-    stages: int = Field(default=1, ge=1, description="a whole number, 1 or more")
+    multiple_of: int = Field(default=1, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
+    least: int = Field(default=1, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
+    spare: int = Field(default=0, ge=0, le=MOST, description=f"a whole number from 0 to {MOST}")
+    stages: int = Field(default=1, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
     budget: Literal["image", "batch"] = "image"
 
     @model_validator(mode="after")
@@ -273,7 +290,7 @@ class Loss(Model):
     def _of_ratio(cls, over: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("kind")
         if over is not None and kind not in (None, "ratio"):
-            raise ValueError(f"over belongs to the loss ratio, {kind} has no such option; got {over!r}")
+            raise ValueError(f"over belongs to the loss ratio, {kind} has no such option; got {shown(over)}")
         return over
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunec.data import shapes
-from prunec.data.images import load_images
-from prunec.errors import CalibrationError, UsageError
+from prunec.data.images import are_numbers, load_images
+from prunec.errors import CalibrationError, UsageError, brief
 from prunec.sources import Pictures, Source
 
 MOST = 512
@@ -31,9 +31,8 @@ def pictures_of(source: Source, folder: str | Path | None) -> Pictures | None:
     height, width = int(inputs[0].shape[-2]), int(inputs[0].shape[-1])
     mean, std, crop = source.normalisation()
     found = load_images(folder, (height, width), mean, std, MOST, crop=crop)
-    numbered = all(name.isdecimal() for name in found.classes)
-    classes = None if numbered else len(found.classes)
-    return Pictures(found.images, found.labels, f"images of {folder}", classes)
+    classes = None if are_numbers(found.classes) else len(found.classes)
+    return Pictures(found.images, found.labels, f"images of {brief(str(folder), 4096)}", classes)
 
 
 def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, Pictures]:

@@ -8,36 +8,38 @@ expected.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import json
 import math
-import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from prunec.errors import PolicyError, did_you_mean
+from prunec import documents
+from prunec.errors import PolicyError, brief, did_you_mean, shown
 from prunec.language import listed
 from prunec.rules import Misfit, Rules, Step
 
 PRESETS = Path(__file__).parent / "presets"
+#: How many mistakes of one policy are told.
+TOLD = 8
 
 
 class Policy(Rules):
     """A complete, validated policy. Frozen: `override` returns a new one."""
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any] | Policy) -> Policy:
+    def load(
+        cls, source: str | Path | Mapping[str, Any] | Policy, *, where: str = "the value given as policy"
+    ) -> Policy:
         """Read a policy.
 
         Args:
             source: the name of a preset, a path that ends in .yaml, .yml, .json or .toml, or a mapping.
+            where: what errors name as the place of a mapping.
 
         Raises:
             PolicyError: the name is unknown, the file cannot be read, or its content is not a policy.
@@ -49,7 +51,7 @@ class Policy(Rules):
         if isinstance(source, str | Path):
             return _from_file(Path(source))
         data = dict(source) if isinstance(source, Mapping) else source
-        return _validated(data, where="the value given as policy")
+        return _validated(data, where=where)
 
     def override(
         self,
@@ -152,7 +154,7 @@ def _preset(name: str) -> Policy:
     names = _preset_names()
     if name not in names:
         raise PolicyError(
-            f"there is no policy {name!r}{did_you_mean(name, names)}",
+            f"there is no policy {shown(name)}{did_you_mean(name, names)}",
             where="the presets",
             remedy=f"choose one of {', '.join(names)}, or give the path of a .yaml, .json or .toml file",
         )
@@ -160,78 +162,21 @@ def _preset(name: str) -> Policy:
 
 
 def _from_file(path: Path) -> Policy:
-    parse = _PARSERS.get(path.suffix.lower())
-    if parse is None:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in documents.KINDS:
         raise PolicyError(
-            f"a policy file ends in {', '.join(_PARSERS)}, got {path.name!r}",
+            f"a policy file ends in {', '.join(f'.{kind}' for kind in documents.KINDS)}, got {path.name!r}",
             where=str(path),
-            remedy="rename the file, or give the name of a preset: " + ", ".join(presets()),
+            remedy="rename the file, or give the name of a preset: " + ", ".join(_preset_names()),
         )
     try:
-        data = parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PolicyError(
-            f"the policy file cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="check the path, or give the name of a preset: " + ", ".join(presets()),
-        ) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise PolicyError(
-            f"the policy file is not valid {path.suffix[1:].upper()}: {_one_line(error)}",
-            where=str(path),
-            remedy="mend the file at that place",
-        ) from error
+        data = documents.load(path, kind)
+    except documents.Unreadable as error:
+        remedy = error.remedy
+        if not os.path.lexists(path):
+            remedy += f", or give the name of a preset: {', '.join(_preset_names())}"
+        raise PolicyError(f"the policy file {error}", where=str(path), remedy=remedy) from error
     return _validated(data, where=str(path))
-
-
-def _parse_yaml(text: str) -> object:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _parse_json(text: str) -> object:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _parse_toml(text: str) -> object:
-    return _toml().loads(text)
-
-
-def _toml() -> ModuleType:
-    # tomllib came with Python 3.11; its forerunner has the same face.
-    for name in ("tomllib", "tomli"):
-        with contextlib.suppress(ModuleNotFoundError):
-            return importlib.import_module(name)
-    raise PolicyError(
-        "this Python cannot read TOML",
-        where="a policy in a .toml file",
-        remedy="pip install tomli, use Python 3.11 or newer, or write the policy as YAML",
-    )
-
-
-_PARSERS: dict[str, Callable[[str], object]] = {
-    ".yaml": _parse_yaml,
-    ".yml": _parse_yaml,
-    ".json": _parse_json,
-    ".toml": _parse_toml,
-}
-
-
-def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping of pairs, refused when a key comes twice: one of the two values would be lost unseen."""
-    data: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in data:
-            raise ValueError(f"the key {key!r} is given twice")
-        data[key] = value
-    return data
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, but a key that is given twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        _unique((self.construct_object(key, deep=True), None) for key, _ in node.value)
-        return super().construct_mapping(node, deep=deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -250,14 +195,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(list, _Dumper.represent_list)
-for kind in (_Loader, _Dumper):  # YAML 1.1 takes 1e-5, unlike 1.0e-5, for text
-    kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+_Dumper.add_implicit_resolver(*documents.EXPONENT)
 
 
 # Mistakes ---------------------------------------------------------------------------------------------------
@@ -266,14 +204,17 @@ def _one_line(error: Exception) -> str:
 def _validated(data: object, *, where: str) -> Policy:
     if not isinstance(data, dict):
         raise PolicyError(
-            f"a policy is a mapping of keys to values, got {data!r}",
+            f"a policy is a mapping of keys to values, got {shown(data)}",
             where=where,
             remedy=f"give the keys {', '.join(Policy.model_fields)}",
         )
     try:
         return Policy.model_validate(data)
     except ValidationError as error:
-        mistakes = [_describe(problem) for problem in _innermost(error)]
+        problems = _innermost(error)
+        mistakes = [_describe(problem) for problem in problems[:TOLD]]
+        if len(problems) > TOLD:
+            mistakes.append(f"and {len(problems) - TOLD} more mistakes")
         place = "the place" if len(mistakes) == 1 else "each place"
         raise PolicyError(
             "\n".join(mistakes), where=where, remedy=f"correct {place} named after the @"
@@ -283,42 +224,41 @@ def _validated(data: object, *, where: str) -> Policy:
 def _innermost(error: ValidationError) -> list[dict[str, Any]]:
     """The mistakes, without those of a list that only say that something in it is wrong."""
     problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
-    places = [problem["loc"] for problem in problems]
-    return [
-        problem
-        for problem, loc in zip(problems, places, strict=True)
-        if not any(len(other) > len(loc) and other[: len(loc)] == loc for other in places)
-    ]
+    outer = {loc[:end] for loc in (problem["loc"] for problem in problems) for end in range(len(loc))}
+    return [problem for problem in problems if problem["loc"] not in outer]
 
 
 def _describe(problem: dict[str, Any]) -> str:
     """One mistake, as `keep must be in (0, 1], got 1.5 @ selector.keep`."""
     kind, value, loc = problem["type"], problem["input"], problem["loc"]
     if kind == "invalid_key":  # not a string, such as 1 or yes
-        loc = (*loc[:-1], str(value))
+        loc = (*loc[:-1], shown(value))
     if kind == "value_error":
         reason = problem["ctx"]["error"]
         loc = (*loc[:-1], reason.place) if isinstance(reason, Misfit) else loc
         return f"{reason} @ {_path(loc)}"
     if kind == "missing" and isinstance(loc[-1], int):  # the list is too short
         kind, loc = "too_short", loc[:-1]
+    if loc[-1] == "[key]":  # a key of a mapping that may have any, as long as it is text
+        loc = loc[:-2]
     path = _path(loc)
     *parents, name = (part for part in loc if isinstance(part, str))  # an element goes by its list's name
     fields = _fields(parents)
     if name not in fields:
         allowed = f"allowed: {', '.join(fields)}{did_you_mean(name, fields)}"
-        return f"unknown key {name!r}, {allowed} @ {path}"
+        return f"unknown key {shown(name)}, {allowed} @ {path}"
     if kind == "missing":
         return f"{name} is missing, it must be {_allowed(fields[name])} @ {path}"
     hint = did_you_mean(value, _choices(fields[name])) if isinstance(value, str) else ""
     model = _model_in(fields[name].annotation) if isinstance(loc[-1], int) else None
     if model is not None:
-        return f"{name}[{loc[-1]}] must be {_mapping(model)}, got {value!r} @ {path}"
-    return f"{name} must be {_allowed(fields[name])}, got {value!r}{hint} @ {path}"
+        return f"{name}[{loc[-1]}] must be {_mapping(model)}, got {shown(value)} @ {path}"
+    return f"{name} must be {_allowed(fields[name])}, got {shown(value)}{hint} @ {path}"
 
 
 def _path(loc: tuple[str | int, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    parts = (f"[{part}]" if isinstance(part, int) else f".{brief(part, 60)}" for part in loc)
+    return "".join(parts).removeprefix(".")
 
 
 def _fields(parents: Iterable[str]) -> dict[str, FieldInfo]:

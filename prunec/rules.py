@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from prunec.errors import shown
 from prunec.language import LATE, Merge, Model, Scorer, Selector, Sites, Training, listed
 
 
@@ -200,8 +201,8 @@ class Title(Model):
 
     version: Literal[1]
     name: str = Field(
-        pattern=r"^[a-z][a-z0-9_-]*$",
-        description="lower-case letters, digits, - and _, starting with a letter",
+        pattern=r"^[a-z][a-z0-9_-]{0,63}$",  # it becomes part of a folder's name
+        description="at most 64 lower-case letters, digits, - and _, starting with a letter",
     )
     summary: str = Field(pattern=_LINE, description="one line of text")
     paper: str | None = Field(default=None, pattern=_LINE, description="one line that names the paper")
@@ -210,7 +211,7 @@ class Title(Model):
     @classmethod
     def _a_number(cls, version: object) -> object:
         if type(version) is not int:  # True and 1.0 equal 1
-            raise ValueError(f"version must be the number 1, got {version!r}")
+            raise ValueError(f"version must be the number 1, got {shown(version)}")
         return version
 
 

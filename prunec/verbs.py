@@ -21,6 +21,7 @@ from prunec.diff import compare, text
 from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
 from prunec.lowering import choose
+from prunec.manifest import KEYS
 from prunec.pictures import SCENES, pictures_of, split_off
 from prunec.planner.goal import Goal
 from prunec.planner.planned import Request, Search
@@ -237,7 +238,7 @@ class Result:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)
         data = report.as_dict()
-        manifest = {key: data[key] for key in (*artefact.KEYS, "arch")}
+        manifest = {key: data[key] for key in (*KEYS, "arch")}
         versions = {"prunec": __version__, "torch": torch.__version__}
         files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
         return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)

@@ -9,10 +9,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from prunec import artefact
+from prunec import artefact, placing
 from prunec.errors import PruneError, SourceError, UsageError
+from prunec.policy import Policy
 
-MANIFEST = {key: key.upper() for key in artefact.KEYS}
+MANIFEST: dict[str, Any] = {
+    "source": "shapes", "weights": "shipped", "target": "eager", "plan": {}, "certificate": {},
+    "policy": Policy.load("norm").model_dump(mode="json"),
+}  # fmt: skip
 
 
 def state(value: float = 1.0) -> dict[str, Tensor]:
@@ -35,7 +39,10 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     folder = artefact.save(tmp_path / "deep" / "out", MANIFEST, state(), {"report.json": "{}\n"})
     assert sorted(content(folder)) == ["model.safetensors", "prunec.json", "report.json"]
     manifest, found = artefact.read(str(folder))
-    assert manifest == {"format": 1, **MANIFEST}
+    assert {name: manifest[name] for name in MANIFEST if name not in ("plan", "certificate")} == {
+        name: value for name, value in MANIFEST.items() if name not in ("plan", "certificate")
+    }
+    assert manifest["files"] == ("model.safetensors", "report.json")
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         "a.weight": [[1.0] * 3] * 2,
         "steps": 7,
@@ -52,9 +59,7 @@ def test_replaces_an_older_artefact_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize(
-    "files", [{}, {"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}]
-)
+@pytest.mark.parametrize("files", [{"notes.txt": "mine"}, {"prunec.json": "[tool]"}, {"prunec.json": "{}"}])
 def test_refuses_a_foreign_folder_and_leaves_it_alone(tmp_path: Path, files: dict[str, str]) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -74,16 +79,16 @@ def test_refuses_a_file_and_a_place_below_a_file(tmp_path: Path) -> None:
     file = tmp_path / "out"
     file.write_text("mine", encoding="utf-8")
     with pytest.raises(UsageError, match=r"out exists and is no prunec artefact"):
-        artefact.check_place(file)
+        placing.check_place(file)
     with pytest.raises(UsageError, match=r"out/below cannot be written: .*/out is a file\n  to do: choose"):
-        artefact.check_place(file / "below")
+        placing.check_place(file / "below")
     assert file.read_text(encoding="utf-8") == "mine"
 
 
 def test_a_place_is_checked_without_touching_it(tmp_path: Path) -> None:
-    artefact.check_place(tmp_path / "a" / "b")
+    placing.check_place(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
-    artefact.check_place(save(tmp_path / "out"))
+    placing.check_place(save(tmp_path / "out"))
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +159,9 @@ def test_a_corrupt_manifest(tmp_path: Path, text: str) -> None:
 def test_a_manifest_of_bytes_that_are_no_text(tmp_path: Path) -> None:
     folder = save(tmp_path / "out")
     (folder / "prunec.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SourceError, match=r"is no readable prunec artefact: 'utf-8' codec can't decode"):
+    with pytest.raises(
+        SourceError, match=r"is no readable prunec artefact: prunec.json is not valid JSON: 'utf-8' codec"
+    ):
         artefact.read(folder)
 
 

@@ -433,7 +433,10 @@ def test_a_place_that_is_taken_is_known_before_the_work(
     call: Call, home: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr(sources, "load", None)
-    (home / "out").mkdir() if place == "a folder" else (home / "out").write_text("mine", encoding="utf-8")
+    if place == "a folder":
+        (home / "out").mkdir()
+    mine = home / "out" / "mine.txt" if place == "a folder" else home / "out"
+    mine.write_text("mine", encoding="utf-8")
     said = message(call(*OPTIMIZE, "-o", "out/below" if place == "below a file" else "out"), 2)
     if place == "below a file":
         assert (

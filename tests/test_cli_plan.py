@@ -297,6 +297,16 @@ def test_a_table_that_was_measured_in_noise_is_warned_of(call: Call, table: tupl
     assert f"prunec: warning: {noisy}, its samples lie 41% apart" in said.err
 
 
+def test_a_table_that_only_says_to_be_of_the_model_is_refused(call: Call, table: tuple[str, str]) -> None:
+    goal = ("plan", *MODEL, *table, "--max-drop", "10", "--sites", "1", "--predict")
+    kept = LatencyTable.read(Path("table.json"))
+    replace(kept, blocks=kept.blocks[:-1]).write(Path("table.json"))
+    told = failure(call(*goal), 1)
+    depth, tokens = len(kept.blocks), kept.counts[0]
+    assert f"the latency table has {depth - 1} blocks from {tokens} tokens, and the model {depth}" in told
+    assert "where: table.json" in told
+
+
 def test_a_table_of_another_batch_does_not_even_predict(call: Call) -> None:
     assert call("bench", *MODEL, "--table", "table.json").code == 0
     said = call(

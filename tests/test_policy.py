@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prunec import policy
+from prunec import documents, policy
 from prunec.errors import PolicyError
 from prunec.policy import Policy
 from tests.policies import GONE, written
@@ -41,6 +41,91 @@ def test_a_name_that_is_near_to_nothing_gets_no_guess() -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.load("zzzz")
     assert caught.value.what == "there is no policy 'zzzz'"
+
+
+NAMES = [
+    "kind",
+    "where",
+    "keep",
+    "norm",
+    "losses",
+    "fate",
+    "sites",
+    "scorer",
+    "selector",
+    "options",
+    "merge",
+    "x",
+]
+
+
+def test_of_very_many_mistakes_the_first_few_are_told() -> None:
+    with pytest.raises(PolicyError) as caught:
+        Policy.load(written() | {f"key{number}": 1 for number in range(300_000)})
+    lines = caught.value.what.splitlines()
+    assert len(lines) == 9
+    assert lines[0].startswith("unknown key 'key0', allowed: version, name, ")
+    assert lines[-1] == "and 299992 more mistakes"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        10**5000,
+        "a" * 10**6,
+        [[1] * 10**4] * 100,
+        {1: {2: 3}},
+        b"\xff",
+        float("nan"),
+        {"\ud800\n": 1},
+        {(1,): 2},
+    ],
+    ids=["digits", "text", "lists", "numbers as keys", "bytes", "nan", "surrogate", "tuple as key"],
+)
+@pytest.mark.parametrize(
+    "place",
+    ["version", "name", "sites", "sites__blocks", "scorer__kind", "scorer__options", "selector__keep", "x"],
+)
+def test_whatever_the_value_is_the_message_is_short(place: str, value: Any) -> None:
+    with pytest.raises(PolicyError) as caught:
+        Policy.load(written(**{place: value}))
+    assert f"@ {place.replace('__', '.')}" in caught.value.what
+    assert len(caught.value.what) < 3000
+    caught.value.what.encode()
+
+
+@given(
+    st.sampled_from(
+        ["version", "name", "fate", "sites", "scorer", "selector", "restore", "then", "training"]
+    ),
+    st.sampled_from(["", "__blocks", "__between", "__kind", "__keep", "__options", "__stages", "__losses"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.sampled_from(NAMES),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+        ),
+    ),
+)
+def test_any_value_at_any_place_is_read_or_refused(section: str, key: str, value: Any) -> None:
+    data = written()
+    if key and isinstance(data.get(section, {}), dict):
+        value = {**data.get(section, {}), key.removeprefix("__"): value}
+    try:
+        Policy.load({**data, section: value})
+    except PolicyError as error:
+        assert len(error.what) < 6000  # noqa: PT017
+
+
+def test_a_mapping_inside_itself() -> None:
+    inside: dict[str, Any] = {}
+    inside["scorer"] = inside
+    with pytest.raises(PolicyError, match="unknown key 'scorer'"):
+        Policy.load(written(scorer=inside))
 
 
 FILES: list[tuple[str, str, str]] = [
@@ -86,7 +171,7 @@ def test_toml_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(policy.importlib, "import_module", missing)
+    monkeypatch.setattr(documents.importlib, "import_module", missing)
     (tmp_path / "mine.toml").write_text("version = 1")
     with pytest.raises(PolicyError, match="this Python cannot read TOML") as caught:
         Policy.load(tmp_path / "mine.toml")
@@ -184,7 +269,7 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, number: str) -> N
 
 def test_text_that_looks_like_a_number_stays_text() -> None:
     mine = Policy.load(written(summary="1e5"))
-    assert Policy.load(policy._parse_yaml(mine.to_yaml())) == mine  # type: ignore[arg-type]
+    assert Policy.load(documents.parse(mine.to_yaml().encode(), "yaml")) == mine  # type: ignore[arg-type]
 
 
 def test_a_policy_loads_as_itself() -> None:
@@ -342,7 +427,7 @@ def test_yaml_round_trip(
     )
     text = mine.to_yaml()
     assert Policy.load(yaml.safe_load(text)) == mine
-    assert Policy.load(policy._parse_yaml(text)).to_yaml() == text  # type: ignore[arg-type]
+    assert Policy.load(documents.parse(text.encode(), "yaml")).to_yaml() == text  # type: ignore[arg-type]
 
 
 @given(depths=st.lists(st.floats(0, 1, exclude_max=True), min_size=1), layers=st.integers(1, 64))

@@ -21,7 +21,7 @@ SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embeddin
 SELECTOR = "keys kind, keep, remove, at, multiple_of, least, spare, stages, budget"
 STEP = "sites, scorer, selector, fate, reactivate, weights, merge"
 TRAINING = "relaxation, temperature, detached, losses, epochs, rate, gate_rate, warm_up, freeze, required"
-COUNT = "must be a whole number, 1 or more"
+COUNT = "must be a whole number from 1 to 65536"
 
 
 def scoring(kind: str, **options: Any) -> dict[str, Any]:
@@ -59,7 +59,10 @@ TITLE = [
     ({"version": "1"}, "version must be the number 1, got '1' @ version"),
     ({"version": GONE}, "version is missing, it must be 1 @ version"),
     ({"name": "My Policy"}, "starting with a letter, got 'My Policy' @ name"),
-    ({"name": 3}, "name must be lower-case letters, digits, - and _, starting with a letter, got 3 @ name"),
+    (
+        {"name": 3},
+        "name must be at most 64 lower-case letters, digits, - and _, starting with a letter, got 3 @ name",
+    ),
     ({"summary": "two\nlines"}, "summary must be one line of text, got 'two\\nlines' @ summary"),
     ({"summary": ""}, "summary must be one line of text, got '' @ summary"),
     ({"paper": 2202.07800}, "paper must be one line that names the paper, got 2202.078 @ paper"),
@@ -154,8 +157,8 @@ SCORERS = [
     ),
     (scoring("mlp", hidden=0), "hidden must be in (0, 4], got 0 @ scorer.hidden"),
     (scoring("cls_attention", values=1), "values must be true or false, got 1 @ scorer.values"),
-    (scoring("query", queries=0), f"queries {COUNT}, got 0 @ scorer.queries"),
-    (scoring("pre_net", depth=1.5), f"depth {COUNT}, got 1.5 @ scorer.depth"),
+    (scoring("query", queries=0), "queries must be a whole number from 1 to 4096, got 0 @ scorer.queries"),
+    (scoring("pre_net", depth=1.5), "depth must be a whole number from 1 to 64, got 1.5 @ scorer.depth"),
     (
         scoring("pre_net", embedding="owm"),
         "embedding must be shared or own, got 'owm'; nearest: own @ scorer.embedding",
@@ -191,7 +194,7 @@ SELECTORS = [
     ({"selector__multiple_of": 0}, f"multiple_of {COUNT}, got 0 @ selector.multiple_of"),
     ({"selector__multiple_of": 8.0}, f"multiple_of {COUNT}, got 8.0 @ selector.multiple_of"),
     ({"selector__least": 0}, f"least {COUNT}, got 0 @ selector.least"),
-    ({"selector__spare": -1}, "spare must be a whole number, 0 or more, got -1 @ selector.spare"),
+    ({"selector__spare": -1}, "spare must be a whole number from 0 to 65536, got -1 @ selector.spare"),
     ({"selector__stages": 0}, f"stages {COUNT}, got 0 @ selector.stages"),
     (
         choosing("top_k", keep=[0.5, 0.4], stages=2),
@@ -343,7 +346,7 @@ TRAININGS = [
     ),
     (trained(temperature=0), "temperature must be a number above 0, got 0 @ training.temperature"),
     (trained(detached=1), "detached must be true or false, got 1 @ training.detached"),
-    (trained(epochs=0), f"epochs {COUNT}, got 0 @ training.epochs"),
+    (trained(epochs=0), "epochs must be a whole number, 1 or more, got 0 @ training.epochs"),
     (trained(rate="fast"), "rate must be a number above 0, got 'fast' @ training.rate"),
     (trained(gate_rate=-1), "gate_rate must be a number above 0, got -1 @ training.gate_rate"),
     (trained(warm_up=2), "warm_up must be in [0, 1], got 2 @ training.warm_up"),

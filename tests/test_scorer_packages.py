@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import prunec
-from prunec import policy
+from prunec import documents
 from prunec.errors import CalibrationError, PolicyError
 
 PACKAGE = Path(__file__).parents[1] / "examples" / "scorer_package"
@@ -65,8 +65,8 @@ def announce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Announ
 def edges(announce: Announce, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example, with the entry points that its pyproject.toml names."""
     monkeypatch.syspath_prepend(PACKAGE)
-    project = policy._parse_toml((PACKAGE / "pyproject.toml").read_text())
-    announce("prunec_edges", project["project"]["entry-points"]["prunec.scorers"])  # type: ignore[index]
+    project = documents.load(PACKAGE / "pyproject.toml", "toml")
+    announce("prunec_edges", project["project"]["entry-points"]["prunec.scorers"])
 
 
 def vit() -> Any:
@@ -104,7 +104,7 @@ def reference(model: Any, image: Tensor, kept: dict[int, int]) -> Tensor:
 
 
 def policy_with(kind: str, **changes: Any) -> dict[str, Any]:
-    text = policy._parse_yaml((PACKAGE / "edges.yaml").read_text())
+    text = documents.load(PACKAGE / "edges.yaml", "yaml")
     assert isinstance(text, dict)
     return {**text, "scorer": {"kind": kind}, **changes}
 

@@ -201,6 +201,7 @@ def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
     manifest = json.loads((saved[0] / "prunec.json").read_text(encoding="utf-8"))
     assert list(manifest) == [
         "format", "source", "weights", "target", "policy", "plan", "certificate", "arch", "versions",
+        "files",
     ]  # fmt: skip
     assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit").override(**EVIT)
     assert manifest["plan"]["sites"][0]["leaves"] == 15

@@ -10,6 +10,7 @@ The picture is read, scaled and cropped as timm and torchvision do it, bit for b
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunec.errors import SourceError, UsageError
+from prunec import documents
+from prunec.errors import SourceError, UsageError, brief
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KINDS = "jpg, png, bmp or webp images"
+#: Pillow's names of these kinds: others under their names are refused (PostScript would start a program).
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+#: Pixels that a picture may have, as it is and scaled: decoding and converting them takes up to 1 GB.
+MOST_PIXELS = 60_000_000
+#: Bytes that the file of a picture may have.
+MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +78,7 @@ def load_images(
     target = (size, size) if isinstance(size, int) else size
     images = torch.empty(len(paths), 3, *target)
     for place, path in enumerate(paths):
-        images[place] = _pixels(_fitted(_opened(path), target, crop))
+        images[place] = _pixels(_fitted(_opened(path, target, crop), target, crop))
     images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
     labels, classes = _labels(folder, paths)
     return ImageSet(images, paths, labels, classes)
@@ -85,7 +93,8 @@ def _find(folder: Path) -> tuple[Path, ...]:
         what = "this is a file, not a folder" if folder.exists() else "there is no such folder"
         raise SourceError(what, where=str(folder), remedy=f"give a folder of {KINDS}")
     try:
-        files = [path for path in _walk(folder) if not _hidden(path.relative_to(folder))]
+        found = (path for path in _walk(folder) if not _hidden(path.relative_to(folder)))
+        files = [path for path in found if not path.is_dir()]
     except OSError as error:
         raise SourceError(
             f"the folder cannot be read: {error.strerror}", where=str(folder), remedy="check its permissions"
@@ -98,9 +107,19 @@ def _find(folder: Path) -> tuple[Path, ...]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder; a subfolder may be a link, but no link further down is followed."""
+    """Everything below a folder; a subfolder may be a link, but no link further down is followed."""
+    here = folder.resolve()
     for child in folder.iterdir():
-        yield from (path for path in child.rglob("*") if path.is_file()) if child.is_dir() else [child]
+        if not child.is_dir():
+            yield child
+        elif child.is_symlink() and child.resolve() in (here, *here.parents):
+            raise SourceError(
+                "the link leads back to a folder that it lies in",
+                where=str(child),
+                remedy="remove the link, or name another folder",
+            )
+        else:
+            yield from child.rglob("*")
 
 
 def _hidden(path: Path) -> bool:
@@ -120,7 +139,7 @@ def _labels(folder: Path, paths: tuple[Path, ...]) -> tuple[Tensor | None, tuple
     parts = [path.relative_to(folder).parts for path in paths]
     if len(names) < 2 or any(len(part) < 2 for part in parts):
         return None, ()
-    if all(name.isdecimal() for name in names):
+    if are_numbers(names):
         names.sort(key=int)
         numbers = {name: int(name) for name in names}
     else:
@@ -128,22 +147,53 @@ def _labels(folder: Path, paths: tuple[Path, ...]) -> tuple[Tensor | None, tuple
     return torch.tensor([numbers[part[0]] for part in parts]), tuple(names)
 
 
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether subfolders are called by the numbers of their classes."""
+    return all(name.isdecimal() and len(name) < 10 for name in names)
+
+
 # --- one picture --------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> Image.Image:
-    """The picture in RGB; SourceError when it is broken."""
-    from PIL import Image
+def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
+    """The picture in RGB, which can be scaled to the size; SourceError when it is broken or too large."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            return _to_rgb(picture)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        with warnings.catch_warnings(), documents.open_file(path, MOST_BYTES) as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
+            with Image.open(file, formats=FORMATS) as picture:
+                _check_size(picture.size, _scaled(picture.size, size, crop))
+                return _to_rgb(picture)
+    except documents.Unreadable as error:
         raise SourceError(
-            f"the image cannot be read: {str(error) or type(error).__name__}",
-            where=str(path),
-            remedy="replace the file by a whole one, or move it out of the folder",
+            f"the image {error}", where=str(path), remedy=f"{error.remedy}, or move it out of the folder"
         ) from error
+    except UnidentifiedImageError as error:
+        raise _refused(path, f"the image cannot be read: cannot identify image file as {KINDS}") from error
+    except Image.DecompressionBombError as error:  # Pillow's own bound is higher
+        raise _refused(
+            path, f"the image cannot be read: it has far more than {MOST_PIXELS // 10**6} million pixels"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        reason = brief(str(error), 300) or type(error).__name__
+        raise _refused(path, f"the image cannot be read: {reason}") from error
+
+
+def _refused(path: Path, what: str) -> SourceError:
+    return SourceError(
+        what, where=str(path), remedy="replace the file by a whole one, or move it out of the folder"
+    )
+
+
+def _check_size(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+    most = f"more than {MOST_PIXELS // 10**6} million"
+    for (width, height), verb in ((size, "has"), (scaled, "would have, scaled to cover the model's input,")):
+        if width * height > MOST_PIXELS:
+            raise documents.Unreadable(
+                f"cannot be read: it {verb} {width} x {height} pixels, {most}",
+                "make it smaller or less elongated",
+            )
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -154,16 +204,20 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def _scaled(found: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
+    """Width and height of a picture that is scaled until it just covers size / crop."""
+    (width, height), (rows, columns) = found, size
+    down, across = math.floor(rows / crop), math.floor(columns / crop)
+    if down * width >= across * height:  # the height decides
+        return int(down * width / height), down
+    return across, int(across * height / width)
+
+
 def _fitted(picture: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:
     """Scaled (bicubic) until it just covers size / crop, then cropped around its centre."""
     from PIL import Image
 
-    (width, height), (rows, columns) = picture.size, size
-    down, across = math.floor(rows / crop), math.floor(columns / crop)
-    if down * width >= across * height:  # the height decides
-        scaled = (int(down * width / height), down)
-    else:
-        scaled = (across, int(across * height / width))
+    scaled, (rows, columns) = _scaled(picture.size, size, crop), size
     if scaled != picture.size:
         picture = picture.resize(scaled, Image.Resampling.BICUBIC)
     left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)

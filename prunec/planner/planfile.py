@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from prunec import documents
 from prunec.errors import PlanError
-from prunec.language import Block, Model
+from prunec.language import MOST, Model, Word, mistakes
 from prunec.planner.planned import Planned
 from prunec.policy import Policy
 
@@ -24,14 +25,14 @@ class PlanFile(Model):
     """What is to be done to which model, where; `about` says what was predicted and measured."""
 
     version: Literal[1] = 1
-    source: str
-    arch: str = ""
-    weights: str = "pretrained"
+    source: Word
+    arch: Word = ""
+    weights: Word = "pretrained"
     policy: Annotated[dict[str, Any], Field(description="a policy, as a policy file has it")]
-    target: str
-    mode: str
-    batch: int = Field(ge=1)
-    schedule: dict[Block, Annotated[int, Field(ge=1)]]
+    target: Word
+    mode: Word
+    batch: int = Field(ge=1, le=MOST)
+    schedule: dict[Annotated[int, Field(ge=0, le=MOST)], Annotated[int, Field(ge=1, le=MOST)]]
     about: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -73,18 +74,12 @@ class PlanFile(Model):
             PlanError: it cannot be read, or is no plan.
         """
         try:
-            plan = cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise _wrong(path, f"it cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise _wrong(path, f"it is not valid YAML: {' '.join(str(error).split())}") from error
+            plan = cls.model_validate(documents.load(Path(path), "yaml"))
+        except documents.Unreadable as error:
+            raise _wrong(path, f"it {error}", error.remedy) from error
         except ValidationError as error:
-            mistakes = "; ".join(
-                f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-                for problem in error.errors(include_url=False)
-            )
-            raise _wrong(path, mistakes) from error
-        Policy.load(plan.policy)  # its own mistakes are told in its own words
+            raise _wrong(path, mistakes(error)) from error
+        Policy.load(plan.policy, where=f"{path}, policy")  # its own mistakes are told in its own words
         return plan
 
     def text(self, name: str = "plan.yaml") -> str:
@@ -96,9 +91,9 @@ class PlanFile(Model):
         )
 
 
-def _wrong(path: str | Path, why: str) -> PlanError:
+def _wrong(path: str | Path, why: str, remedy: str = "correct the file") -> PlanError:
     return PlanError(
         f"{path} is no plan: {why}",
         where=str(path),
-        remedy="`prunec plan SOURCE --policy NAME --latency 0.6` writes one",
+        remedy=f"{remedy}; `prunec plan SOURCE --policy NAME --latency 0.6` writes one",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prunec import figures, graph
-from prunec.errors import UsageError
+from prunec.errors import TableError, UsageError
 from prunec.figures import Progress
 from prunec.lowering import Attention, Lowering, choose
 from prunec.packed_attention import faster_attention
@@ -145,10 +145,25 @@ def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
     table = LatencyTable.read(request.search.table)
     lowering = next((one for one in found if str(one) == table.work.get("mode")), found[0])
     work = _work(dense, lowering, flat, request)
-    table.check(place_of(device_of(dense)), work, foreign=not request.search.build)
+    place, foreign = place_of(device_of(dense)), not request.search.build
+    table.check(place, work, foreign=foreign, file=request.search.table)
+    _check_shape(table, dense, request.search.table)
     if table.noise:
         request.warn(table.noise)
     return {lowering: table}
+
+
+def _check_shape(table: LatencyTable, dense: Program, path: Path) -> None:
+    """A table says that it is of this model; its numbers must be too."""
+    assert dense.anatomy is not None
+    tokens, depth = dense.anatomy.tokens, dense.anatomy.depth
+    if (table.counts[0], len(table.blocks)) != (tokens, depth):
+        raise TableError(
+            f"the latency table has {len(table.blocks)} blocks from {table.counts[0]} tokens, and the model "
+            f"{depth} from {tokens}",
+            where=str(path),
+            remedy="measure again; a table is written by prunec and not edited",
+        )
 
 
 def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str) -> LatencyTable:

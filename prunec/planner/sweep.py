@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from prunec import figures
-from prunec.errors import TableError
+from prunec import documents, figures
+from prunec.errors import TableError, brief, first_few
+from prunec.language import MOST, mistakes
 from prunec.lowering import Lowering
 from prunec.planner.frontiers import Map, schedule_of, some
 from prunec.planner.latency import place_of, work_of
@@ -160,26 +162,41 @@ def read(path: Path, here: About) -> tuple[Candidate, ...]:
     Raises:
         TableError: the file cannot be read, is no sweep, or is of something else.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unusable(path, f"is not a sweep that can be read: {error}") from error
+        plain = documents.load(path, "json", documents.LARGE)
+    except documents.Unreadable as error:
+        raise _unusable(path, f"is not a sweep that can be read: it {error}") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise _unusable(path, f"is not a sweep of format {FORMAT}")
     differing = list(_differences(plain, json.loads(json.dumps(here))))
     if differing:
-        raise _unusable(path, f"is a sweep of something else: {'; '.join(differing)}")
+        raise _unusable(path, f"is a sweep of something else: {first_few(differing, '; ')}")
     try:
-        return _POINTS.validate_python(plain.get("points"))
+        return tuple(Candidate(**dict(point)) for point in _Points.model_validate(plain).points)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, ("points", *wrong["loc"])))
-        raise _unusable(path, f"is damaged: {place}: {wrong['msg']}") from error
+        raise _unusable(path, f"is damaged: {mistakes(error)}") from error
 
 
-_POINTS = TypeAdapter(tuple[Candidate, ...])
+_Length = Annotated[int, Field(ge=1, le=MOST)]
+_Figure = Annotated[float, Field(ge=-1e6, le=1e6)]  # losses may round to a little below zero
+
+
+class _Point(BaseModel):
+    """What a file says of a `Candidate`: of each the mode, schedule and prediction at least."""
+
+    mode: str = Field(max_length=200, pattern=r"^[a-z0-9, ]+$")
+    schedule: dict[Annotated[int, Field(ge=0, le=MOST)], _Length]
+    predicted: _Figure
+    expected: _Figure
+    share: _Figure
+    loss: _Figure
+    noise: _Figure = 0.0
+
+
+class _Points(BaseModel):
+    points: Annotated[tuple[_Point, ...], Field(max_length=10_000)]
 
 
 def _differences(file: Mapping[str, Any], here: About) -> Iterator[str]:
@@ -189,7 +206,7 @@ def _differences(file: Mapping[str, Any], here: About) -> Iterator[str]:
         for name in {**known, **facts}:
             in_file, now = known.get(name, "not told"), facts.get(name, "not told")
             if in_file != now:
-                yield f"{section} {name} is {in_file} in the file, {now} here"
+                yield f"{section} {brief(name)} is {brief(str(in_file))} in the file, {now} here"
 
 
 def _unusable(path: Path, why: str) -> TableError:

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -28,7 +29,9 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter, ValidationError
 
-from prunec.errors import TableError
+from prunec import documents
+from prunec.errors import TableError, brief, first_few, shown
+from prunec.language import mistakes
 from prunec.planner.search import Costs, Row, Site, check_counts, check_rows
 
 Facts = Mapping[str, str | int]
@@ -38,6 +41,10 @@ Warn = Callable[[str], None]
 FORMAT = 1
 #: The spread of samples from which a table is not worth keeping.
 NOISY = 0.2
+#: How many stream lengths, and how many blocks, a table may have.
+MOST = 1024
+#: Seconds that nothing in a table takes.
+LONGEST = 1e6
 #: The folder of the cache, where the user's own is not wanted.
 CACHE_VARIABLE = "PRUNEC_CACHE"
 
@@ -62,11 +69,18 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         check_counts(self.counts)
+        if max(len(self.counts), len(self.blocks)) > MOST:  # the search takes the square of the counts
+            raise ValueError(f"more than {MOST} counts or blocks")
         check_rows("blocks", self.blocks, len(self.blocks), len(self.counts))
         check_rows("sites", [self.sites], 1, 4)
         for name in ("dense", "fixed", "spread", "seconds", "error"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, not a finite number")
+        if self.dense <= 0:
+            raise ValueError(f"dense is {self.dense}, and nothing takes no time")
+        largest = max(map(abs, chain((self.dense, self.fixed), self.sites, *self.blocks)))
+        if largest > LONGEST:
+            raise ValueError(f"a number is {largest:.3g}, more than {LONGEST:g}")
 
     # What things take ---------------------------------------------------------------------------------------
 
@@ -125,19 +139,20 @@ class LatencyTable:
         """Each field in which the table is about something else, named with both values."""
         return (*_differences(self.place, place), *_differences(self.work, work))
 
-    def check(self, place: Facts, work: Facts, *, foreign: bool = False) -> None:
+    def check(self, place: Facts, work: Facts, *, foreign: bool = False, file: Path | None = None) -> None:
         """TableError when the table is about something else.
 
         Args:
             place: where it is to be used.
             work: what is to be predicted.
             foreign: the table may be from another place, to plan for a device that is not here.
+            file: where it was read from.
         """
         wrong = self.differences(self.place if foreign else place, work)
         if wrong:
             raise TableError(
-                f"the latency table does not fit: {'; '.join(wrong)}",
-                where=f"the table of {self.date}",
+                f"the latency table does not fit: {first_few(wrong, '; ', most=16)}",
+                where=f"the table of {brief(self.date)}" if file is None else str(file),
                 remedy="measure again; `prunec plan --predict` plans for a device that is not here",
             )
 
@@ -162,14 +177,14 @@ class LatencyTable:
     def read(cls, path: Path) -> LatencyTable:
         """The table in a file; TableError when it is not one, or not as it was written."""
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error)) from error
+            plain = documents.load(path, "json", documents.LARGE)
+        except documents.Unreadable as error:
+            raise _unreadable(path, f"it {error}") from error
         if not isinstance(plain, dict):
             raise _unreadable(path, "it is not a JSON object")
         version = plain.get("format")
         if version != FORMAT:
-            raise _unreadable(path, f"its format is {version}, this prunec reads {FORMAT}")
+            raise _unreadable(path, f"its format is {shown(version)}, this prunec reads {FORMAT}")
         if plain.pop("checksum", None) != _digest(plain):
             raise _unreadable(path, "its checksum is wrong: it was changed or damaged")
         return _built(plain, path)
@@ -267,7 +282,8 @@ def _between(counts: Sequence[int], row: Row, length: int) -> float:
 
 def _differences(table: Facts, here: Facts) -> list[str]:
     return [
-        f"{name} is {table.get(name, 'not told')} in the table, {here.get(name, 'not told')} here"
+        f"{brief(name)} is {brief(str(table.get(name, 'not told')))} in the table, "
+        f"{here.get(name, 'not told')} here"
         for name in {**table, **here}
         if table.get(name) != here.get(name)
     ]
@@ -280,9 +296,7 @@ def _built(plain: dict[str, Any], path: Path) -> LatencyTable:
     try:
         return _ADAPTER.validate_python(plain)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise _unreadable(path, f"{where}: {wrong['msg']}" if where else wrong["msg"]) from error
+        raise _unreadable(path, mistakes(error)) from error
 
 
 def _unreadable(path: Path, why: str) -> TableError:

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from prunec.data.images import SUFFIXES, load_images
+from prunec.data.images import SUFFIXES, are_numbers, load_images
 from prunec.errors import SourceError, UsageError
+from tests import hostile_documents as hostile
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -211,3 +212,98 @@ def test_pillow_is_imported_only_where_it_is_used() -> None:
 def test_arguments_that_cannot_be_meant(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         load_images(tmp_path, **{"size": 8, "mean": MEAN, "std": STD, **wrong})
+
+
+# --- what would take all memory, or never end ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (10_000, 10_000, "it has 10000 x 10000 pixels, more than 60 million"),
+        (
+            1,
+            60_000,
+            "it would have, scaled to cover the model's input, 72 x 4320000 pixels, more than 60 million",
+        ),
+        (
+            60_000,
+            1,
+            "it would have, scaled to cover the model's input, 4320000 x 72 pixels, more than 60 million",
+        ),
+        (40_000, 40_000, "it has far more than 60 million pixels"),
+    ],
+)
+def test_a_picture_that_is_too_large_is_named(tmp_path: Path, width: int, height: int, words: str) -> None:
+    (tmp_path / "one.png").write_bytes(hostile.png(width, height))
+    with pytest.raises(SourceError) as caught:
+        load_images(tmp_path, 72, MEAN, STD)
+    assert caught.value.what == f"the image cannot be read: {words}"
+    assert caught.value.where == str(tmp_path / "one.png")
+    assert "move it out of the folder" in str(caught.value.remedy)
+
+
+def test_a_picture_just_below_the_bound_is_read(tmp_path: Path) -> None:
+    (tmp_path / "long.png").write_bytes(hostile.png(100, 12_000))
+    (tmp_path / "large.png").write_bytes(hostile.png(4_096, 1_024))
+    assert load_images(tmp_path, 72, *PLAIN).images.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [hostile.EPS, b"GIF89a" + bytes(40), b"8BPS\x00\x01" + bytes(60), b"II*\x00" + bytes(60), b"BM"],
+)
+def test_only_the_four_formats_are_tried(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "check_call", started)
+    (tmp_path / "one.png").write_bytes(content)
+    assert "cannot identify image file as jpg, png, bmp or webp images" in refused(tmp_path).what
+
+
+def test_a_picture_may_have_the_name_of_another_of_the_four(tmp_path: Path) -> None:
+    picture().save(tmp_path / "one.png")
+    (tmp_path / "one.png").rename(tmp_path / "one.jpg")
+    assert len(load_images(tmp_path, 8, *PLAIN)) == 1
+
+
+@pytest.mark.parametrize("where", [".", "below"])
+def test_what_is_no_file_is_named(tmp_path: Path, where: str) -> None:
+    (tmp_path / where).mkdir(exist_ok=True)
+    place = tmp_path / where / "one.png"
+    for make, words in (
+        (hostile.pipe, "it is a pipe, not a file"),
+        (hostile.device, "it is a device, not a file"),
+        (hostile.a_socket, "it is a socket, not a file"),
+        (hostile.nowhere, "Too many levels of symbolic links"),
+    ):
+        make(place)
+        error = refused(tmp_path)
+        assert (error.what, error.where) == (f"the image cannot be read: {words}", str(place))
+        place.unlink()
+    hostile.folder(place)
+    assert refused(tmp_path).what == "the folder is empty"
+
+
+def test_a_link_to_a_folder_that_holds_it_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "set/dog/1.png")
+    for target in (tmp_path / "set", tmp_path, Path("/")):
+        (tmp_path / "set" / "again").symlink_to(target)
+        error = refused(tmp_path / "set")
+        assert error.what == "the link leads back to a folder that it lies in"
+        assert error.where == str(tmp_path / "set" / "again")
+        (tmp_path / "set" / "again").unlink()
+    (tmp_path / "set" / "dog" / "deep").symlink_to(tmp_path)  # links further down are not followed
+    assert len(load_images(tmp_path / "set", 8, *PLAIN)) == 1
+
+
+def test_a_class_whose_number_is_too_large_is_a_name(tmp_path: Path) -> None:
+    save(tmp_path, f"{'9' * 30}/1.png", "1/1.png")
+    found = load_images(tmp_path, 8, *PLAIN)
+    assert found.labels is not None
+    assert dict(zip(found.classes, range(2), strict=True)) == {"1": 0, "9" * 30: 1}
+    assert not are_numbers(found.classes)
+    assert are_numbers(["1", "12"])

@@ -129,7 +129,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"none\.yaml is no plan: it cannot be read: No such file") as caught:
         PlanFile.read(tmp_path / "none.yaml")
     assert caught.value.where == str(tmp_path / "none.yaml")
-    with pytest.raises(PlanError, match="it cannot be read: Is a directory"):
+    with pytest.raises(PlanError, match="it cannot be read: it is a folder, not a file"):
         PlanFile.read(tmp_path)
 
 

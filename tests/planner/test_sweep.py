@@ -189,6 +189,9 @@ def test_a_file_of_something_else_is_refused_with_what_differs(
     assert "-o" in str(caught.value.remedy)
 
 
+POINT = point(0.5, 0.3).as_dict()
+
+
 def changed(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda plain: {**plain, key: value}
 
@@ -200,6 +203,10 @@ def changed(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (changed("format", 2), "is not a sweep of format 1"),
         (changed("points", "none"), "is damaged: points: "),
         (changed("points", [{"mode": "static"}]), "is damaged: points.0.schedule: "),
+        (changed("points", [{**POINT, "mode": "[/red]"}]), "is damaged: points.0.mode: String should match"),
+        (changed("points", [{**POINT, "share": None}]), "is damaged: points.0.share: Input should be"),
+        (changed("points", [{**POINT, "schedule": {"-1": 2}}]), "is damaged: points.0.schedule.-1"),
+        (changed("points", [POINT] * 10_001), "is damaged: points: Tuple should have at most 10000"),
         (changed("work", None), "work batch is not told in the file, 8 here"),
     ],
 )

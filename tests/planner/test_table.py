@@ -140,6 +140,8 @@ def test_more_tokens_never_take_less_where_no_count_did(
         ({"sites": (0.0, 0.0)}, r"sites\[0\] has 2 numbers, not 4"),
         ({"fixed": math.inf}, "fixed is inf"),
         ({"dense": math.nan}, "dense is nan"),
+        ({"dense": 0.0}, "dense is 0.0, and nothing takes no time"),
+        ({"fixed": -1e7}, r"a number is 1e\+07, more than 1e\+06"),
     ],
 )
 def test_tables_that_do_not_fit_together(wrong: dict[str, Any], says: str) -> None:

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-planner accuracy zoo golden clean
+.PHONY: help setup demo test check format bench bench-planner accuracy zoo security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ accuracy: setup  ## what every preset costs in accuracy on the built-in classifi
 
 zoo: setup  ## every Vision Transformer of timm and Hugging Face: transformed, or refused with the reason
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
+
+security: setup  ## write docs/security.md: what hostile files get
+	rm -rf build/hostile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.hostile.runner build/hostile --page
 
 golden: setup  ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m pytest --update-golden

@@ -30,6 +30,7 @@ FAMILIES = (
     "torchvision.models.",
     "torchvision.ops.",
     "transformers.activations.",
+    "transformers.backbone_utils.",
     "transformers.models.",
     "prunec.data.",
 )
@@ -42,6 +43,7 @@ CONFIG_BASES = frozenset(
 #: Classes of data without such a base, one by one.
 PLAIN_CLASSES = frozenset(
     {
+        "timm.models._features.FeatureInfo",
         "transformers.generation.configuration_utils.GenerationConfig",
         *(
             f"torchvision.models.detection._utils.{name}"
@@ -89,7 +91,7 @@ def is_layer(name: str) -> bool:
 
 
 def _kind(cls: type, name: str) -> Kind | None:
-    """What an instance is. A module that reads its state in a way of its own is not trusted, but PyTorch's."""
+    """What an instance is. A module with a __setstate__ of its own is not trusted, unless it is PyTorch's."""
     if name in PLAIN_CLASSES:
         return "plain"
     if issubclass(cls, nn.Module):

@@ -22,6 +22,7 @@ from prunec.data import tiny_vit
 
 #: Named one by one, and so looked at one by one.
 NAMED_CLASSES = {
+    "timm.models._features.FeatureInfo",
     "transformers.generation.configuration_utils.GenerationConfig",
     "torchvision.models.detection._utils.BalancedPositiveNegativeSampler",
     "torchvision.models.detection._utils.BoxCoder",

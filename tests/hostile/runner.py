@@ -1,12 +1,14 @@
 """Runs every hostile case through the command line, each in a process of its own, and says what became of it.
 
-python -m tests.hostile.runner FOLDER [NAME ...]     prints JSON: one object for each case
+    python -m tests.hostile.runner FOLDER [NAME ...]     prints JSON: one object for each case
+    python -m tests.hostile.runner FOLDER --page         writes docs/security.md
 
 One process imports what prunec may import, and forks for each case: so a case costs what the case costs.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import resource
@@ -20,14 +22,15 @@ from typing import Any
 import timm
 import torch
 import transformers
-from typer import main as _  # noqa: F401
 
 import prunec
 from prunec import cli
 from prunec.errors import PruneError
-from tests.hostile import CANARY, Hostile, pickles, sources
+from tests.hostile import CANARY, Hostile, documents, pickles, sources
 
-CASES: tuple[Hostile, ...] = (*pickles.HOSTILE, *sources.HOSTILE)
+CASES: tuple[Hostile, ...] = (*pickles.HOSTILE, *sources.HOSTILE, *documents.HOSTILE)
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+HEAD = "## The table"
 #: After so many seconds a case is ended.
 SECONDS = 30
 #: What a case may not do: start a program, or reach the network.
@@ -48,7 +51,7 @@ def run(case: Hostile, folder: Path) -> dict[str, Any]:
     os.chdir(folder)
     try:
         arguments = case.write(Path())
-        start, resident = time.perf_counter(), _resident()
+        start = time.perf_counter()
         child = os.fork()
         if child == 0:
             _child(arguments)
@@ -60,7 +63,7 @@ def run(case: Hostile, folder: Path) -> dict[str, Any]:
             "what": case.what,
             "code": os.waitstatus_to_exitcode(status),
             "seconds": round(seconds, 1),
-            "mib": max(0, usage.ru_maxrss - resident) >> 10,
+            "mib": (usage.ru_maxrss - int(Path("resident").read_text())) >> 10,
             "message": [line for line in message.splitlines() if line.strip()],
             "ran": Path(CANARY).exists(),
             "watched": Path("watched").read_text().split() if Path("watched").exists() else [],
@@ -74,6 +77,7 @@ def _child(arguments: Sequence[str]) -> None:
     code = 70
     try:
         signal.alarm(SECONDS)
+        Path("resident").write_text(str(_resident()))
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
         watched = os.open("watched", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -104,15 +108,41 @@ def _resident() -> int:
     return pages * resource.getpagesize() >> 10
 
 
+def page(results: Sequence[dict[str, Any]]) -> str:
+    """The page of docs: what each case is, and what it got."""
+    rows = [
+        f"| {row['name']} | {row['what']} | {row['code']} | {_cell(row['message'])} | {row['seconds']} s |"
+        for row in results
+    ]
+    facts = f"torch {torch.__version__}, timm {timm.__version__}, transformers {transformers.__version__}"
+    slowest, largest = (max(row[of] for row in results) for of in ("seconds", "mib"))
+    return (
+        PAGE.read_text(encoding="utf-8").partition(HEAD)[0]
+        + f"{HEAD}\n\n{len(results)} files, {datetime.date.today()}, {facts}; the slowest took {slowest} s, "
+        f"the largest {largest} MiB beyond what was imported.\n\n"
+        "| case | what it is | exit code | first line of the message | time |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def _cell(message: Sequence[str]) -> str:
+    first = (message or [""])[0].removeprefix("prunec: ").replace("|", "\\|").replace("<", "&lt;")
+    return first if len(first) <= 160 else f"{first[:160]}..."
+
+
 def main() -> None:
     """Run the cases that are named, or all."""
     torch.set_num_threads(1)
     folder, *names = sys.argv[1:]
-    cases = [case for case in CASES if not names or case.name in names]
-    json.dump([run(case, Path(folder, str(number))) for number, case in enumerate(cases)], sys.stdout)
+    is_page = names == ["--page"]
+    cases = [case for case in CASES if is_page or not names or case.name in names]
+    results = [run(case, Path(folder, str(number))) for number, case in enumerate(cases)]
+    if is_page:
+        PAGE.write_text(page(results), encoding="utf-8")
+    else:
+        json.dump(results, sys.stdout)
 
 
 if __name__ == "__main__":
-    assert timm
-    assert transformers.ViTModel
     main()

@@ -15,7 +15,8 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+
+from tests.hostile import Hostile
 
 POLICY = """\
 version: 1
@@ -37,15 +38,11 @@ policy:
 {"".join(f"  {line}" + chr(10) for line in POLICY.splitlines())}"""
 
 
-class Hostile(NamedTuple):
-    """A hostile file: its name, what makes it and gives the arguments, and what it is."""
-
-    name: str
-    make: Callable[[Path], list[str]]
-    what: str
-
-
 HOSTILE: list[Hostile] = []
+
+
+def add(name: str, make: Callable[[Path], list[str]], what: str) -> None:
+    HOSTILE.append(Hostile(name, what, make, "to do: "))
 
 
 # What is done with a file -----------------------------------------------------------------------------------
@@ -94,15 +91,15 @@ def as_text(name: str, text: str | bytes, use: Callable[[Path], list[str]]) -> C
 
 def documents(name: str, text: str | bytes, what: str) -> None:
     """The same YAML under the name of a policy and of a plan."""
-    HOSTILE.append(Hostile(f"policy: {name}", as_text("mine.yaml", text, printed), what))
-    HOSTILE.append(Hostile(f"plan: {name}", as_text("plan.yaml", text, applied), what))
+    add(f"policy: {name}", as_text("mine.yaml", text, printed), what)
+    add(f"plan: {name}", as_text("plan.yaml", text, applied), what)
 
 
 def tables(name: str, text: str | bytes, what: str) -> None:
     """The same JSON under the name of a policy, a latency table and a sweep."""
-    HOSTILE.append(Hostile(f"json policy: {name}", as_text("mine.json", text, printed), what))
-    HOSTILE.append(Hostile(f"table: {name}", as_text("table.json", text, planned_by), what))
-    HOSTILE.append(Hostile(f"sweep: {name}", as_text("sweep.json", text, swept), what))
+    add(f"json policy: {name}", as_text("mine.json", text, printed), what)
+    add(f"table: {name}", as_text("table.json", text, planned_by), what)
+    add(f"sweep: {name}", as_text("sweep.json", text, swept), what)
 
 
 # YAML -------------------------------------------------------------------------------------------------------
@@ -164,7 +161,7 @@ tables("a list where a number stands", '{"format": [[[]]]}', "a value of another
 
 
 def toml(name: str, text: str, what: str) -> None:
-    HOSTILE.append(Hostile(f"toml: {name}", as_text("mine.toml", text, printed), what))
+    add(f"toml: {name}", as_text("mine.toml", text, printed), what)
 
 
 toml("dotted keys", ".".join("a" * 200_000) + " = 1", "quadratic time, and as many levels")
@@ -180,7 +177,7 @@ toml("a key given twice", "version = 1\nversion = 1\n", "one of the two values w
 def policy(name: str, old: str, new: str, what: str) -> None:
     text = POLICY.replace(old, new)
     assert text != POLICY
-    HOSTILE.append(Hostile(f"policy: {name}", as_text("mine.yaml", text, followed), what))
+    add(f"policy: {name}", as_text("mine.yaml", text, followed), what)
 
 
 policy("a thousand million queries", "kind: norm", "kind: query, queries: 1000000000", "parameters of 768 GB")
@@ -193,7 +190,7 @@ policy("a name of 300 letters", "name: mine", f"name: {'a' * 300}", "a folder wo
 def plan(name: str, old: str, new: str, what: str) -> None:
     text = PLAN.replace(old, new)
     assert text != PLAN
-    HOSTILE.append(Hostile(f"plan: {name}", as_text("plan.yaml", text, applied), what))
+    add(f"plan: {name}", as_text("plan.yaml", text, applied), what)
 
 
 plan("a large batch", "batch: 4", f"batch: {10**12}", "more images than there is memory")
@@ -239,7 +236,7 @@ def things(kind: Callable[[Path], None], what: str) -> None:
             kind(place / name)
             return use(place / name)
 
-        HOSTILE.append(Hostile(f"{kind.__name__} as {name}", make, what))
+        add(f"{kind.__name__} as {name}", make, what)
 
 
 for each, what in (
@@ -291,7 +288,7 @@ def picture(content: Callable[[], bytes]) -> Callable[[Path], list[str]]:
 
 
 for name, (content, what) in PICTURES.items():
-    HOSTILE.append(Hostile(f"picture: {name}", picture(content), what))
+    add(f"picture: {name}", picture(content), what)
 
 
 def in_images(name: str, kind: Callable[[Path], None]) -> Callable[[Path], list[str]]:
@@ -317,9 +314,9 @@ for kind, what in (
     (nowhere, "a link to itself"),
     (a_socket, "nothing to read"),
 ):
-    HOSTILE.append(Hostile(f"picture: {kind.__name__}", in_images("one.png", kind), what))
-HOSTILE.append(Hostile("images: a link back", in_images("again", back), "a folder inside itself"))
-HOSTILE.append(Hostile("images: a link to all files", in_images("all", root), "hours of looking around"))
+    add(f"picture: {kind.__name__}", in_images("one.png", kind), what)
+add("images: a link back", in_images("again", back), "a folder inside itself")
+add("images: a link to all files", in_images("all", root), "hours of looking around")
 
 # A table whose checksum is right ----------------------------------------------------------------------------
 
@@ -344,4 +341,4 @@ for name, changes, what in (
     ("a long fact", {"place": {"device": "a" * 100_000}}, "a message of that length"),
     ("a length of no token", {"counts": [5, 0]}, "an empty stream"),
 ):
-    HOSTILE.append(Hostile(f"table: {name}", table(**changes), what))
+    add(f"table: {name}", table(**changes), what)

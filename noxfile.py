@@ -39,7 +39,10 @@ def lower_bounds() -> list[str]:
     """`torch==2.11` for `torch>=2.11`: of everything that is needed at run time, extras included."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = [extra for extra in EXTRAS if extra != "test"]
-    needed = [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
+    needed = [
+        *project["dependencies"],
+        *(each for extra in extras for each in project["optional-dependencies"][extra]),
+    ]
     return [each.replace(">=", "==") for each in needed]
 
 

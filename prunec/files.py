@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from prunec import compat
 from prunec.errors import SourceError
 
 State = Mapping[str, Tensor]
@@ -86,7 +87,7 @@ def read_safetensors(path: Path) -> State:
 def read_exported(path: Path) -> ExportedProgram:
     """The program in a .pt2 file that torch.export.save wrote."""
     with _reading(path):
-        return torch.export.load(path)
+        return compat.load_exported(path)
 
 
 def fill(module: nn.Module, state: State, path: Path) -> None:

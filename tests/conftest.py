@@ -1,4 +1,4 @@
-"""What every run says of its versions; what every test gets: a seed, one torch thread per worker, golden files."""
+"""What every run says of its versions; what every test gets: a seed, one thread per worker, golden files."""
 
 from __future__ import annotations
 

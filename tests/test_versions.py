@@ -71,7 +71,9 @@ def test_a_package_that_this_python_leaves_open_matches_no_version() -> None:
 
 
 def test_constraints_are_read_with_their_markers() -> None:
-    text = "# why\n\ntorch==2.14.1\nnumpy==2.4.6; python_version >= '3.10'\nscipy==1.0; python_version < '3'\n"
+    text = (
+        "# why\n\ntorch==2.14.1\nnumpy==2.4.6; python_version >= '3.10'\nscipy==1.0; python_version < '3'\n"
+    )
     assert versions.constrained(text) == {"torch": "2.14.1", "numpy": "2.4.6"}
 
 

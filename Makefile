@@ -6,26 +6,49 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two workers halve the time of the suite; each imports torch, timm and transformers (about 1.5 GB).
 JOBS ?= 2
+INSTALL := $(BIN)/python -m pip install --quiet --editable '.[timm,hf,report,dev]'
+# Each worker starts with one half of the tests, in order: what tests of a file share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+define NOT_TESTED
+WARNING: pip could not install the versions of constraints.txt; its reason stands above.
+         Installing those that pip takes instead: the tests may not have been run on them.
+         Which they are is printed below, and at the start of every test run.
+endef
+export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-planner accuracy zoo security golden clean
+.PHONY: help setup setup-newest demo test test-fast compat check format bench bench-planner accuracy zoo security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## create .venv and install everything (again only when pyproject.toml changed)
+setup: $(STAMP)  ## create .venv and install the tested versions (again when constraints.txt or pyproject.toml changed)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): torch is large, the first time takes minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[timm,hf,report,dev]'
+	$(INSTALL) --constraint constraints.txt || { echo "$$NOT_TESTED" >&2; $(INSTALL); }
+	@$(BIN)/python tests/versions.py
 	@touch $@
+
+setup-newest:  ## the same with the newest versions that pip takes, whatever constraints.txt says
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade --upgrade-strategy eager
+	@$(BIN)/python tests/versions.py
+	@touch $(STAMP)
 
 demo: setup  ## make the built-in tiny ViT faster: works offline, in a minute or two
 	$(BIN)/prunec optimize shapes --policy evit --keep 0.5
 
 test: check  ## run every check, then every test (JOBS=0 for one worker)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
+
+test-fast: setup  ## the tests to run between two edits: about a minute
+	$(PYTEST) -q @tests/fast.txt
+
+compat: setup  ## the core of the tests on the oldest, tested and newest versions; writes docs/compat.md
+	$(BIN)/nox
 
 check: setup  ## lint, formatting, types, import layers
 	$(BIN)/ruff check .
@@ -59,5 +82,5 @@ golden: setup  ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m pytest --update-golden
 
 clean:  ## remove .venv, caches and build output
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .nox build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ import linecache
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -67,7 +68,10 @@ def export(
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:
     """The same program with in-place operators made functional and nothing else decomposed."""
-    return cast("ExportedProgram", exported.run_decompositions({}))
+    with warnings.catch_warnings():
+        # PyTorch 2.11 warns of a class of its own that it copies.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        return cast("ExportedProgram", exported.run_decompositions({}))
 
 
 def unlifted(exported: ExportedProgram) -> fx.GraphModule:
@@ -77,6 +81,13 @@ def unlifted(exported: ExportedProgram) -> fx.GraphModule:
     graph_module = module(**options)
     assert isinstance(graph_module, fx.GraphModule)
     return graph_module
+
+
+def load_exported(path: Path) -> ExportedProgram:
+    """Read what torch.export.save wrote."""
+    with warnings.catch_warnings():  # PyTorch 2.11 warns of the bytes that it reads the weights from
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.export.load(path)
 
 
 def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
@@ -309,7 +320,10 @@ def fake_like(
 
 def assume(condition: Any, otherwise: str | None = None) -> None:
     """Tell PyTorch what holds of a size that it does not know while it traces; checked when the code runs."""
-    torch._check(condition, None if otherwise is None else lambda: otherwise)
+    if otherwise is None or torch.compiler.is_dynamo_compiling():
+        torch._check(condition)  # compiled code of PyTorch 2.11 takes no message from outside
+    else:
+        torch._check(condition, lambda: otherwise)
 
 
 def has_varlen_attention(device: torch.device, dtype: torch.dtype) -> bool:

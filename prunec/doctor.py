@@ -25,7 +25,7 @@ Facts = Mapping[str, Any]
 SECONDS = 120  # for all imports together; a cold disk is slow
 OLDEST_TORCH = (2, 11)
 #: package -> (its extra of prunec, the oldest version that is read)
-OPTIONAL = {"torchvision": ("timm", (0, 26)), "timm": ("timm", (1, 0, 9)), "transformers": ("hf", (5,))}
+OPTIONAL = {"torchvision": ("timm", (0, 26)), "timm": ("timm", (1, 0, 25)), "transformers": ("hf", (5,))}
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor and class of a PCI device
 
 PROBE = """

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from prunec import pickles
+from prunec import compat, pickles
 from prunec.errors import SourceError
 
 State = Mapping[str, Tensor]
@@ -78,7 +78,7 @@ def read_exported(path: Path, *, allow_pickle: bool = False) -> ExportedProgram:
             "--allow-pickle reads it (in Python: prunec.sources.load(path, allow_pickle=True))",
         )
     with _reading(path):
-        return torch.export.load(path)
+        return compat.load_exported(path)
 
 
 def fill(module: nn.Module, state: State, path: Path) -> None:

@@ -136,6 +136,8 @@ def keep_parameters(module: nn.Module, root: nn.Module) -> None:
     for path, like in root.named_modules(remove_duplicate=False):
         if path in parts:
             _reorder(parts[path], like)
+            # PyTorch 2.11 copies a buffer into a graph module as one that state_dict() holds.
+            parts[path]._non_persistent_buffers_set.update(like._non_persistent_buffers_set)
 
 
 def _reorder(module: nn.Module, like: nn.Module) -> None:

@@ -1,20 +1,22 @@
-"""What every test gets: a fixed seed, one torch thread per worker, and golden files."""
+"""What every run says of its versions; what every test gets: a seed, one thread per worker, golden files."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-GOLDEN = Path(__file__).parent / "golden"
+from . import compat, goldens, versions
+
+golden = goldens.golden
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+    goldens.pytest_addoption(parser)
+    parser.addoption(
+        "--record", choices=tuple(compat.ENVIRONMENTS), help="store this run as a row of docs/compat.md"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,28 +24,19 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_report_header() -> list[str]:
+    return versions.report()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    environment = config.getoption("--record")
+    if environment is None:
+        return
+    terminalreporter.section("compat")
+    for line in [compat.COLUMNS, *map(compat.cells, compat.record(environment, terminalreporter.stats))]:
+        terminalreporter.write_line("".join(f"{cell:<14}" for cell in line))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`golden(name, text)`: the text must equal tests/golden/NAME.txt; `make golden` rewrites the file."""
-    update = request.config.getoption("--update-golden")
-
-    def check(name: str, text: str) -> None:
-        path = GOLDEN / f"{name}.txt"
-        text = text.rstrip("\n") + "\n"
-        if update:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            return
-        expected = path.read_text(encoding="utf-8") if path.exists() else ""
-        if text != expected:
-            lines = difflib.unified_diff(
-                expected.splitlines(), text.splitlines(), f"golden/{name}.txt", "this run", lineterm="", n=2
-            )
-            pytest.fail("\n".join([*lines, "", "`make golden` accepts this run"]), pytrace=False)
-
-    return check

@@ -56,7 +56,7 @@ ILL: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("torchvision", {"error": NMS}, "torchvision", "torchvision::nms", "torch torchvision: in one"),
     ("torchvision", {"version": "0.30.0+cpu"}, "torchvision", "built for cpu, torch for cu132", "one index"),
     ("timm", {"error": NMS}, "torchvision", "torchvision::nms", "torch torchvision: in one"),
-    ("timm", {"version": "1.0.2"}, "timm", "too old: prunec reads 1.0.9", "--upgrade timm"),
+    ("timm", {"version": "1.0.2"}, "timm", "too old: prunec reads 1.0.25", "--upgrade timm"),
     ("transformers", {"version": "4.57.1"}, "transformers", "reads 5 and later", "--upgrade transformers"),
     ("transformers", {"error": "No module named 'yaml'"}, "transformers", "yaml", "reinstall transformers"),
 ]

@@ -1,4 +1,4 @@
-"""The golden fixture of conftest.py: it must notice, explain and rewrite."""
+"""The golden fixture of goldens.py: it must notice, explain and rewrite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_case(golden):
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text())
+    pytester.makeconftest(Path(__file__).with_name("goldens.py").read_text())
     pytester.makepyfile(CASE)
     return pytester
 

@@ -203,6 +203,9 @@ def test_a_converted_module_equals_the_converted_model_transformed(name: str) ->
 @pytest.mark.parametrize("name", ["timm_eva02", "timm_dinov3", "hf_vit_eager"])
 def test_a_graph_that_names_its_precision_refuses_another(name: str) -> None:
     case = known(name)
+    nodes = case.fast.program.graph.nodes
+    if not any(torch.float32 in [*node.args, *node.kwargs.values()] for node in nodes):
+        pytest.skip(f"older releases of timm and transformers name no precision in {name}")
     fast, images = copy.deepcopy(case.fast).to(torch.bfloat16), case.family.images(2).bfloat16()
     with pytest.raises(prunec.UsageError) as caught:
         case.call(fast, images)

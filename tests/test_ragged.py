@@ -6,6 +6,7 @@ The loops run one image at a time with boolean indexing. A batch must give each 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,11 +25,16 @@ from tests.windows import windowed
 Score = Callable[[int, Tensor], Tensor]  # site, rows [n, C] -> scores [n]
 
 
+@cache
+def dense_of(model: nn.Module, side: int = 5) -> Program:
+    """The recognised model; programs are immutable, so all policies for one model share it."""
+    return recognised(model, pixels(side=side))
+
+
 def program_of(model: nn.Module, *, side: int = 5, **choices: Any) -> Program:
     """The model with ragged sites; every threshold is set so that about half of the rows pass."""
     defaults = {"selector": "threshold", "fate": "preserve", "reactivate": True, "blocks": [1, 2, 3]}
-    dense = recognised(model, pixels(side=side))
-    made = run_passes(BACK, planned(dense, **{**defaults, **choices}))
+    made = run_passes(BACK, planned(dense_of(model, side), **{**defaults, **choices}))
     torch.manual_seed(3)
     for name, parameter in made.module.named_parameters():
         if name.startswith("prunec."):
@@ -112,15 +118,20 @@ MODELS: dict[str, tuple[Callable[[], ViT], int, int]] = {
 }
 
 
+@cache
+def model_of(name: str) -> ViT:
+    torch.manual_seed(0)
+    return MODELS[name][0]().eval()
+
+
 @pytest.mark.parametrize("scorer", ["norm", "mlp"])
 @pytest.mark.parametrize("reactivate", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_image_of_a_batch_gets_what_plain_loops_give_it(
     name: str, reactivate: bool, scorer: str
 ) -> None:
-    torch.manual_seed(0)
-    build, prefix, suffix = MODELS[name]
-    model = build().eval()
+    _, prefix, suffix = MODELS[name]
+    model = model_of(name)
     program = program_of(model, scorer=scorer, reactivate=reactivate)
     images = pixels(6) * torch.linspace(0.2, 3, 6).view(6, 1, 1, 1)  # some quiet, some loud
     with torch.no_grad():
@@ -140,7 +151,7 @@ def test_each_image_of_a_batch_gets_what_plain_loops_give_it(
     torch.testing.assert_close(
         run(program, images)[0], torch.stack([out for out, _ in expected]), rtol=0, atol=1e-5
     )
-    certificate = certify(recognised(model), program)
+    certificate = certify(dense_of(model), program)
     assert certificate.padding is not None
     assert max(certificate.identity, certificate.permutation, certificate.padding) < 1e-5
 

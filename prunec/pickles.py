@@ -25,28 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from prunec import trust
-
-#: Names that torch.load resolves by itself, to tensors and plain containers. It knows more, which no
-#: checkpoint of a vision model needs, and some of which make as much memory as a file asks for.
-TENSOR_NAMES = frozenset(
-    {
-        "_codecs.encode",
-        "__builtin__.set",
-        "builtins.set",
-        "collections.OrderedDict",
-        "torch.nn.parameter.Parameter",
-        *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._tensor._rebuild_from_type_v2",
-        *(f"torch.{what}" for what in ("Size", "Tensor", "device")),
-        *(f"torch.storage.{what}" for what in ("TypedStorage", "UntypedStorage")),
-        *(f"torch.{what}Storage" for what in ("Double", "Float", "Half", "BFloat16", "ComplexFloat")),
-        *(f"torch.{what}Storage" for what in ("Long", "Int", "Short", "Char", "Byte", "Bool")),
-        *(f"torch.{what}" for what in ("float64", "float32", "float16", "bfloat16", "complex64")),
-        *(f"torch.{what}" for what in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-    }
-)
+from prunec import compat, trust
 
 #: Limits far above any model's: of the pickle itself, without the numbers.
 MOST_BYTES = 16 << 20
@@ -73,11 +52,11 @@ def read(path: Path) -> Any:
         Exception: whatever torch and zipfile raise for a damaged file.
     """
     names = scan(path)
-    refused = sorted(name for name in names - TENSOR_NAMES if not is_trusted(name))
+    refused = sorted(name for name in names - compat.TENSOR_NAMES if not is_trusted(name))
     if refused:
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise NotTrusted(f"wants {', '.join(refused[:5])}{more}")
-    records: list[Any] = [(_record(name), name) for name in sorted(names - TENSOR_NAMES)]
+    records: list[Any] = [(_record(name), name) for name in sorted(names - compat.TENSOR_NAMES)]
     with safe_globals(records):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     return _Builder(path.stat().st_size).build(loaded)

@@ -158,7 +158,7 @@ def load_named(
         SourceError: as for `load`, or it names something else.
     """
     for named in (spec, arch):
-        if named and not trust_source and not _is_data(named):
+        if named and not trust_source and runs_code(named):
             raise SourceError(
                 f"the file names the source {named!r}, and reading that may run code",
                 where=str(file),
@@ -168,12 +168,12 @@ def load_named(
     return load(spec, pretrained=pretrained, arch=arch, allow_pickle=allow_pickle)
 
 
-def _is_data(spec: str) -> bool:
-    """Whether reading a source runs nothing but prunec, timm and transformers."""
+def runs_code(spec: str) -> bool:
+    """Whether reading a source may run more than prunec, timm and transformers."""
     scheme, colon, _ = spec.partition(":")
     if colon:
-        return scheme in ("timm", "hf")
-    return spec.endswith(".safetensors") or ("/" not in spec and Path(spec).suffix not in PICKLED)
+        return scheme not in ("timm", "hf")
+    return not spec.endswith(".safetensors") and ("/" in spec or Path(spec).suffix in PICKLED)
 
 
 def from_module(module: nn.Module, example: Example | None = None) -> Source:

@@ -95,7 +95,8 @@ def _kind(cls: type, name: str) -> Kind | None:
     if name in PLAIN_CLASSES:
         return "plain"
     if issubclass(cls, nn.Module):
-        return "module" if cls.__setstate__.__module__.startswith("torch.nn.modules.") else None
+        owner = next(base for base in cls.__mro__ if "__setstate__" in vars(base))
+        return "module" if owner.__module__.startswith("torch.nn.modules.") else None
     if issubclass(cls, Enum):
         return "enum"
     if any(f"{base.__module__}.{base.__qualname__}" in CONFIG_BASES for base in cls.__mro__):

@@ -126,17 +126,18 @@ def test_plan_edit_apply(call: Call, home: Path, table: tuple[str, str], shares:
     assert said.code == 0
     plain = yaml.safe_load(said.out)
     assert said.out.startswith("# A plan for prunec: edit `schedule`")
+    assert "`prunec apply plan.yaml --trust-source`" in said.out.partition("\nversion")[0]
     ((block, leaves),) = plain["schedule"].items()
     assert block == 2
     assert 2 <= leaves < 65
     assert plain["about"]["measured_share"] == 0.7
     (home / "plan.yaml").write_text(said.out.replace(f"  {block}: {leaves}\n", "  1: 40\n  2: 24\n"))
-    done = call("apply", "plan.yaml", "--rounds", "5", "-o", "out", "--json")
+    done = call("apply", "plan.yaml", "--trust-source", "--rounds", "5", "-o", "out", "--json")
     assert done.code == 0
     assert [(site["block"], site["leaves"]) for site in done.json["plan"]["sites"]] == [(1, 40), (2, 24)]
     assert done.json["planner"] is None
     assert (home / "out" / "prunec.json").exists()
-    assert verbs.load("out") is not None
+    assert verbs.load("out", trust_source=True) is not None
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_wrong_schedule_is_told_with_its_block(
         "target": "eager", "mode": "static", "batch": 2, "schedule": dict(schedule),
     }  # fmt: skip
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
-    assert words in failure(call("apply", "plan.yaml", "-o", "out"), code)
+    assert words in failure(call("apply", "plan.yaml", "--trust-source", "-o", "out"), code)
     assert not (home / "out").exists()
 
 
@@ -245,7 +246,7 @@ def test_apply_without_a_gain_is_code_5(
         "target": "eager", "mode": "static", "batch": 2, "schedule": {2: 30},
     }  # fmt: skip
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
-    arguments = ("apply", "plan.yaml", "--rounds", "5", "-o", "out")
+    arguments = ("apply", "plan.yaml", "--trust-source", "--rounds", "5", "-o", "out")
     assert "it is as slow as before" in failure(call(*arguments, "--require-speedup"), 5)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunec import documents
 from prunec.documents import DEPTH, LARGE, SMALL, Bounds, Unreadable
 from prunec.errors import brief, first_few, shown
-from tests import hostile_documents as hostile
+from tests.hostile import documents as hostile
 
 
 def refused(text: str | bytes, kind: str, bounds: Bounds = SMALL) -> str:

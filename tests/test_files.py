@@ -293,6 +293,29 @@ def test_an_exported_program_is_read_with_consent_only(folder: Path, monkeypatch
     assert "--allow-pickle" in (caught.value.remedy or "")
 
 
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        ("shapes", False),
+        ("timm:vit_small_patch16_224", False),
+        ("vit_small_patch16_224.augreg_in21k", False),  # a bare name is one of timm
+        ("hf:facebook/dinov2-small", False),
+        ("hf:./folder", False),
+        ("folder/weights.safetensors", False),
+        ("pkg.module:callable", True),
+        ("os:abort", True),
+        ("local-dir:folder", True),
+        ("hf-hub:org/name", True),
+        ("model.pt2", True),
+        ("weights.pt", True),
+        ("folder/weights.pth", True),
+        ("org/name", True),
+    ],
+)
+def test_which_sources_may_run_code(spec: str, code: bool) -> None:
+    assert sources.runs_code(spec) is code
+
+
 def test_an_exported_program_without_inputs_asks_for_them(folder: Path) -> None:
     with pytest.raises(UsageError, match="holds no example inputs"):
         sources.load(str(folder / "bare.pt2"), allow_pickle=True)

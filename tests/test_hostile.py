@@ -48,7 +48,7 @@ def _problem(refusal: str, result: dict[str, Any]) -> str:
         "its code ran": not result["ran"],
         f"it did {result['watched']}": not result["watched"],
         f"exit code {result['code']}": result["code"] in (1, 2),
-        f"no one message: {message}": message.count("prunec: ") == message.count("prunec: warning: ") + 1,
+        f"no one message: {message}": message.count("  to do: ") == 1,
         f"a fault of prunec: {message}": "fault of prunec" not in message and "Traceback" not in message,
         f"{refusal!r} is not in: {message}": refusal in message,
         f"{len(message)} characters": len(message) < 4000,

@@ -306,7 +306,9 @@ def test_load_calls_the_users_function_again(tmp_path: Path, factory: str) -> No
         result.module.get_parameter("head.bias").fill_(3.0)
     folder = result.save(tmp_path / "out")
     assert json.loads((folder / "prunec.json").read_text(encoding="utf-8"))["source"] == factory
-    assert same(prunec.load(folder), result.module, images())
+    with pytest.raises(SourceError, match=f"names the source '{factory}', and reading that may run code"):
+        prunec.load(folder)
+    assert same(prunec.load(folder, trust_source=True), result.module, images())
 
 
 def test_a_module_given_in_python_needs_the_model(saved: tuple[Path, Result]) -> None:

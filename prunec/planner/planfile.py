@@ -14,9 +14,10 @@ from prunec.errors import PlanError
 from prunec.language import MOST, Model, Word, mistakes
 from prunec.planner.planned import Planned
 from prunec.policy import Policy
+from prunec.sources import runs_code
 
 HEAD = """\
-# A plan for prunec: edit `schedule`, then run `prunec apply {name}`.
+# A plan for prunec: edit `schedule`, then run `{command}`.
 # schedule: block: how many tokens go on behind its site, protected ones counted in.
 """
 
@@ -86,7 +87,8 @@ class PlanFile(Model):
         """The file, as it is written."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         ordered = {"version": 1, **data, "schedule": self.schedule}  # an empty one is said too
-        return HEAD.format(name=name) + yaml.safe_dump(
+        consent = " --trust-source" if any(map(runs_code, filter(None, (self.source, self.arch)))) else ""
+        return HEAD.format(command=f"prunec apply {name}{consent}") + yaml.safe_dump(
             ordered, sort_keys=False, allow_unicode=True, width=110
         )
 

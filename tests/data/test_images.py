@@ -13,7 +13,7 @@ from torchvision import transforms
 
 from prunec.data.images import SUFFIXES, are_numbers, load_images
 from prunec.errors import SourceError, UsageError
-from tests import hostile_documents as hostile
+from tests.hostile import documents as hostile
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

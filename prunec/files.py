@@ -42,7 +42,7 @@ def read_pickled(path: Path, *, allow_pickle: bool = False) -> nn.Module | State
         if allow_pickle:
             return _model_in(torch.load(path, map_location="cpu", weights_only=False), path)
         try:
-            return _model_in(pickles.read(path), path)
+            return _model_in(pickles.read(path, CHECKPOINT_KEYS), path)
         except pickles.NotTrusted as error:
             raise SourceError(
                 f"{path.name} {error}, which prunec does not trust",

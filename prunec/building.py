@@ -229,9 +229,9 @@ class Builder:
         return self._with_attributes(self._tensor(Call(function, args)), state)
 
     def _with_attributes(self, made: Tensor, state: Any) -> Tensor:
-        attributes = self.build(state) if type(state) is Pairs else None
-        if attributes is None:
+        if type(state) is not Pairs:
             raise NotTrusted("gives a tensor a state that is no dict")
+        attributes = self.build(state)
         self._spend(len(attributes))
         for name, value in attributes.items():
             if type(value) not in _TENSOR_ATTRIBUTES or type(name) is not str or hasattr(Tensor, name):
@@ -246,11 +246,12 @@ class Builder:
             raise NotTrusted(f"calls {_ORDERED} with arguments")
         return self._pairs(call, OrderedDict())  # without the attributes that it may have
 
-    def _one(self, call: Call, kind: type) -> Any:
-        if len(call.args) != 1 or type(call.args[0]) is not kind or call.state is not None:
+    def _one(self, call: Call, kind: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
+        value = call.args[0] if len(call.args) == 1 and call.state is None else None
+        if not isinstance(value, kind):
             raise NotTrusted(f"does not give {call.name} one value")
-        self._spend(len(call.args[0]))
-        return call.args[0]
+        self._spend(len(value))
+        return value
 
     def _set(self, call: Call) -> set[Any]:
         return set(map(_checked_key, self._one(call, list)))
@@ -322,10 +323,12 @@ def _member(cls: Any, call: Call) -> Any:
 
 
 def _check_state(cls: type, state: Mapping[Any, Any], name: str) -> None:
-    """An attribute of an instance may not take the place of a method or a property of its class."""
-    for key in state:
+    """No attribute takes the place of a method or a property of the class, or makes the class fetch code."""
+    for key, value in state.items():
         if type(key) is not str or key.startswith("__"):
             raise NotTrusted(f"gives {name} the attribute {key!r}")
+        if key in trust.HARMLESS and not any(value is well or value == well for well in trust.HARMLESS[key]):
+            raise NotTrusted(f"gives {name} {key}, by which it fetches or runs other code")
         if _is_behaviour(inspect.getattr_static(cls, key, None)):
             raise NotTrusted(f"gives {name} its own {key}")
 
@@ -339,8 +342,6 @@ def _check_module(state: Mapping[str, Any], name: str) -> None:
     for key in HOOKS & state.keys():
         if state[key]:
             raise NotTrusted(f"gives {name} hooks ({key})")
-    if state.get("_compiled_call_impl") is not None:
-        raise NotTrusted(f"gives {name} a compiled call")
     for key, kind in (("_modules", nn.Module), ("_parameters", nn.Parameter), ("_buffers", Tensor)):
         held = state.get(key)
         if not isinstance(held, dict) or not all(

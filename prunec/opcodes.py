@@ -45,7 +45,8 @@ class Call(Pairs):
 
     def __init__(self, function: Any, args: Any) -> None:
         super().__init__()
-        self.function, self.args, self.state = function, args, None
+        self.function, self.args = function, args
+        self.state: Any = None
         self.elements: list[Any] = []
 
     @property

@@ -139,8 +139,7 @@ def _pickle_of(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
 
 def _older(file: BinaryIO, path: Path) -> tuple[Any, Numbers]:
     """Before torch 1.6: magic number, protocol, system, objects, keys of the numbers, and then these."""
-    if (magic := parse(file)[0]) != MAGIC:
-        _check_names(magic)
+    if parse(file)[0] != MAGIC:
         raise ValueError("torch.save did not write it")
     for _ in ("protocol", "system"):
         parse(file)

@@ -354,3 +354,29 @@ def test_a_function_may_give_an_example_with_its_model(
     source = sources.load("model_with_example:build")
     assert isinstance(source.module, torch.nn.Linear)
     assert [leaf.shape for leaf in source.args] == [torch.Size([5, 3])]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mean": 5},
+        {"mean": "abc"},
+        {"std": (0.5, "a", 0.5)},
+        {"std": (0.5, 0.0, 0.5)},
+        {"mean": (float("nan"), 0, 0)},
+        {"crop_pct": "large"},
+        {"crop_pct": [1]},
+    ],
+)
+def test_what_a_model_says_of_its_images_must_be_numbers(said: dict[str, Any]) -> None:
+    source = sources.load("shapes")
+    source.module.pretrained_cfg = said
+    with pytest.raises(SourceError, match="the model's images have the mean"):
+        source.normalisation()
+
+
+@pytest.mark.parametrize("said", [None, 5, "abc", {}])
+def test_a_model_may_say_nothing_of_its_images(said: Any) -> None:
+    source = sources.load("shapes")
+    source.module.pretrained_cfg = said
+    assert source.normalisation() == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0)

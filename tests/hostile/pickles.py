@@ -238,7 +238,7 @@ def _hostile() -> Iterator[Hostile]:
         "use_return_dict",
     )
     yield row("hook", "a hook", saved(lambda: linear(_forward_hooks=OrderedDict({0: nn.ReLU()}))), "hooks")
-    yield row("compiled call", "a call that was compiled", saved(lambda: _compiled()), "compiled call")
+    yield row("compiled call", "a call that was compiled", saved(lambda: _compiled()), "_compiled_call_impl")
     yield row(
         "partial of a call",
         "partial with arguments for os.system",
@@ -300,6 +300,25 @@ def _hostile() -> Iterator[Hostile]:
         "an attribute whose name is no text",
         saved(New(nn.Linear, {1: 2})),
         "attribute 1",
+    )
+    for name in ("flash_attention_2", "evil/kernel", nn.ReLU()):
+        yield row(
+            f"attention {name} in a configuration",
+            "an attention that is fetched when it is called",
+            saved(functools.partial(_config, _attn_implementation_internal=name)),
+            "_attn_implementation_internal",
+        )
+    yield row(
+        "attention of no configuration",
+        "the same, of a module where a configuration is",
+        saved(lambda: linear(config=linear(_attn_implementation="flash_attention_2"))),
+        "_attn_implementation",
+    )
+    yield row(
+        "kernels",
+        "a model that fetches kernels as eval() is called",
+        saved(lambda: linear(_use_kernels=1)),
+        "_use",
     )
     yield row("enum", "a member that an enumeration has not", saved(_no_member), "cannot be read")
     yield row("enum of a list", "a member by something else than a value", saved(_no_value), "one value")

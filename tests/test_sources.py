@@ -149,6 +149,8 @@ def test_a_model_of_timm_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((name, pretrained))
         return tiny_vit.TinyViT()
 
+    said: dict[str, Any] = {"img_size": 64}
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: ({}, "test_vit", said))
     monkeypatch.setattr(timm, "create_model", create_model)
     source = sources.load("hf-hub:me/mine")
     assert (source.spec, source.weights, asked) == (
@@ -156,6 +158,10 @@ def test_a_model_of_timm_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "pretrained",
         [("hf-hub:me/mine", True)],
     )
+    said["pretrained_cfg_overlay"] = {"file": "other.pth"}
+    with pytest.raises(SourceError, match="where weights are: pretrained_cfg_overlay"):
+        sources.load("hf-hub:me/mine")
+    assert len(asked) == 1
 
 
 def test_a_saved_folder(folder: Path) -> None:

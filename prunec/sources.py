@@ -32,7 +32,7 @@ from torch.export import ExportedProgram
 
 from prunec import compat, files, folders
 from prunec.data import shapes, tiny_vit
-from prunec.errors import PruneError, SourceError, UsageError, did_you_mean, shown
+from prunec.errors import PruneError, SourceError, UsageError, brief, did_you_mean, shown
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
 from prunec.within import shared_copy
 
@@ -121,7 +121,8 @@ def load(
         spec: what to read, in the grammar at the top of this module.
         pretrained: False builds the model with random weights and needs no network. Files are always read.
         arch: a SOURCE that builds the model for a file of weights; its own weights are not loaded.
-        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code.
+        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code; let transformers
+            and timm read pickled weights in a folder.
 
     Raises:
         SourceError: the model is unknown, or cannot be read, trusted or built.
@@ -141,7 +142,7 @@ def load(
         return _shapes(pretrained)
     if suffix == ".pt2":
         return _exported(spec, allow_pickle)
-    if scheme in folders.SAFE and not allow_pickle and (folder := Path(rest).expanduser()).is_dir():
+    if scheme in folders.SAFE and not allow_pickle and (folder := _path(spec, rest)).is_dir():
         with _reading(spec):
             folders.check_weights(folder, scheme)
     if colon:
@@ -273,7 +274,7 @@ def _timm_elsewhere(spec: str, place: str, pretrained: bool) -> Source:
 
 def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     transformers = _need("transformers", "hf", spec)
-    local = Path(name).expanduser()
+    local = _path(spec, name)
     if name.startswith((".", "/", "~")):
         local = _folder(spec, name, "save_pretrained")
     where = str(local) if local.is_dir() else name
@@ -303,8 +304,22 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     return _source(spec, module, weights, notes)
 
 
+def _path(spec: str, place: str) -> Path:
+    """A path that the system can be asked about; whether something is there is another matter."""
+    try:
+        path = Path(place).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL, or the home of nobody
+        raise SourceError(
+            f"{brief(place)} can be no path: {brief(str(error))}",
+            where=f"source {brief(spec)!r}",
+            remedy="check the path",
+        ) from error
+    return path
+
+
 def _folder(spec: str, place: str, writer: str) -> Path:
-    folder = Path(place).expanduser()
+    folder = _path(spec, place)
     if not folder.is_dir():
         raise SourceError(
             "there is no such folder",
@@ -363,7 +378,7 @@ def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
 
 
 def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
-    path = Path(spec).expanduser()
+    path = _path(spec, spec)
     if path.suffix == ".safetensors":
         content: nn.Module | files.State = files.read_safetensors(path)
     else:
@@ -388,7 +403,7 @@ def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
 
 
 def _exported(spec: str, allow_pickle: bool) -> Source:
-    exported = files.read_exported(Path(spec).expanduser(), allow_pickle=allow_pickle)
+    exported = files.read_exported(_path(spec, spec), allow_pickle=allow_pickle)
     args, kwargs = exported_inputs(exported)
     module = compat.unlifted(exported)
     return Source(spec, module, args, kwargs, "file", (PT2_NOTE,), exported=exported)

@@ -386,3 +386,11 @@ def test_a_model_may_say_nothing_of_its_images(said: Any) -> None:
     source = sources.load("shapes")
     source.module.pretrained_cfg = said
     assert source.normalisation() == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0)
+
+
+@pytest.mark.parametrize("place", ["~nobody-at-all/x", "x" * 4000])
+@pytest.mark.parametrize("spec", ["{}.safetensors", "{}.pt", "{}.pt2", "hf:{}", "local-dir:{}"])
+def test_what_can_be_no_path(spec: str, place: str) -> None:
+    with pytest.raises(SourceError, match="can be no path") as error:
+        sources.load(spec.format(place))
+    assert len(str(error.value)) < 1000

@@ -137,6 +137,13 @@ def _hostile() -> Iterator[Hostile]:
         plan(source="x.safetensors", arch="planted:main"),
         refused,
     )
+    for named in ("~nobody-at-all/x.safetensors", "x" * 4000 + ".safetensors"):
+        yield Hostile(
+            f"manifest {named[:14]}",
+            "an artefact whose source can be no path",
+            manifest(source=named),
+            "no path",
+        )
     yield Hostile(
         "manifest org", "an artefact that does not say where its source is", manifest(source="a/b"), refused
     )

@@ -121,8 +121,8 @@ def load(
         spec: what to read, in the grammar at the top of this module.
         pretrained: False builds the model with random weights and needs no network. Files are always read.
         arch: a SOURCE that builds the model for a file of weights; its own weights are not loaded.
-        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code; let transformers
-            and timm read pickled weights in a folder.
+        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code; let
+            transformers and timm read pickled weights in a folder.
 
     Raises:
         SourceError: the model is unknown, or cannot be read, trusted or built.

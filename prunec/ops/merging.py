@@ -36,7 +36,8 @@ def pairs(metric: Tensor, prefix: int, suffix: int, live: Tensor | None = None) 
     halves = slice(first, tokens - suffix, 2), slice(other, tokens - suffix, 2)
     likest, place = (unit[:, halves[0]] @ unit[:, halves[1]].transpose(1, 2)).max(dim=-1)  # [B, N / 2]
     score = likest.new_full((metric.shape[0], tokens), float("inf"))
-    partner, movable = rows.expand(metric.shape[0], -1), rows[halves[0]]
+    # Repeated, not expanded: Inductor of PyTorch 2.11 would write all images' partners into one row.
+    partner, movable = rows.repeat(metric.shape[0], 1), rows[halves[0]]
     return score.index_copy(1, movable, -likest), partner.index_copy(1, movable, other + 2 * place)
 
 
@@ -54,7 +55,7 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
     others = rows[:, 1:].flatten()
     score = alike.new_full(metric.shape[:2], float("inf"))
     score = score.index_copy(1, others, -alike.repeat_interleave(3, dim=1))
-    partner = torch.arange(metric.shape[1], device=metric.device).expand(metric.shape[0], -1)
+    partner = torch.arange(metric.shape[1], device=metric.device).repeat(metric.shape[0], 1)
     firsts = rows[:, 0].repeat_interleave(3).expand(metric.shape[0], -1)
     return score, partner.index_copy(1, others, firsts)
 

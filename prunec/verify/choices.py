@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,8 @@ from prunec import graph, ops
 from prunec.errors import VerificationError
 from prunec.program import Program
 from prunec.program import Site as Planned
+from prunec.verify.refusals import REPORT, refuse
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -71,8 +73,8 @@ def sites_of(program: Program) -> list[Site]:
     found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
     if len(found) != len(program.plan.sites):
         raise VerificationError(
-            f"the plan has {len(program.plan.sites)} sites, and the rewritten graph selects {len(found)} times",
-            remedy="the model was not changed and nothing was returned; please report the model's name",
+            f"the plan has {len(program.plan.sites)} sites, the rewritten graph selects {len(found)} times",
+            remedy=REPORT,
         )
     return found
 
@@ -105,6 +107,8 @@ def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) 
         index, score = values[site.index.name], values[site.score.name]
         batch, length = score.shape[:2]
         _check_rows(planned, index, batch, length)
+        if anew and length != tokens:
+            refuse(planned, f"are chosen among {length}, not among all {tokens} tokens again")
         if before is None or anew or (before[0].shape[1] != length == tokens):  # the whole stream
             numbers = torch.arange(length, device=score.device).expand(batch, -1)
             before = numbers, torch.ones_like(numbers, dtype=torch.bool)
@@ -118,7 +122,14 @@ class _Raw:
     """One site's values in rows, on their way to tokens."""
 
     def __init__(
-        self, site: Site, values: Mapping[str, Any], numbers: Tensor, entering: Tensor, tokens: int, *, fused: bool
+        self,
+        site: Site,
+        values: Mapping[str, Any],
+        numbers: Tensor,
+        entering: Tensor,
+        tokens: int,
+        *,
+        fused: bool,
     ) -> None:
         self.site, self.values, self.tokens, self.fused = site, values, tokens, fused
         self.numbers, self.entering = numbers, entering  # which token each row is; which rows count
@@ -154,9 +165,10 @@ class _Raw:
     def _alike(self, image: int) -> Tensor | None:
         if self.site.partner is None:
             return None
-        if self.site.alike is not None:
-            return self._by_token(image, self.values[self.site.alike.name][0][image])
-        return -self._by_token(image, self.values[self.site.score.name][image])
+        pair = self.site.alike
+        likeness = self._of(self.site.score, image) if pair is None else self.values[pair.name][0][image]
+        found: Tensor = self._by_token(image, likeness)
+        return -found if pair is None else found
 
     def _of(self, node: fx.Node | None, image: int) -> Any:
         return None if node is None else self.values[node.name][image]
@@ -178,13 +190,3 @@ def _check_rows(site: Planned, index: Tensor, batch: int, length: int) -> None:
         refuse(site, f"are {int(index.min())} to {int(index.max())} of {length}")
     if bool((index.sort(dim=1).values.diff(dim=1) == 0).any()):
         refuse(site, "are not all different")
-
-
-def refuse(site: Planned, what: str, image: int | None = None) -> NoReturn:
-    """The error that says what is wrong with the rows of a site."""
-    whose = "" if image is None else f" of image {image}"
-    raise VerificationError(
-        f"the rows{whose} that go on {what}",
-        where=f"site {site}",
-        remedy="the model was not changed and nothing was returned; please report the model's name",
-    )

@@ -1,7 +1,7 @@
 """What becomes of tokens, written down once more: one image, tokens by their number, nothing of prunec/ops.
 
-    alive     goes on as a row of its own
-    left out  has the value that it had when it left (stale), a mixture of its like (nearest), or its group's
+alive     goes on as a row of its own
+left out  has the value that it had when it left (stale), a mixture of its like (nearest), or its group's
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Epoch:
         squared, order = squared.sort(dim=1)
         weight = (-sharpness * squared[:, :near]).exp()
         weight = weight / weight.sum(dim=1, keepdim=True)
-        return (weight[..., None] * x[patches][order[:, :near]]).sum(dim=1)
+        mixtures: Tensor = (weight[..., None] * x[patches][order[:, :near]]).sum(dim=1)
+        return mixtures
 
 
 def fused(x: Tensor, choice: Choice, step: Step) -> Tensor:
@@ -96,6 +97,16 @@ def merged(
     size = torch.where(choice.kept, (share * counted).sum(dim=1), stands)
     value = torch.where(choice.kept[:, None], mean @ x.masked_fill(~entering[:, None], 0), x)
     return Merged(value, size, into if before is None else into[before.group])
+
+
+def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
+    """The cosine of each token that leaves with each patch that stays: [n, T], lowest where there is none."""
+    x = x.masked_fill(~choice.entering[:, None], 0)
+    unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    there = choice.kept.clone()
+    there[: inner[0]] = there[inner[1] :] = False
+    cosines: Tensor = unit[choice.leaving] @ unit.T
+    return cosines.masked_fill(~there, float("-inf"))
 
 
 def _remembered(choice: Choice, count: int, inner: tuple[int, int]) -> Tensor:

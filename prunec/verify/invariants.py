@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from prunec.program import Plan, Site
-from prunec.verify.choices import Choice, refuse
+from prunec.verify.choices import Choice
+from prunec.verify.refusals import refuse
 
 
-def check(site: Site, plan: Plan, choices: Sequence[Choice], ends: tuple[int, int]) -> None:
+def check(
+    site: Site, plan: Plan, choices: Sequence[Choice], ends: tuple[int, int], *, by_score: bool = True
+) -> None:
     """Protected rows stay in place, patches in order, as many as planned, and the best of each image."""
     prefix, suffix = ends
     for image, choice in enumerate(choices):
@@ -24,7 +28,8 @@ def check(site: Site, plan: Plan, choices: Sequence[Choice], ends: tuple[int, in
             refuse(site, "hold some that an earlier site left out", image)
         _check_order(site, plan, image, choice, ends)
         _check_count(site, plan, image, choice, patches)
-        _check_scores(site, plan, image, choice, patches)
+        if by_score:
+            _check_scores(site, plan, image, choice, patches)
         _check_partners(site, image, choice, patches)
     selector = plan.step(site).selector
     if selector.kind == "top_k" and selector.budget == "batch":
@@ -74,7 +79,7 @@ def _check_scores(site: Site, plan: Plan, image: int, choice: Choice, patches: T
         return
     stay, leave = (choice.score[each & patches] for each in (choice.kept, choice.leaving))
     if len(stay) and len(leave) and bool(leave.max() > stay.min()):
-        refuse(site, f"have a score of {float(stay.min()):.3g}, one that leaves {float(leave.max()):.3g}", image)
+        refuse(site, f"score {float(stay.min()):.3g}, one that leaves {float(leave.max()):.3g}", image)
 
 
 def _check_partners(site: Site, image: int, choice: Choice, patches: Tensor) -> None:

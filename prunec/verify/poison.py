@@ -103,7 +103,7 @@ def meet(call: Callable[..., Any], args: Any, kwargs: Any) -> bool:
 
 
 def picked(call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int) -> list[list[int]] | None:
-    """For each tensor of the result the rows of `x` that it consists of; None if the call does more than move.
+    """For each tensor of the result the rows of `x` that it is made of; None if the call does more than move.
 
     Run on rows that hold random numbers, twice: the same rows must come out both times, or a maximum passes.
     """

@@ -6,9 +6,9 @@ number throughout. What a site leaves out is NaN from there on (see poison.py):
     s3 -- choice: rows 3, 5 leave -- s3 with rows 3, 5 NaN -- norm -- linear -- .. -- attention
 
 A call runs as it is. Where rows meet in it, it runs on the living rows alone (attention; a mean, if what
-leaves is lost for good) and its result is put back in place, or on the whole stream (a convolution, an output,
-a mean if what leaves is only set aside). Whole means: computed anew from the last state, with its dead rows
-restored as the policy says (see fates.py).
+leaves is lost for good) and its result is put back in place, or on the whole stream (a convolution, an
+output, a mean if what leaves is only set aside). Whole means: computed anew from the last state, with its
+dead rows restored as the policy says (see fates.py).
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from prunec.scoring import state_of
 from prunec.verify import fates, poison
 from prunec.verify.choices import Choice
 from prunec.verify.fates import NAN, Epoch, Merged
+from prunec.verify.refusals import refuse
 
 
 class UnprovenError(Exception):
     """Why there is no reference for a program."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason  # an interpreter adds the node to the message
 
 
 class Reference(fx.Interpreter):
@@ -46,7 +51,12 @@ class Reference(fx.Interpreter):
     """
 
     def __init__(
-        self, dense: Program, anatomy: Anatomy, plan: Plan, chosen: Sequence[Choice], scores: ClassScores | None
+        self,
+        dense: Program,
+        anatomy: Anatomy,
+        plan: Plan,
+        chosen: Sequence[Choice],
+        scores: ClassScores | None,
     ) -> None:
         super().__init__(dense.module, garbage_collect_values=True)
         self.anatomy, self.plan, self.scores = anatomy, plan, scores
@@ -63,6 +73,7 @@ class Reference(fx.Interpreter):
         self.canvas: Tensor | None = None  # class scores of tokens that have exited
         self.states: dict[fx.Node, tuple[Tensor, Epoch | None]] = {}
         self.restored: dict[fx.Node, Any] = {}  # inputs, and states in front of a site
+        self.hurt: set[fx.Node] = set()  # values with dead rows
         self.found: dict[str, tuple[Tensor, int]] = {}  # state -> its value, and how many sites it is behind
         self.behind = 0
         self.outputs: Any = None
@@ -73,17 +84,16 @@ class Reference(fx.Interpreter):
         """A call on rows of which some are dead, or as it is."""
         if n.op == "output":
             return fx.node.map_arg(n.args[0], lambda source: self.whole(source, {}))
-        if n.op != "call_function":
-            value = super().run_node(n)
-            if n.op == "placeholder":
-                self.restored[n] = value
-            return value
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        value = self._call(n, args, kwargs)
+        hurt = [source for source in n.all_input_nodes if source in self.hurt]
+        value = self._call(n, hurt) if hurt else super().run_node(n)
+        if n.op == "placeholder":
+            self.restored[n] = value
         if self.scores is not None and n.name == self.scores.node:
             value = self._painted(self.whole(n, {}) if poison.poisoned(value) else value)
         if n.name in self.anatomy.states:
             value = self._state(n, value)
+        if (hurt or n.name in self.sites) and any(map(poison.poisoned, compat.tree_leaves(value))):
+            self.hurt.add(n)
         return value
 
     def whole(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
@@ -97,9 +107,8 @@ class Reference(fx.Interpreter):
             return self._shaped(epoch.whole(self._rows(x)), x)
         if node.op == "get_attr":
             return super().run_node(node)
-        value = self.env.get(node)
-        if value is not None and not any(map(poison.poisoned, compat.tree_leaves(value))):
-            return value
+        if node in self.env and node not in self.hurt:
+            return self.env[node]
         if node not in known:
             given = {source: self.whole(source, known) for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: given[source])
@@ -108,15 +117,16 @@ class Reference(fx.Interpreter):
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def _call(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        if not any(map(poison.poisoned, compat.tree_leaves((args, kwargs)))) or graph.is_getitem(n):
-            return super().call_function(n.target, args, kwargs)
-        found = self._on_rows(n, args, kwargs)
+    def _call(self, n: fx.Node, hurt: Sequence[fx.Node]) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if graph.is_getitem(n):
+            return args[0][args[1]]
+        tensors = filter(poison.poisoned, compat.tree_leaves([self.env[source] for source in hurt]))
+        found = self._on_rows(n, args, kwargs, list(tensors))
         return self.whole(n, {}) if found is None else found
 
-    def _on_rows(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+    def _on_rows(self, n: fx.Node, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         """What a call yields on the rows that are there; None where it gets the whole stream instead."""
-        tensors = [leaf for leaf in compat.tree_leaves((args, kwargs)) if poison.poisoned(leaf)]
         streams = [(x, places) for x in tensors if (places := poison.alive(x)) is not None]
         if len(streams) < len(tensors):  # rows on two axes of a grid
             return None
@@ -199,7 +209,11 @@ class Reference(fx.Interpreter):
             if mask is not None and mask.dtype == torch.bool:
                 mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
             mask = bias.expand(1, 1, 1, -1) if mask is None else mask + bias
-        operands = query.index_select(axis, rows), key.index_select(axis, keys), value.index_select(axis, keys)
+        operands = (
+            query.index_select(axis, rows),
+            key.index_select(axis, keys),
+            value.index_select(axis, keys),
+        )
         short = scaled_dot_product_attention(*operands, attn_mask=mask, **given)
         whole = short.new_full((*query.shape[:-1], short.shape[-1]), NAN)
         return whole.index_copy(axis, rows, short)
@@ -235,6 +249,8 @@ class Reference(fx.Interpreter):
             rows = fates.fused(rows, choice, step)
         elif step.fate == "merge":
             leave = site.tokens - (self.anatomy.tokens - self.anatomy.grid) - site.keep
+            if step.scorer.kind != "similarity":
+                self._check_partners(rows, site, choice)
             self.merged = fates.merged(rows, choice, step, self.merged, (site.keep, leave), self.inner)
             rows, group = self.merged.x, self.merged.group
         elif step.fate == "exit":
@@ -247,6 +263,13 @@ class Reference(fx.Interpreter):
             self.states[n] = made, self.epoch
         self.behind = number + 1
         return made
+
+    def _check_partners(self, rows: Tensor, site: Site, choice: Choice) -> None:
+        """Where scores alone choose, each token that leaves goes into the patch that it is most like."""
+        likeness = fates.likeness(rows, choice, self.inner)
+        found = likeness.gather(1, choice.partner[choice.leaving, None])  # type: ignore[index]
+        if found.numel() and bool((found[:, 0] < likeness.max(dim=1).values - 1e-4).any()):
+            refuse(site, "are merged into others than those that they are most like")
 
     def _exit(self, choice: Choice) -> None:
         assert choice.classes is not None

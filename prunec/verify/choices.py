@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunec import graph, ops
+from prunec import compat, graph, ops
 from prunec.errors import VerificationError
 from prunec.program import Program
 from prunec.program import Site as Planned
@@ -95,6 +95,23 @@ def _site(index: fx.Node) -> Site:
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
     classes = graph.operand(score, 0) if score.target is ops.doubt else None
     return Site(index, kept, staying, score, partner, alike, classes)
+
+
+def dense_cores(program: Program) -> set[str]:
+    """Attention over tokens that gets the whole stream: its bias, say, is made of a grid of all queries."""
+    assert program.anatomy is not None
+    index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
+    counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
+    names, found = graph.by_name(program.graph), set()
+    branches = [branch for block in program.anatomy.blocks for branch in block.branches]
+    for core in (core for branch in branches for core in branch.cores):
+        node = names.get(core.node)
+        if node is None or core.node not in program.anatomy.cores:
+            continue
+        keys = graph.operand(node, 1 if core.form == "fused" else 0)
+        if not any(compat.expression(size).free_symbols & counts for size in graph.shape(keys)):
+            found.add(core.node)
+    return found
 
 
 def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:

@@ -69,7 +69,7 @@ def _references(
     made = []
     for image in range(batch):
         those = [images[image] for images in chosen]
-        reference = Reference(dense, program.anatomy, program.plan, those, scores)
+        reference = Reference(dense, program, those, scores)
         reference.outputs = reference.run(*(one(leaf, image, batch) for leaf in flat))
         made.append(reference)
     return made

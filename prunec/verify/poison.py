@@ -74,11 +74,29 @@ def on_living(
             if not torch.equal(places.setdefault(x.shape[axis], index), index):
                 return None
     short = {id(x): shortened(x, dead) for x, dead in streams}
-    given = _mapped((args, kwargs), lambda leaf: short.get(id(leaf), leaf))
-    try:
-        result = call(*given[0], **given[1])
-    except (RuntimeError, IndexError):  # a size that was burnt in
-        return None
+
+    def living(leaf: Tensor) -> Tensor:
+        """A table by token has as many rows as there are tokens on one axis."""
+        axes = [axis for axis, size in enumerate(leaf.shape) if size in places]
+        return shortened(leaf, {axes[0]: places[leaf.shape[axes[0]]]}) if len(axes) == 1 else leaf
+
+    for tables in (False, True):
+
+        def changed(leaf: Tensor, tables: bool = tables) -> Tensor:
+            return short[id(leaf)] if id(leaf) in short else living(leaf) if tables else leaf
+
+        given = _mapped((args, kwargs), changed)
+        try:
+            result = call(*given[0], **given[1])
+        except (RuntimeError, IndexError):  # a size that does not fit
+            continue
+        found = _all_put_back(result, as_is, places)
+        if found is not None:
+            return found
+    return None
+
+
+def _all_put_back(result: Any, as_is: Any, places: Mapping[int, Tensor]) -> Any:
     leaves, spec = compat.tree_flatten(result)
     found = [
         put_back(one, like, places) if isinstance(one, Tensor) and not poisoned(one) else None

@@ -21,12 +21,11 @@ from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat, graph
-from prunec.anatomy import Anatomy
 from prunec.heads import ClassScores
-from prunec.program import Plan, Program, Site
+from prunec.program import Program, Site
 from prunec.scoring import state_of
 from prunec.verify import fates, poison
-from prunec.verify.choices import Choice
+from prunec.verify.choices import Choice, dense_cores
 from prunec.verify.fates import NAN, Epoch, Merged
 from prunec.verify.refusals import refuse
 
@@ -44,22 +43,18 @@ class Reference(fx.Interpreter):
 
     Args:
         dense: the recognised program.
-        anatomy: its anatomy.
-        plan: what was to be done.
+        program: what was made of it; only its plan, its anatomy and its dense cores are read.
         chosen: what each site chose for this image.
         scores: where tokens that have exited are painted over.
     """
 
     def __init__(
-        self,
-        dense: Program,
-        anatomy: Anatomy,
-        plan: Plan,
-        chosen: Sequence[Choice],
-        scores: ClassScores | None,
+        self, dense: Program, program: Program, chosen: Sequence[Choice], scores: ClassScores | None
     ) -> None:
         super().__init__(dense.module, garbage_collect_values=True)
-        self.anatomy, self.plan, self.scores = anatomy, plan, scores
+        assert program.anatomy is not None and program.plan is not None
+        self.anatomy, self.plan, self.scores = program.anatomy, program.plan, scores
+        anatomy, plan, self.dense_cores = self.anatomy, self.plan, dense_cores(program)
         self.inner = anatomy.prefix, anatomy.tokens - anatomy.suffix
         self.lossy = plan.fate in ("drop", "fuse")
         self.sites: dict[str, tuple[int, Site, Choice]] = {
@@ -129,6 +124,8 @@ class Reference(fx.Interpreter):
         """What a call yields on the rows that are there; None where it gets the whole stream instead."""
         streams = [(x, places) for x in tensors if (places := poison.alive(x)) is not None]
         if len(streams) < len(tensors):  # rows on two axes of a grid
+            return None
+        if n.name in self.dense_cores:
             return None
         core = n.name in self.anatomy.cores
         pairs = any(len(places) > 1 for _, places in streams)  # something of every token for every token

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-planner accuracy zoo golden clean
+.PHONY: help setup demo test check format bench bench-planner accuracy zoo mutants golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ accuracy: setup  ## what every preset costs in accuracy on the built-in classifi
 
 zoo: setup  ## every Vision Transformer of timm and Hugging Face: transformed, or refused with the reason
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
+
+mutants: setup  ## plant wrong rewrites, see who catches each, and write docs/mutants.md (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 golden: setup  ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m pytest --update-golden

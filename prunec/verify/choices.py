@@ -109,7 +109,8 @@ def dense_cores(program: Program) -> set[str]:
         if node is None or core.node not in program.anatomy.cores:
             continue
         keys = graph.operand(node, 1 if core.form == "fused" else 0)
-        if not any(compat.expression(size).free_symbols & counts for size in graph.shape(keys)):
+        sizes = graph.shape(keys) if graph.is_tensor(keys) else index[0].meta["val"].shape
+        if not any(compat.expression(size).free_symbols & counts for size in sizes):
             found.add(core.node)
     return found
 

@@ -24,6 +24,8 @@ def check(
         _check_protected(site, image, choice, ends)
         if bool((choice.kept & ~choice.alive).any()):
             refuse(site, "leave out some that were chosen", image)
+        if plan.step(site).fate == "fuse" and choice.place is None and bool(choice.leaving.any()):
+            refuse(site, "have no place for the fused one", image)
         if bool((choice.alive & ~choice.entering).any()):
             refuse(site, "hold some that an earlier site left out", image)
         _check_order(site, plan, image, choice, ends)

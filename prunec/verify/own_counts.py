@@ -23,19 +23,22 @@ _QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropou
 
 
 def difference(
-    dense: Program, program: Program, flat: Sequence[Any], tolerance: float
+    dense: Program, program: Program, flat: Sequence[Any], tolerance: float, *, shapes: Any = None
 ) -> tuple[float | None, str | None]:
     """The largest difference of any output, or why there is nothing to compare with.
 
     VerificationError where it is too large, or a selection is not what every selection must be. Thresholds
     that are not set yet may let everything pass: then once more, each image with a share of its tokens.
+    Outputs must have the shapes and precisions of `shapes`.
     """
     assert program.anatomy is not None
+    runs.check_pixel_free(dense, program.anatomy, flat)
     most = 0.0
     for scattered in (False, True):
         torch.manual_seed(0)
         found = runs.run(program, flat, scattered=scattered)
-        runs.check_pixel_free(dense, program.anatomy, found.chosen, flat)
+        if shapes is not None:
+            runs.check_outputs(found.outputs, shapes)
         try:
             made = _references(dense, program, found.chosen, flat)
         except UnprovenError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,7 @@ def run(program: Program, flat: Sequence[Any], *, scattered: bool = False) -> Ru
     sites = sites_of(program)
     wanted = {node.name for site in sites for node in site.nodes}
     recorder = _Recorder(program, images_in(flat), wanted, scattered=scattered)
-    try:
-        outputs = recorder.run(*flat)
-    except (RuntimeError, IndexError) as error:
-        raise VerificationError(
-            f"the rewritten model fails at its own counts: {str(error).splitlines()[0]}",
-            remedy=REPORT,
-        ) from error
+    outputs = unbroken(recorder.run, *flat)
     chosen = choices(program, sites, recorder.values)
     ends = program.anatomy.prefix, program.anatomy.suffix
     for site, images in zip(program.plan.sites, chosen, strict=True):
@@ -77,10 +71,18 @@ def run(program: Program, flat: Sequence[Any], *, scattered: bool = False) -> Ru
     return Run(outputs, chosen)
 
 
-def check_pixel_free(
-    dense: Program, anatomy: Anatomy, chosen: list[list[Choice]], flat: Sequence[Any]
-) -> None:
-    """Rows at either end that no pixel reaches, such as a class token, must stay at every site."""
+def unbroken(call: Callable[..., Any], *flat: Any) -> Any:
+    """What a rewritten graph yields; VerificationError where it breaks off."""
+    try:
+        return call(*flat)
+    except (RuntimeError, IndexError) as error:
+        raise VerificationError(
+            f"the rewritten model fails at its own counts: {str(error).splitlines()[0]}", remedy=REPORT
+        ) from error
+
+
+def check_pixel_free(dense: Program, anatomy: Anatomy, flat: Sequence[Any]) -> None:
+    """Rows at either end that no pixel reaches, such as a class token, must be protected ones."""
     names = [node.name for node in dense.graph.nodes if node.op == "placeholder"]
     place, generator = names.index(anatomy.pixels), torch.Generator().manual_seed(0)
     blank = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat]
@@ -88,18 +90,16 @@ def check_pixel_free(
     given = ([*blank[:place], pixels, *blank[place + 1 :]] for pixels in (flat[place], noise))
     before, after = (_first_state(dense, anatomy.states[0], inputs) for inputs in given)
     same = (before == after).movedim(anatomy.token_dim, 0).flatten(1).all(dim=1).tolist()
-    if all(same):
+    if all(same) or len(same) != anatomy.tokens:
         return
-    first, last = same.index(False), len(same) - same[::-1].index(False)
-    for number, images in enumerate(chosen):
-        for image, choice in enumerate(images):
-            gone = [row for row in (*range(first), *range(last, len(same))) if not choice.kept[row]]
-            if gone and len(choice.kept) == len(same):
-                raise VerificationError(
-                    f"rows that no pixel reaches (class tokens, registers, queries) are left out: {gone}",
-                    where=f"site {number}, image {image}",
-                    remedy=REPORT,
-                )
+    front, back = same.index(False), same[::-1].index(False)
+    if front > anatomy.prefix or back > anatomy.suffix:
+        raise VerificationError(
+            f"no pixel reaches the first {front} and the last {back} rows (class tokens, queries), and "
+            f"{anatomy.prefix} and {anatomy.suffix} are protected",
+            where=anatomy.states[0],
+            remedy=REPORT,
+        )
 
 
 def _first_state(dense: Program, name: str, flat: Sequence[Any]) -> Tensor:
@@ -111,3 +111,19 @@ def _first_state(dense: Program, name: str, flat: Sequence[Any]) -> Tensor:
             break
     found: Tensor = interpreter.env[node]
     return found
+
+
+def check_outputs(found: Any, expected: Any) -> None:
+    """At its own counts a program must yield outputs of the original's shapes, and numbers."""
+    for place, (made, other) in enumerate(zip(found, expected, strict=True)):
+        if isinstance(other, Tensor) and (made.shape != other.shape or made.dtype != other.dtype):
+            raise VerificationError(
+                f"output {place} of the pruned model is {made.dtype}{list(made.shape)}, the original's is "
+                f"{other.dtype}{list(other.shape)}",
+                remedy=REPORT,
+            )
+        if isinstance(other, Tensor) and bool(other.isfinite().all()) and not bool(made.isfinite().all()):
+            raise VerificationError(
+                f"output {place} of the pruned model holds values that are not finite",
+                remedy=REPORT,
+            )

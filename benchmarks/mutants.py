@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # the mistakes are part of the tests
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the mistakes are part of the tests
 
 import torch
 
@@ -29,7 +28,7 @@ from tests.mutants.judge import Verdict, judge
 from tests.mutants.planting import Mutant
 from tests.mutants.subjects import SUBJECTS, dense, lowered, plain
 
-TABLE = HERE.parent / "docs" / "mutants.md"
+TABLE = Path(__file__).parent.parent / "docs" / "mutants.md"
 
 
 def honest() -> Iterator[str]:
@@ -59,10 +58,11 @@ def page(verdicts: Sequence[Verdict], scoring: Sequence[Verdict], clean: Sequenc
     lines = [
         "# Wrong rewrites, and who catches them",
         "",
-        f"Written by `make mutants` ({date.today()}, torch {torch.__version__}). Each mistake is planted in a",
-        "small model (two to four blocks, 25 or 36 patches) after it was rewritten: an operation of `prunec/ops`",
-        "gets another body, an edge of the graph another end, or recognition another result. It counts as caught",
-        "where the certificate or the comparison of modes raises a `VerificationError`, or a pass refuses.",
+        f"Written by `make mutants` ({date.today()}, torch {torch.__version__}). Each mistake is planted in",
+        "a small model (four blocks, 25 or 36 patches) after it was rewritten: an operation of",
+        "`prunec/ops` gets another body, an edge of the graph another end, or recognition another result.",
+        "It counts as caught where the certificate or the comparison of modes raises a `VerificationError`,",
+        "or a pass refuses. [design/011](design/011-certificate-at-real-counts.md) says what each part sees.",
         "",
         f"**{len(mutants) - len(alive)} of {len(mutants)} mistakes are caught**, in {len(caught)} of "
         f"{len(verdicts)} programs.",
@@ -81,9 +81,9 @@ def page(verdicts: Sequence[Verdict], scoring: Sequence[Verdict], clean: Sequenc
         "",
         "## Scoring",
         "",
-        "A wrong score chooses other tokens, and what is chosen is carried out faithfully. Which tokens to keep",
-        "is the policy's business: no certificate can tell a bad choice from a strange one. The reference",
-        "implementations in `tests/methods` check the scorers of all presets.",
+        "A wrong score chooses other tokens, and what is chosen is carried out faithfully. Which tokens to",
+        "keep is the policy's business: no certificate can tell a bad choice from a strange one. The",
+        "reference implementations in `tests/methods` check the scorers of all presets.",
         "",
         "| mistake | program | caught by |",
         "|---|---|---|",

@@ -71,6 +71,7 @@ class Reference(fx.Interpreter):
         self.hurt: set[fx.Node] = set()  # values with dead rows
         self.found: dict[str, tuple[Tensor, int]] = {}  # state -> its value, and how many sites it is behind
         self.behind = 0
+        self._alive = poison.Memory()
         self.outputs: Any = None
 
     # --- nodes ----------------------------------------------------------------------------------
@@ -84,10 +85,12 @@ class Reference(fx.Interpreter):
         if n.op == "placeholder":
             self.restored[n] = value
         if self.scores is not None and n.name == self.scores.node:
-            value = self._painted(self.whole(n, {}) if poison.poisoned(value) else value)
+            value = self._painted(self.whole(n, {}) if self._alive(value) != {} else value)
         if n.name in self.anatomy.states:
             value = self._state(n, value)
-        if (hurt or n.name in self.sites) and any(map(poison.poisoned, compat.tree_leaves(value))):
+        if (hurt or n.name in self.sites) and any(
+            self._alive(leaf) != {} for leaf in compat.tree_leaves(value)
+        ):
             self.hurt.add(n)
         return value
 
@@ -97,7 +100,7 @@ class Reference(fx.Interpreter):
             return self.restored[node]
         if node in self.states:
             x, epoch = self.states[node]
-            if epoch is None or not poison.poisoned(x):
+            if epoch is None or self._alive(x) == {}:
                 return x
             return self._shaped(epoch.whole(self._rows(x)), x)
         if node.op == "get_attr":
@@ -116,13 +119,13 @@ class Reference(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if graph.is_getitem(n):
             return args[0][args[1]]
-        tensors = filter(poison.poisoned, compat.tree_leaves([self.env[source] for source in hurt]))
-        found = self._on_rows(n, args, kwargs, list(tensors))
+        leaves = compat.tree_leaves([self.env[source] for source in hurt])
+        found = self._on_rows(n, args, kwargs, [leaf for leaf in leaves if self._alive(leaf) != {}])
         return self.whole(n, {}) if found is None else found
 
     def _on_rows(self, n: fx.Node, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
         """What a call yields on the rows that are there; None where it gets the whole stream instead."""
-        streams = [(x, places) for x in tensors if (places := poison.alive(x)) is not None]
+        streams = [(x, places) for x in tensors if (places := self._alive(x)) is not None]
         if len(streams) < len(tensors):  # rows on two axes of a grid
             return None
         if n.name in self.dense_cores:
@@ -155,7 +158,7 @@ class Reference(fx.Interpreter):
                 continue
             if not leaf.is_floating_point():
                 raise UnprovenError(f"{graph.place(n)} makes whole numbers of tokens")
-            places = poison.alive(leaf)
+            places = self._alive(leaf)
             if not places or not all(
                 any(
                     x.shape[axis] == leaf.shape[found] and torch.equal(index, places[found])
@@ -170,7 +173,7 @@ class Reference(fx.Interpreter):
     def _is_stream(self, result: Any) -> bool:
         """Whether whole rows are dead or alive in a result, or nothing is dead."""
         for leaf in compat.tree_leaves(result):
-            places = poison.alive(leaf) if isinstance(leaf, Tensor) else {}
+            places = self._alive(leaf)
             if places is None or any(leaf.shape[axis] < self.anatomy.grid for axis in places):
                 return False
         return True
@@ -189,7 +192,7 @@ class Reference(fx.Interpreter):
         given = {**dict(zip(compat.argument_names_of(n.target), args, strict=False)), **kwargs}
         query, key, value = (given.pop(name) for name in ("query", "key", "value"))
         axis = query.dim() - 2
-        found = [poison.alive(x) or {} for x in (query, key, value)]
+        found = [self._alive(x) or {} for x in (query, key, value)]
         if any(set(places) - {axis} for places in found):
             return None
         rows, keys, values = (

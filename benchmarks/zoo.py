@@ -43,7 +43,8 @@ from torch import Tensor, fx, nn
 from zoo_models import Built, Case, build, cases, randomise
 
 from prunec import capture, cost, graph, ops, sources
-from prunec.certificate import agree, certify, relative_difference
+from prunec.agreement import agree
+from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
 from prunec.lowering import choose

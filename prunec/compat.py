@@ -36,6 +36,7 @@ TreeSpec = pytree.TreeSpec
 FakeMode = FakeTensorMode
 DispatchMode = TorchDispatchMode
 tree_leaves = pytree.tree_leaves
+tree_map = pytree.tree_map
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 

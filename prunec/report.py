@@ -13,7 +13,7 @@ from typing import Any
 
 from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
-from prunec.certificate import Certificate
+from prunec.certificate import Certificate, own_words
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.planner.planned import Planned
@@ -113,6 +113,7 @@ class Report:
         yield "", f"(largest relative difference from the original, allowed {allowed})"
         if self.certificate.padding is not None:
             yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
+        yield "", own_words(self.certificate.own_counts, self.certificate.unproven)
         for stage in self.stages:
             if stage.name == "agree":
                 yield "", f"in its mode: {stage.notes[0]}"

@@ -14,6 +14,7 @@ from torch import nn
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, agree, certify
+from prunec.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.lowering import Lowering
 from prunec.ops import Learned
@@ -42,7 +43,9 @@ def recognise(source: Source) -> Program:
         captured = adopt(source.exported, source.args, source.kwargs)
     else:
         captured = capture(source.module, source.args, source.kwargs)
-    return run_passes(FRONT, captured)
+    dense = run_passes(FRONT, captured)
+    marked = mark_counts(None if source.exported is not None else source.module, captured, dense)
+    return dense if marked is None else run_passes(FRONT, marked)
 
 
 def compile_source(

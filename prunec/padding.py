@@ -74,7 +74,7 @@ class Padding:
         result = self.axes(made.meta["val"])
         for operand in made.all_input_nodes:
             axes = self.axes(operand.meta.get("val"))
-            images, each = _images(operand, space)
+            images, each = images_of(operand, space)
             if len(axes) != 1 or images in (None, *axes) or is_size(operand):
                 continue
             (axis,) = axes
@@ -104,7 +104,7 @@ class Padding:
         """The call with padding rows of one operand filled."""
         axis, images, each = axes
         first, _ = self.missing(operand.meta["val"].shape[axis])
-        result_images, heads = _images(made, space)
+        result_images, heads = images_of(made, space)
         if found.mean and (result_images is None or heads > 1):
             return None
         with made.graph.inserting_before(made):
@@ -120,7 +120,7 @@ class Padding:
         """Let attention (the old node, and the one made of it) not look at padding rows."""
         logits = made.args[0]
         assert isinstance(logits, fx.Node)
-        images, heads = _images(logits, space)
+        images, heads = images_of(logits, space)
         fused = op(node) == "scaled_dot_product_attention"
         if images != 0 or (fused and heads != 1):
             raise PolicyError(
@@ -141,7 +141,7 @@ class Padding:
                 made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
 
 
-def _images(value: fx.Node, space: Space) -> tuple[int | None, int]:
+def images_of(value: fx.Node, space: Space) -> tuple[int | None, int]:
     """The axis of the images, and how many entries each has on it."""
     batch = compat.expression(space.selection.meta["val"].shape[0])
     for axis, size in enumerate(value.meta["val"].shape if is_tensor(value) else ()):

@@ -1,0 +1,79 @@
+"""Numbers that could follow the token count, told by what they equal.
+
+This decides whether a model is captured a second time, and what becomes of its numbers where it cannot be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from prunec import compat
+from prunec.comparison import constants, numbers_of
+from prunec.counted import Where
+from prunec.program import Program
+
+#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite.
+_COMMON = (0.0, 0.5, 1.0, 2.0)
+_SMALL, _LARGE = 1e-4, 1e9
+
+
+class Suspicion:
+    """Looks at the numbers of one graph."""
+
+    def __init__(self, module: fx.GraphModule, dense: Program) -> None:
+        assert dense.anatomy is not None
+        tokens, ends = dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix
+        self.lengths = range(tokens - ends, tokens + 1)
+        self.counts = {form for length in range(tokens - ends - 1, tokens + 2) for form in _forms(length)}
+        self.constants = constants(module)
+
+    def may_follow(self, node: fx.Node) -> bool:
+        """Whether any number of a node could follow the token count in any way."""
+        return any(
+            self._is_count(number) or not (_is_common(number) or self._is_width(node, number))
+            for _, number in self._numbers(node)
+        )
+
+    def by_value(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
+        """The numbers of a node that equal a form of the token count, and no width that it sees."""
+        for where, number in self._numbers(node):
+            if self._is_count(number) and not self._is_width(node, number):
+                yield where, number
+
+    def _numbers(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
+        """Those that are values: neither sizes, nor numbers of dimensions."""
+        if node in self.constants:
+            value = self.constants[node]
+            if isinstance(value, torch.Tensor) and 0 < value.numel() <= 8:
+                yield from (((), number) for number in value.flatten().tolist())
+        if node.op != "call_function" or not compat.is_aten(node.target):
+            return
+        whole = set(compat.whole_numbers(node.target, node.args)) if node not in self.constants else set()
+        yield from ((where, number) for where, number in numbers_of(node) if where not in whole)
+
+    def _is_count(self, number: float) -> bool:
+        return any(math.isclose(abs(number), count, rel_tol=1e-6) for count in self.counts)
+
+    def _is_width(self, node: fx.Node, number: float) -> bool:
+        """Whether a number is a form of a size that a call sees, other than the token count."""
+        return any(
+            math.isclose(abs(number), form, rel_tol=1e-6)
+            for source in (node, *node.all_input_nodes)
+            for leaf in compat.tree_leaves(source.meta.get("val"))
+            if isinstance(leaf, torch.Tensor)
+            for size in leaf.shape
+            if isinstance(size, int) and size > 1 and size not in self.lengths
+            for form in (*_forms(size), size**-0.25)
+        )
+
+
+def _forms(size: int) -> tuple[float, ...]:
+    return (size, 1 / size, size**0.5, size**-0.5, math.log(size), math.log2(size)) if size > 1 else ()
+
+
+def _is_common(number: float) -> bool:
+    return abs(number) in _COMMON or abs(number) <= _SMALL or not abs(number) < _LARGE

@@ -48,7 +48,11 @@ class Comparison:
         )
 
     def numbers(self, node: fx.Node) -> Mapping[Where, Follows] | None:
-        """The numbers of a call that follow the token count, sizes left out; None where nothing tells."""
+        """The numbers of a call that follow the token count; None where nothing tells.
+
+        Sizes are left out where types tell what becomes of them (see literals.py): they do not where a call
+        makes its result of sizes alone, or takes another number of rows in a form that is not known.
+        """
         twins = [twin[node] for twin in self.twins if node in twin]
         if len(twins) < len(self.tokens) - 1 or not twins:
             return None
@@ -57,9 +61,14 @@ class Comparison:
         found = {}
         for where, number in mine.items():
             values = [number, *(other.get(where, number) for other in others)]
-            if where not in sizes and any(value != number for value in values):
+            if any(value != number for value in values):
                 found[where] = self._solved(values, number)
-        return found
+        made = not graph.data_inputs(node) or graph.is_size(node)
+        return {
+            where: how
+            for where, how in found.items()
+            if where not in sizes or made or (how.value is None and not _only_moves(node))
+        }
 
     def whole(self, node: fx.Node) -> Mapping[Where, Follows] | None:
         """The same of a value that is the same number throughout."""
@@ -103,6 +112,13 @@ class Comparison:
         if len(values) < 3:
             return None
         return solve(list(zip(self.tokens, values, strict=True)), self.shifts, tolerance)
+
+
+def _only_moves(node: fx.Node) -> bool:
+    """Whether a call yields as many numbers as it gets."""
+    tensors = [one.meta["val"] for one in (node, *graph.data_inputs(node)) if graph.is_tensor(one)]
+    sizes = {sympy.prod(map(compat.expression, tensor.shape)) for tensor in tensors}
+    return len(tensors) < 2 or len(sizes) == 1
 
 
 def numbers_of(node: fx.Node) -> Iterator[tuple[Where, float]]:

@@ -25,7 +25,7 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.errors import PolicyError, RecognitionError
-from prunec.graph import ancestors, is_tensor, place, reachable
+from prunec.graph import ancestors, data_inputs, is_tensor, place, reachable
 from prunec.padding import images_of
 from prunec.sizes import SizeNodes, at, with_sizes
 from prunec.solve import TOKENS
@@ -108,9 +108,16 @@ class Numbers:
     # --- which ----------------------------------------------------------------------------------
 
     def _values(self, node: fx.Node) -> dict[Where, Follows]:
-        """Those of a call that are no sizes: sizes are solved for (see literals.py)."""
-        sizes = set(compat.symbolic_positions(node.target, node.args))
+        """Those of a call that are operands, and sizes of what is made of sizes alone."""
+        sizes = set(compat.symbolic_positions(node.target, node.args)) if data_inputs(node) else ()
         return {where: how for where, how in follows(node).items() if where and where not in sizes}
+
+    def check_sizes(self, node: fx.Node) -> None:
+        """Refuse a call that fits as it is, and would take another number of rows of a shorter stream."""
+        for where in compat.symbolic_positions(node.target, node.args):
+            how = follows(node).get(where)
+            if how is not None and how.value is None and data_inputs(node):
+                raise self._unknown(how, node)
 
     def _changes(self, node: fx.Node) -> bool:
         """Whether a value that no image enters follows the token count, other than by position."""
@@ -143,7 +150,7 @@ class Numbers:
         swap = {source: self._operand(source, consumer, space) for source in changed}
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: swap.get(source, source))
         sizes = {where: at(node.args, where) for where in compat.symbolic_positions(node.target, node.args)}
-        args = with_sizes(args, sizes) if sizes else args  # those are solved for, whatever they are made of
+        args = with_sizes(args, sizes) if sizes else args  # solved for, if anything, whatever makes them
         differing = []
         for where, how in self._values(node).items():
             number = self._number(how, node, consumer, space)
@@ -192,12 +199,7 @@ class Numbers:
     def _number(self, how: Follows, node: fx.Node, consumer: fx.Node, space: Space) -> Any:
         """A number at the count of a space; a tensor with one for each image where these differ."""
         if how.value is None:
-            raise RecognitionError(
-                f"the number {how.recorded:g} {how.reason}; there are {self.tokens} tokens here, and fewer "
-                "once they are pruned",
-                where=place(node),
-                remedy=_REMEDY,
-            )
+            raise self._unknown(how, node)
         number = self._expression(how.value, space)
         if space.live is None:
             return number
@@ -207,6 +209,14 @@ class Numbers:
         rank = consumer.meta["val"].dim()
         args = (number, images, rank, each, _dtype(node, how.value))
         return self._once((space.symbol, *args), ops.for_images, args, f"{node.name}_each")
+
+    def _unknown(self, how: Follows, node: fx.Node) -> RecognitionError:
+        return RecognitionError(
+            f"the number {how.recorded:g} {how.reason}; there are {self.tokens} tokens here, and fewer once "
+            "they are pruned",
+            where=place(node),
+            remedy=_REMEDY,
+        )
 
     def _expression(self, value: sympy.Expr, space: Space) -> Any:
         """An expression in the token count, of a space's rows or of each image's: a node, or a number."""

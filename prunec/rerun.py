@@ -124,7 +124,9 @@ class Rerun:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
                 shortened = _Shortened(shared_copy(self.module), cut, length, (self.anatomy.tokens, tokens, ends))
-                module = graph_of(compat.export(shortened, args, kwargs, interface.batch))
+                exported = compat.export(shortened, args, kwargs, interface.batch)
+                exported.graph.eliminate_dead_code()  # calls that did not fit
+                module = graph_of(exported)
         except Exception as error:  # noqa: BLE001  the model's own code raises whatever it likes
             self.reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             return None

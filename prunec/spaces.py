@@ -152,6 +152,8 @@ class TokenAxis:
         elif (space.live is not None or self.preserve) and self.padding.is_reached_by(node, made):
             alone = None if self.preserve else self.padding.without(node, made, space)
             return alone or self._end_region(node, "tokens meet here that are not kept", made)
+        elif not self.probe:
+            self.numbers.check_sizes(node)
         if space.live is not None and node.name in self.cores:
             self.padding.hide(node, made, space)
         return made
@@ -246,14 +248,14 @@ class TokenAxis:
         """The full-length version of an old node's value."""
         made = self.new[node]
         space = self._space(made.meta.get("val"))
-        if space is None:
-            return made
         if node in self.whole:
             return self.whole[node]
-        source = space.source if node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
+        if space is None and (node in self.numbers.data or self.behind.get(node) is None):
+            return made
+        source = space.source if space and node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
         if source is not None and node.args[0] is source:
             result = self.full(source)
-        elif node.name in self.states or node.target is ops.merge:
+        elif space and (node.name in self.states or node.target is ops.merge):
             result = self._way_back(node, made, space)
         else:
             result = self._copy(node, self.full, suffix="_full")

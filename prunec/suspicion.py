@@ -16,8 +16,9 @@ from prunec.comparison import constants, numbers_of
 from prunec.counted import Where
 from prunec.program import Program
 
-#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite.
-_COMMON = (0.0, 0.5, 1.0, 2.0)
+#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is not one of
+#: them: log(n) / log(197) / sqrt(d), with as many tokens as in training, equals one over the root of a width.
+_COMMON = (0.0, 0.5, 2.0)
 _SMALL, _LARGE = 1e-4, 1e9
 
 
@@ -33,10 +34,7 @@ class Suspicion:
 
     def may_follow(self, node: fx.Node) -> bool:
         """Whether any number of a node could follow the token count in any way."""
-        return any(
-            self._is_count(number) or not (_is_common(number) or self._is_width(node, number))
-            for _, number in self._numbers(node)
-        )
+        return any(self._is_count(number) or not _is_common(number) for _, number in self._numbers(node))
 
     def by_value(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
         """The numbers of a node that equal a form of the token count, and no width that it sees."""

@@ -6,6 +6,7 @@ kept tokens alone, image by image, in plain PyTorch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from tests.tiny import Attention, Block, Mlp, ViT, pixels
+from tests.tiny import Attention, Block, ViT
 
 from .families import difference, randomise
 
@@ -49,7 +50,6 @@ HEADS: dict[str, Read] = {
     "sum * (1 / n)": lambda x: x.sum(1) * (1 / x.shape[1]),
     "sum / float(n)": lambda x: x.sum(1) / float(x.size(1)),
     "mean * n": lambda x: x.mean(1) * x.shape[1],
-    "the last of a cumulative sum / n": lambda x: x.cumsum(1)[:, -1] / x.shape[1],
     "sum / torch.tensor(n)": lambda x: x.sum(1) / torch.tensor(x.shape[1]),
     "sum / a root of torch.tensor(n)": lambda x: x.sum(1) / torch.tensor(float(x.shape[1])).sqrt(),
     "sum / x.new_tensor(n)": lambda x: x.sum(1) / x.new_tensor(x.shape[1]),
@@ -80,8 +80,6 @@ HEADS: dict[str, Read] = {
 
 class Attending(Attention):
     """Attention whose scores, weights and output meet the number of tokens in ways of their own."""
-
-    scale = weigh = add = None
 
     def __init__(self, **ways: Callable[..., Any]) -> None:
         super().__init__()
@@ -125,54 +123,152 @@ ATTENTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-# --- the model, and its code on the kept tokens ----------------------------------------------------
+# --- by position: a table of n rows, or of n x n, says where tokens were ----------------------------
 
 
-def model_of(read: Read | None = None, attention: Callable[[], nn.Module] = Attention) -> ViT:
-    more = {} if read is None else {"read": read}
-    return randomise(ViT(lambda: Block(attention=attention), **more).eval(), seed=2)
+def distance(n: int) -> Tensor:
+    rows = torch.arange(n)
+    return -(rows[:, None] - rows[None]).abs() * 0.3
+
+
+POSITIONS: dict[str, Callable[[int], Tensor]] = {
+    "distance": distance,
+    "distance / n": lambda n: distance(n) / n,
+    "a window of neighbours": lambda n: torch.zeros(n, n).masked_fill(distance(n) < -2, -30.0),
+    "only what stands before": lambda n: torch.full((n, n), -30.0).triu(1),
+    "itself": lambda n: torch.eye(n),
+    "sinusoids": lambda n: (torch.arange(n) / 3).sin(),
+    "sinusoids of the share of the way": lambda n: (torch.arange(n) * (2 * math.pi / n)).sin(),
+    "linspace(0, 1, n)": lambda n: torch.linspace(0, 1, n),
+    "arange(n) / n": lambda n: torch.arange(n) / n,
+    "from -1 to 1": lambda n: 2 * torch.arange(n) / (n - 1) - 1,
+    "from the end": lambda n: (n - 1 - torch.arange(n)) * 0.1,
+    "a bell": lambda n: torch.hann_window(n),
+}
+
+
+class Placed(Attention):
+    """Attention to which positions are added: to its tokens, or to its scores."""
+
+    def __init__(self, table: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.table = table
+        self.rows: Tensor | None = None  # those that are left, when it is run by hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        table = self.table(n if self.rows is None else TOKENS)
+        if self.rows is not None:
+            table = table[self.rows] if table.dim() == 1 else table[self.rows][:, self.rows]
+        x = x + table[:, None] if table.dim() == 1 else x
+        query, key, value = self.qkv(x).reshape(b, n, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        scores = query @ key.mT * 0.35
+        scores = scores + table if table.dim() == 2 else scores
+        return self.proj((scores.softmax(-1) @ value).transpose(1, 2).reshape(b, n, c))
+
+
+# --- the models, and their code on the kept tokens -------------------------------------------------
+
+TOKENS = 26
+
+
+class Counting(ViT):
+    """One model for many ways: each block behind block 0, or each reading of the stream, gives an output."""
+
+    def __init__(self, reads: list[Read] | None = None, attentions: list[Callable[[], nn.Module]] = [Attention]):  # noqa: B006, E501
+        super().__init__(depth=1)
+        self.blocks.extend(Block(attention=attention) for attention in attentions)
+        self.reads = reads
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.behind(self.blocks[0](self.embed(pixels)))
+
+    def behind(self, x: Tensor) -> Tensor:
+        """What block 1 and all that follows make of the stream, or of the rows that are left of it."""
+        found = []
+        for block in self.blocks[1:]:
+            x = block(x)
+            found.append(x[:, 0])
+        if self.reads is not None:
+            found = [read(self.norm(x)) for read in self.reads]
+        return self.head(torch.stack(found, dim=1))  # [B, ways, 7]
+
+    def by_hand(self, image: Tensor, kept: Tensor) -> Tensor:
+        """One image: block 0 on all tokens, and the same code again on the kept ones."""
+        rows = kept.nonzero()[:, 0]
+        for part in self.modules():
+            if isinstance(part, Placed):
+                part.rows = rows
+        found = self.behind(self.blocks[0](self.embed(image[None]))[:, rows])
+        for part in self.modules():
+            if isinstance(part, Placed):
+                part.rows = None
+        return found
+
+
+def ready(model: Counting) -> Counting:
+    return randomise(model.eval(), seed=2)
+
+
+def heads_model(*names: str) -> Counting:
+    return ready(Counting([HEADS[name] for name in names or HEADS]))
+
+
+def attentions_model(*names: str) -> Counting:
+    ways = [ATTENTIONS[name] for name in names or ATTENTIONS]
+    return ready(Counting(attentions=[lambda ways=ways: Attending(**ways) for ways in ways]))
 
 
 def images(batch: int = 3) -> Tensor:
     return torch.randn(batch, 3, 20, 20, generator=torch.Generator().manual_seed(7))
 
 
-def kept_rows(x: Tensor, prefix: int, suffix: int) -> Tensor:
-    """Protected rows, and of the patches the half with the largest norm: [n]."""
-    end = len(x) - suffix
-    best = x[prefix:end].norm(dim=-1).argsort(descending=True)[: math.ceil((end - prefix) / 2)] + prefix
-    ends = torch.arange(prefix), torch.arange(end, len(x))
-    return torch.cat([ends[0], best.sort().values, ends[1]])
-
-
-def by_hand(model: ViT, batch: Tensor, suffix: int = 0) -> Tensor:
-    """Each image by itself: block 0 on all tokens, the rest of the model on the kept ones."""
-    outputs = []
-    for image in batch:
-        x = model.blocks[0](model.embed(image[None]))
-        x = x[:, kept_rows(x[0], 1, suffix)]
-        outputs.append(model.head(model.read(model.norm(model.blocks[1](x)))))
-    return torch.cat(outputs)
-
-
 def pruned(model: nn.Module, **options: Any) -> nn.Module:
     return prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=images(2), **options)
 
 
-def check(model: ViT, **options: Any) -> None:
-    module = pruned(model, **options)
-    anatomy = module.program.anatomy
+def kept_half(model: ViT, image: Tensor, suffix: int) -> Tensor:
+    """Protected rows, and of the patches the half with the largest norm: [N]."""
+    x = model.blocks[0](model.embed(image[None]))[0]
+    norm = x.norm(dim=-1)
+    norm[:1] = norm[len(x) - suffix :] = math.inf
+    patches = len(x) - 1 - suffix
+    kept = torch.zeros(len(x), dtype=torch.bool)
+    kept[norm.topk(1 + suffix + math.ceil(patches / 2)).indices] = True
+    return kept
+
+
+@functools.cache
+def static(make: Callable[[], Counting]) -> tuple[Tensor, Tensor, Tensor]:
+    """What the pruned model gives, what its code gives by hand, and what the dense model gives."""
+    model = make()
+    module = pruned(model)
+    suffix = module.program.anatomy.suffix
     with torch.no_grad():
-        expected = by_hand(model, images(), anatomy.suffix)
-        assert difference(module(images()), expected) <= TOLERANCE
-        assert difference(expected, model(images())) > 1e-3
+        by_hand = [model.by_hand(image, kept_half(model, image, suffix)) for image in images()]
+        return module(images()), torch.cat(by_hand), model(images())
+
+
+def check(make: Callable[[], Counting], place: int) -> None:
+    found, expected, dense = (outputs[:, place] for outputs in static(make))
+    assert difference(found, expected) <= TOLERANCE
+    assert difference(expected, dense) > 1e-3
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_counts_the_tokens_that_are_left(name: str) -> None:
-    check(model_of(HEADS[name]))
+    check(heads_model, list(HEADS).index(name))
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_an_attention_counts_the_tokens_that_are_left(name: str) -> None:
-    check(model_of(attention=lambda: Attending(**ATTENTIONS[name])))
+    check(attentions_model, list(ATTENTIONS).index(name))
+
+
+def placed_model() -> Counting:
+    return ready(Counting(attentions=[lambda table=table: Placed(table) for table in POSITIONS.values()]))
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_stay_what_they_were(name: str) -> None:
+    check(placed_model, list(POSITIONS).index(name))

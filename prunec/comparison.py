@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -67,7 +68,7 @@ class Comparison:
         return {
             where: how
             for where, how in found.items()
-            if where not in sizes or made or (how.value is None and not _only_moves(node))
+            if where not in sizes or made or (how.value is None and not only_moves(node))
         }
 
     def whole(self, node: fx.Node) -> Mapping[Where, Follows] | None:
@@ -114,11 +115,19 @@ class Comparison:
         return solve(list(zip(self.tokens, values, strict=True)), self.shifts, tolerance)
 
 
-def _only_moves(node: fx.Node) -> bool:
+def only_moves(node: fx.Node) -> bool:
     """Whether a call yields as many numbers as it gets."""
-    tensors = [one.meta["val"] for one in (node, *graph.data_inputs(node)) if graph.is_tensor(one)]
-    sizes = {sympy.prod(map(compat.expression, tensor.shape)) for tensor in tensors}
-    return len(tensors) < 2 or len(sizes) == 1
+    given = [_numel(leaf) for source in graph.data_inputs(node) for leaf in _tensors(source)]
+    return not given or max(given) in map(_numel, _tensors(node))
+
+
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
+    leaves = compat.tree_leaves(node.meta.get("val"))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return math.prod(compat.hint(size) for size in tensor.shape)
 
 
 def numbers_of(node: fx.Node) -> Iterator[tuple[Where, float]]:

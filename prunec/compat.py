@@ -128,7 +128,7 @@ def overload_with_tensors(target: object, places: Sequence[tuple[int | str, ...]
     wanted = {name if isinstance(name, str) else names[name] for name, *rest in places if not rest}
     overloads = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
     for overload in (target, *overloads):
-        kinds = {argument.name: argument.real_type for argument in overload._schema.arguments}
+        kinds = {argument.name: _without_option(argument.real_type) for argument in overload._schema.arguments}
         if list(kinds) == names and all(isinstance(kinds[name], torch.TensorType) for name in wanted):
             return overload if len(wanted) == len(places) else None
     return None
@@ -163,15 +163,20 @@ def _positions(target: object, args: Sequence[Any], kinds: tuple[type, ...]) -> 
     if not isinstance(target, torch._ops.OpOverload):
         return
     for place, (argument, value) in enumerate(zip(target._schema.arguments, args, strict=False)):
-        kind = argument.real_type
-        while isinstance(kind, (torch.OptionalType, torch.ListType)):
-            kind = kind.getElementType()
+        kind = _without_option(argument.real_type)
+        while isinstance(kind, torch.ListType):
+            kind = _without_option(kind.getElementType())
         if not isinstance(kind, kinds) or value is None:
             continue
         if isinstance(value, (list, tuple)):
             yield from ((place, element) for element in range(len(value)))
         else:
             yield (place,)
+
+
+def _without_option(kind: Any) -> Any:
+    """The type that an argument has unless it is None."""
+    return kind.getElementType() if isinstance(kind, torch.OptionalType) else kind
 
 
 # --- fake tensors and symbols -----------------------------------------------------------------

@@ -11,15 +11,20 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from prunec import compat
-from prunec.comparison import constants, numbers_of
+from prunec import compat, graph
+from prunec.comparison import constants, numbers_of, only_moves
 from prunec.counted import Where
 from prunec.program import Program
+from prunec.sizes import at
 
 #: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is not one of
 #: them: log(n) / log(197) / sqrt(d), with as many tokens as in training, equals one over the root of a width.
 _COMMON = (0.0, 0.5, 2.0)
 _SMALL, _LARGE = 1e-4, 1e9
+#: How many numbers of a tensor that the code wrote down are looked at; larger ones are tables.
+_FEW = 64
+#: Places that are the same at any length: the first, the second, the last, and the end.
+_PLACES = (-1, 0, 1)
 
 
 class Suspicion:
@@ -31,10 +36,21 @@ class Suspicion:
         self.lengths = range(tokens - ends, tokens + 1)
         self.counts = {form for length in range(tokens - ends - 1, tokens + 2) for form in _forms(length)}
         self.constants = constants(module)
+        names = graph.by_name(module.graph)
+        self.stream = graph.reachable(names[name] for name in dense.anatomy.states if name in names)
 
     def may_follow(self, node: fx.Node) -> bool:
         """Whether any number of a node could follow the token count in any way."""
-        return any(self._is_count(number) or not _is_common(number) for _, number in self._numbers(node))
+        found = any(self._is_count(number) or not _is_common(number) for _, number in self._numbers(node))
+        return found or self._takes_rows(node)
+
+    def _takes_rows(self, node: fx.Node) -> bool:
+        """Whether a call on the stream says how many of something it takes, as topk does."""
+        if node not in self.stream or only_moves(node):
+            return False
+        places = compat.symbolic_positions(node.target, node.args)
+        sizes = [at(node.args, where) for where in places]
+        return any(isinstance(size, int) and size not in _PLACES and size < _LARGE for size in sizes)
 
     def by_value(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
         """The numbers of a node that equal a form of the token count, and no width that it sees."""
@@ -46,7 +62,7 @@ class Suspicion:
         """Those that are values: neither sizes, nor numbers of dimensions."""
         if node in self.constants:
             value = self.constants[node]
-            if isinstance(value, torch.Tensor) and 0 < value.numel() <= 8:
+            if isinstance(value, torch.Tensor) and 0 < value.numel() <= _FEW:
                 yield from (((), number) for number in value.flatten().tolist())
         if node.op != "call_function" or not compat.is_aten(node.target):
             return

@@ -180,7 +180,8 @@ def _is_neutral(
     if axes[1] is not None:
         with_extra = with_extra.index_select(axes[1], counts)
     scale = rows / len(counts) if found.mean else 1.0
-    return with_extra.shape == without.shape and torch.allclose(with_extra * scale, without, 1e-4, 1e-5)
+    close = with_extra.shape == without.shape
+    return close and torch.allclose(with_extra.double() * scale, without.double(), 1e-4, 1e-5)
 
 
 def _signed(value: Any, seed: int) -> Any:

@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
+from prunec import sources
+from prunec.compiler import recognise
+from prunec.policy import Policy
+from tests import moding
+from tests.families import difference, randomise
 from tests.tiny import Attention, Block, ViT
-
-from .families import difference, randomise
 
 TOLERANCE = 1e-5
 Read = Callable[[Tensor], Tensor]
@@ -179,6 +182,7 @@ class Counting(ViT):
         super().__init__(depth=1)
         self.blocks.extend(Block(attention=attention) for attention in attentions)
         self.reads = reads
+        self.learned = nn.ModuleList(read for read in reads or () if isinstance(read, nn.Module))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.behind(self.blocks[0](self.embed(pixels)))
@@ -272,3 +276,124 @@ def placed_model() -> Counting:
 @pytest.mark.parametrize("name", POSITIONS)
 def test_positions_stay_what_they_were(name: str) -> None:
     check(placed_model, list(POSITIONS).index(name))
+
+
+# --- images that keep different numbers of tokens --------------------------------------------------
+
+#: What needs one number for all images, and what the refusal names beside the line.
+ONE_FOR_ALL = {
+    "ones(n) / n @ x": "node div",
+    "full((1, n), 1 / n) @ x": "node full",
+    "x.new_full((n,), 1 / n) @ x": "node new_full",
+    "sum / full_like(.., n)": "node full_like",
+    "add(.., alpha=1 / n)": "node add_5",
+    "scale=log(n) / sqrt(d)": "scale=ways",
+    "scale=n ** -0.5": "scale=ways",
+    "scale=log_26(n) / sqrt(d)": "scale=ways",
+}
+
+
+@functools.cache
+def ragged(make: Callable[[], Counting]) -> tuple[dict[str, Tensor], Tensor]:
+    """The outputs in every mode where each image keeps a share of its own, and by hand."""
+    model, batch = make(), images(5)
+    dense = recognise(sources.from_module(model, images(2)))
+    padded = moding.unfinished(dense, Policy.load("norm").override(blocks=(1,)))
+    kept = moding.kept_sets(padded, len(batch), least=1)
+    programs = moding.in_all_modes(padded)
+    with torch.no_grad():
+        expected = torch.cat([model.by_hand(image, rows) for image, rows in zip(batch, kept[0], strict=True)])
+        return {mode: moding.run(one, (batch,), kept).result[0] for mode, one in programs.items()}, expected
+
+
+def ragged_heads() -> Counting:
+    return heads_model(*(name for name in HEADS if name not in ONE_FOR_ALL))
+
+
+def ragged_attentions() -> Counting:
+    """All but ranks among tokens: where some rows are padding, those get the whole stream, and its count."""
+    others = {*ONE_FOR_ALL, "ranks / n"}
+    return attentions_model(*(name for name in ATTENTIONS if name not in others))
+
+
+@pytest.mark.parametrize("mode", ["padded", "packed", "masked"])
+@pytest.mark.parametrize("make", [ragged_heads, ragged_attentions])
+def test_each_image_counts_its_own_tokens(make: Callable[[], Counting], mode: str) -> None:
+    outputs, expected = ragged(make)
+    worst = [difference(outputs[mode][:, way], expected[:, way]) for way in range(expected.shape[1])]
+    assert max(worst) <= TOLERANCE, worst
+
+
+@pytest.mark.parametrize("name", ONE_FOR_ALL)
+def test_one_number_for_all_images_is_refused_where_they_differ(name: str) -> None:
+    model = heads_model(name) if name in HEADS else attentions_model(name)
+    with pytest.raises(prunec.PolicyError, match="each image needs its own") as refused:
+        pruned(model, mode="padded")
+    assert ONE_FOR_ALL[name] in str(refused.value.where)
+    assert "test_token_count.py" in str(refused.value.where)
+    assert "mode static" in str(refused.value.remedy)
+
+
+# --- what follows the count in no form that is known ------------------------------------------------
+
+
+class Weighed(nn.Module):
+    """A learned weight for each token."""
+
+    def __init__(self, parted: bool) -> None:
+        super().__init__()
+        self.weight, self.parted = nn.Parameter(torch.ones(TOKENS)), parted
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / x.shape[1] if self.parted else self.weight
+        return (x * weight[:, None]).sum(1) / (1 if self.parted else x.shape[1])
+
+
+UNKNOWN: dict[str, tuple[Read, str]] = {
+    "x.topk(n // 2)": (lambda x: x.topk(x.shape[1] // 2, dim=1).values.sum(1), "number 13 follows"),
+    "sum / (n % 7)": (lambda x: x.sum(1) / (x.shape[1] % 7 + 3), "number 8 follows"),
+    "two numbers of one tensor": (lambda x: x.sum(1) / torch.tensor([1.0, x.shape[1]] * 8), "follows"),
+    "a weight for each token / n": (Weighed(parted=True), "whether that is a position or a count"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_number_that_follows_in_no_known_form_is_refused_with_its_line(name: str) -> None:
+    read, what = UNKNOWN[name]
+    with pytest.raises(prunec.RecognitionError, match=what) as refused:
+        pruned(ready(Counting([read])))
+    assert "test_token_count.py" in str(refused.value.where)
+    assert refused.value.remedy
+
+
+def test_a_learned_weight_for_each_token_moves_with_it_and_its_sum_is_divided_by_their_number() -> None:
+    class Kept(Counting):
+        def by_hand(self, image: Tensor, kept: Tensor) -> Tensor:
+            rows = kept.nonzero()[:, 0]
+            x = self.norm(self.blocks[1](self.blocks[0](self.embed(image[None]))[:, rows]))
+            weight = self.reads[0].weight[rows]
+            return self.head((x * weight[:, None]).sum(1) / len(rows))[:, None]
+
+    check(lambda: ready(Kept([Weighed(parted=False)])), 0)
+
+
+# --- what only equals the count ----------------------------------------------------------------------
+
+NEAR_MISSES: dict[str, Read] = {
+    "26": lambda x: x.sum(1) / 26,
+    "1 / 26": lambda x: x.sum(1) * (1 / 26),
+    "log(26)": lambda x: x.sum(1) / math.log(26),
+    "torch.tensor(26)": lambda x: x.sum(1) / torch.tensor(26.0),
+    "ones(26) / 26, no token's": lambda x: x.sum(1) / (torch.ones(26) / 26).sum() / 26,
+    "26 beside the count": lambda x: x.sum(1) / 26 + x.sum(1) / x.shape[1],
+    "the patches of the image at 4 pixels each way": lambda x: x.sum(1) / 25,
+}
+
+
+def near_misses() -> Counting:
+    return ready(Counting(list(NEAR_MISSES.values())))
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_a_number_that_only_equals_the_count_stays(name: str) -> None:
+    check(near_misses, list(NEAR_MISSES).index(name))

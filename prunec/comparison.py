@@ -156,8 +156,10 @@ def aligned(one: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
     pairs = dict(zip(*literals, strict=True)) if len(literals[0]) == len(literals[1]) else {}
     if names[0] == names[1]:
         return pairs | dict(zip(mine, theirs, strict=True))
-    keys = [[(str(node.target), graph.source_line(node)) for node in nodes] for nodes in (mine, theirs)]
-    matcher = difflib.SequenceMatcher(None, *keys, autojunk=False)
+    first, second = (
+        [(str(node.target), graph.source_line(node)) for node in nodes] for nodes in (mine, theirs)
+    )
+    matcher = difflib.SequenceMatcher(None, first, second, autojunk=False)
     for block in matcher.get_matching_blocks():
         pairs |= dict(zip(mine[block.a : block.a + block.size], theirs[block.b :], strict=False))
     return pairs

@@ -128,7 +128,9 @@ def overload_with_tensors(target: object, places: Sequence[tuple[int | str, ...]
     wanted = {name if isinstance(name, str) else names[name] for name, *rest in places if not rest}
     overloads = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
     for overload in (target, *overloads):
-        kinds = {argument.name: _without_option(argument.real_type) for argument in overload._schema.arguments}
+        kinds = {
+            argument.name: _without_option(argument.real_type) for argument in overload._schema.arguments
+        }
         if list(kinds) == names and all(isinstance(kinds[name], torch.TensorType) for name in wanted):
             return overload if len(wanted) == len(places) else None
     return None
@@ -244,24 +246,38 @@ def evaluate(
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
     before = _Knowledge(env)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
     forced: set[sympy.Symbol] = set()
     try:
         # Each call is typed once: nothing to cache. With the Python dispatcher, composite operators (addcmul)
         # are typed by decompositions that know symbols.
-        with mode, disable_fake_tensor_cache(mode), enable_python_dispatcher(), torch.no_grad():
+        with (
+            mode,
+            disable_fake_tensor_cache(mode),
+            enable_python_dispatcher(),
+            attempts(),
+            torch.no_grad(),
+        ):
             result = target(*args, **kwargs)
             if op_name(target) == "scaled_dot_product_attention":
                 with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not compare keys with values
                     target(*args, **kwargs)
     finally:
-        log.setLevel(level)
         forced = before.forced()
         if forced:
             before.restore()
     return result, forced
+
+
+@contextlib.contextmanager
+def attempts() -> Iterator[None]:
+    """Calls that do not type are attempts here, and no errors to write about."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class _Knowledge:

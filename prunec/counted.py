@@ -100,7 +100,7 @@ class Numbers:
         self.made: dict[Any, Any] = {}
 
     def at(self, node: fx.Node, space: Space) -> Given | None:
-        """A call on rows of this space with its numbers as they are there; None if none follows their count."""
+        """A call on rows of this space with its numbers as they are there; None if none follows."""
         if not self._values(node) and not any(map(self._changes, node.all_input_nodes)):
             return None
         return self._given(node, node, space)
@@ -130,7 +130,7 @@ class Numbers:
         return self.changing[node]
 
     def _is_position(self, node: fx.Node) -> bool:
-        """Whether a value has rows for tokens that tell where these were, and not what was learned of them."""
+        """Whether a value has rows for tokens that tell where these were, not what was learned."""
         sources = ancestors(node) if () not in follows(node) and self._has_rows(node) else set()
         learned = (one for one in sources if one.op == "get_attr" and not compat.is_literal(one))
         return any(map(is_position, sources)) and not any(map(self._has_rows, learned))
@@ -259,7 +259,7 @@ def _with(args: Any, kwargs: Any, where: Where, value: Any) -> tuple[Any, Any]:
         if isinstance(container, Mapping):
             return {**container, first: changed(container[first], rest)}
         items = list(container)
-        items[first] = changed(items[first], rest)  # type: ignore[index, call-overload]
+        items[first] = changed(items[first], rest)  # type: ignore[index]
         return tuple(items) if isinstance(container, tuple) else items
 
     return (args, changed(kwargs, where)) if isinstance(where[0], str) else (changed(args, where), kwargs)

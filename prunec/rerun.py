@@ -6,8 +6,8 @@ A captured graph does not say which of its numbers follow the token count: traci
     image [B, 3, 224, 224]           ->  [B, 3, 144, 224]         where the model takes another size
     conv2d's result [B, c, 14, 14]   ->  [B, c, 9, 14]            else the first value that counts patches
 
-Where the code knows its full length, it gets what the token axis gives it (see spaces.py): a table of the full
-length is cut, and a call that wants the whole grid gets as many rows as it had. Only types are computed,
+Where the code knows its full length, it gets what the token axis gives it (see spaces.py): a table of the
+full length is cut, and a call that wants the whole grid gets as many rows as it had. Only types are computed,
 so it does not matter what is in the rows.
 """
 
@@ -121,14 +121,16 @@ class Rerun:
         args, kwargs = compat.tree_unflatten(flat, interface.in_spec)
         ends = self.anatomy.prefix + self.anatomy.suffix
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), compat.attempts(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                shortened = _Shortened(shared_copy(self.module), cut, length, (self.anatomy.tokens, tokens, ends))
+                shortened = _Shortened(
+                    shared_copy(self.module), cut, length, (self.anatomy.tokens, tokens, ends)
+                )
                 exported = compat.export(shortened, args, kwargs, interface.batch)
                 exported.graph.eliminate_dead_code()  # calls that did not fit
                 module = graph_of(exported)
         except Exception as error:  # noqa: BLE001  the model's own code raises whatever it likes
-            self.reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            self.reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             return None
         tidy(module)
         return module
@@ -193,7 +195,7 @@ class _Shorter(TorchFunctionMode):
                 try:
                     new_args, new_kwargs = compat.tree_unflatten(changed, spec)
                     return func(*new_args, **new_kwargs)
-                except Exception:  # noqa: BLE001, PERF203, S112  the next one may fit
+                except Exception:  # noqa: BLE001, PERF203  the next one may fit
                     continue
             raise
 

@@ -50,7 +50,7 @@ def _candidates(points: Points, shifts: list[int], tolerance: float) -> Iterator
 
 
 def _simple(points: Points, shifts: list[int], tolerance: float) -> Iterator[sympy.Expr]:
-    """a + c n, c (n + s) ** p, a + c log(n + s): the constants from the first and the last count."""
+    """A + c n, c (n + s) ** p, a + c log(n + s): the constants from the first and the last count."""
     (one, first), (other, last) = points[0], points[-1]
     slope = (first - last) / (one - other)
     yield _neat(first - slope * one, tolerance, first) + _neat(slope, tolerance) * TOKENS

@@ -30,9 +30,9 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
+from prunec.counted import Given, Numbers
 from prunec.graph import is_size, place, with_graph
 from prunec.literals import Literals
-from prunec.counted import Given, Numbers
 from prunec.padding import Padding
 from prunec.rows import RowRead, rows_apart, rows_picked
 from prunec.sizes import SizeNodes, sizes_of
@@ -301,7 +301,11 @@ class TokenAxis:
         return made
 
     def _call(
-        self, function: Callable[..., Any], args: tuple[Any, ...], name: str, kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        name: str,
+        kwargs: dict[str, Any] | None = None,
     ) -> fx.Node:
         node = self.graph.create_node("call_function", function, args, kwargs or {}, name=name)
         values = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])

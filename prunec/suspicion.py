@@ -17,8 +17,8 @@ from prunec.counted import Where
 from prunec.program import Program
 from prunec.sizes import at
 
-#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is not one of
-#: them: log(n) / log(197) / sqrt(d), with as many tokens as in training, equals one over the root of a width.
+#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is none of
+#: them: log(n) / log(197) / sqrt(d), with as many tokens as in training, is one over the root of a width.
 _COMMON = (0.0, 0.5, 2.0)
 _SMALL, _LARGE = 1e-4, 1e9
 #: How many numbers of a tensor that the code wrote down are looked at; larger ones are tables.
@@ -35,6 +35,7 @@ class Suspicion:
         tokens, ends = dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix
         self.lengths = range(tokens - ends, tokens + 1)
         self.counts = {form for length in range(tokens - ends - 1, tokens + 2) for form in _forms(length)}
+        self.plain = {form for length in {tokens, tokens - ends} for form in (length, 1 / length)}
         self.constants = constants(module)
         names = graph.by_name(module.graph)
         self.stream = graph.reachable(names[name] for name in dense.anatomy.states if name in names)
@@ -52,10 +53,13 @@ class Suspicion:
         sizes = [at(node.args, where) for where in places]
         return any(isinstance(size, int) and size not in _PLACES and size < _LARGE for size in sizes)
 
-    def by_value(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
-        """The numbers of a node that equal a form of the token count, and no width that it sees."""
+    def by_value(self, node: fx.Node, *, plain: bool = False) -> Iterator[tuple[Where, float]]:
+        """The numbers of a node that equal a form of the token count, and no width that it sees.
+
+        `plain`: only the count itself, with or without protected tokens, and one over it.
+        """
         for where, number in self._numbers(node):
-            if self._is_count(number) and not self._is_width(node, number):
+            if self._is_count(number, plain=plain) and not self._is_width(node, number):
                 yield where, number
 
     def _numbers(self, node: fx.Node) -> Iterator[tuple[Where, float]]:
@@ -69,8 +73,9 @@ class Suspicion:
         whole = set(compat.whole_numbers(node.target, node.args)) if node not in self.constants else set()
         yield from ((where, number) for where, number in numbers_of(node) if where not in whole)
 
-    def _is_count(self, number: float) -> bool:
-        return any(math.isclose(abs(number), count, rel_tol=1e-6) for count in self.counts)
+    def _is_count(self, number: float, *, plain: bool = False) -> bool:
+        among = self.plain if plain else self.counts
+        return any(math.isclose(abs(number), count, rel_tol=1e-6) for count in among)
 
     def _is_width(self, node: fx.Node, number: float) -> bool:
         """Whether a number is a form of a size that a call sees, other than the token count."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import prunec
 from prunec import sources
-from prunec.compiler import recognise
+from prunec.compiler import compile_source, recognise
 from prunec.policy import Policy
 from tests import moding
 from tests.families import difference, randomise
@@ -178,7 +178,9 @@ TOKENS = 26
 class Counting(ViT):
     """One model for many ways: each block behind block 0, or each reading of the stream, gives an output."""
 
-    def __init__(self, reads: list[Read] | None = None, attentions: list[Callable[[], nn.Module]] = [Attention]):  # noqa: B006, E501
+    def __init__(
+        self, reads: list[Read] | None = None, attentions: Sequence[Callable[[], nn.Module]] = (Attention,)
+    ) -> None:
         super().__init__(depth=1)
         self.blocks.extend(Block(attention=attention) for attention in attentions)
         self.reads = reads
@@ -397,3 +399,97 @@ def near_misses() -> Counting:
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_a_number_that_only_equals_the_count_stays(name: str) -> None:
     check(near_misses, list(NEAR_MISSES).index(name))
+
+
+# --- counts that are read before there is a stream, and models that cannot be run again ----------------
+
+
+class Early(Counting):
+    """Three numbers of tokens, read off the image, the grid of its patches, and the tokens at first."""
+
+    def __init__(self, image: int | None = None, tokens: int | None = None) -> None:
+        super().__init__()
+        self.image, self.tokens = image, tokens  # what it insists on
+        self.counted = (True, True, True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        assert self.image in (None, pixels.shape[2])
+        grid, x = self.embed.patches(pixels), self.embed(pixels)
+        assert self.tokens in (None, x.shape[1])
+        height, width = pixels.shape[2:]
+        numbers = (height // 4) * (width // 4) + 1, grid.shape[2] * grid.shape[3] + 1, x.shape[1]
+        return self.divided(self.blocks[0](x), numbers)
+
+    def divided(self, x: Tensor, numbers: tuple[int, ...]) -> Tensor:
+        total = self.norm(self.blocks[1](x)).sum(1)
+        means = [total / number for number, counted in zip(numbers, self.counted, strict=True) if counted]
+        return self.head(torch.stack(means, dim=1))
+
+    def by_hand(self, image: Tensor, kept: Tensor) -> Tensor:
+        x = self.blocks[0](self.embed(image[None]))[:, kept]
+        return self.divided(x, (int(kept.sum()),) * 3)
+
+
+@pytest.mark.parametrize("place", range(3), ids=["image", "grid", "tokens"])
+def test_a_count_that_is_read_before_the_blocks_follows_too(place: int) -> None:
+    check(early, place)
+
+
+def early() -> Counting:
+    return ready(Early())
+
+
+def early_of_one_size() -> Counting:
+    model = Early(image=20)
+    model.counted = (False, True, True)
+    return ready(model)
+
+
+@pytest.mark.parametrize("place", range(2), ids=["grid", "tokens"])
+def test_a_model_of_one_image_size_is_cut_at_its_patches(place: int) -> None:
+    check(early_of_one_size, place)
+
+
+def test_a_number_of_the_image_is_refused_where_the_model_takes_no_other_size() -> None:
+    with pytest.raises(prunec.RecognitionError, match="takes no other size") as refused:
+        pruned(ready(Early(image=20)))
+    assert "for number, counted in zip" in str(refused.value.where)
+
+
+def test_a_model_that_runs_at_one_count_only_is_refused_for_a_number_that_equals_it() -> None:
+    with pytest.raises(
+        prunec.RecognitionError, match="cannot be run at another one: AssertionError"
+    ) as refused:
+        pruned(ready(Early(tokens=TOKENS)))
+    assert "for number, counted in zip" in str(refused.value.where)
+
+
+def test_a_model_that_runs_at_one_count_only_is_pruned_where_no_number_equals_it() -> None:
+    class Insists(Counting):
+        def behind(self, x: Tensor) -> Tensor:
+            return super().behind(x) * 0.7
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            x = self.embed(pixels)
+            assert x.shape[1] == TOKENS
+            return self.behind(self.blocks[0](x))
+
+    check(lambda: ready(Insists()), 0)
+
+
+def exported(model: nn.Module) -> sources.Source:
+    shapes = ({0: torch.export.Dim.AUTO},)
+    program = torch.export.export(model, (images(2),), dynamic_shapes=shapes)
+    return sources.Source("mine", model, (images(2),), {}, "given", exported=program)
+
+
+def test_a_program_without_code_is_refused_for_a_number_that_equals_the_count() -> None:
+    source = exported(heads_model("sum * (1 / n)"))
+    with pytest.raises(prunec.RecognitionError, match=r"0\.0384615 may follow .* there is only its graph"):
+        compile_source(source, Policy.load("norm").override(blocks=(1,)))
+
+
+def test_a_program_without_code_is_pruned_where_no_number_equals_the_count() -> None:
+    source = exported(ready(Counting([lambda x: x.mean(1) * 0.7])))
+    result = compile_source(source, Policy.load("norm").override(blocks=(1,)))
+    assert result.certificate.identity <= TOLERANCE

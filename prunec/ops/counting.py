@@ -21,7 +21,7 @@ def log(number: Any) -> Any:
 
 
 def for_images(number: Tensor, axis: int, rank: int, each: int, dtype: torch.dtype) -> Tensor:
-    """A number of each image, to meet tensors of a rank; `each`: how many entries an image has on its axis."""
+    """A number of each image, for tensors of a rank; `each`: the entries of an image on its axis."""
     number = number.repeat_interleave(each) if each > 1 else number
     shape = [1] * rank
     shape[axis] = number.shape[0]

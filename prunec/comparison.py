@@ -15,6 +15,7 @@ from prunec import compat, graph
 from prunec.counted import Follows, Where
 from prunec.program import value_at
 from prunec.rerun import is_resized
+from prunec.sizes import at
 from prunec.solve import solve
 
 #: How far a number that PyTorch has computed may be from the expression that it is taken for.
@@ -34,6 +35,7 @@ class Comparison:
         self.constants = constants(module)  # what neither an input nor a parameter enters
         self.twins: list[dict[fx.Node, fx.Node]] = []
         self.others: list[dict[fx.Node, Any]] = []
+        self.solved: dict[Any, sympy.Expr | None] = {}
 
     def add(self, module: fx.GraphModule, tokens: int) -> None:
         """Lay another graph beside it."""
@@ -43,10 +45,11 @@ class Comparison:
 
     def differs(self) -> bool:
         """Whether any number is another one in another graph."""
-        return any(
-            self.whole(node) if node in self.constants else self.numbers(node)
-            for node in self.module.graph.nodes
-        )
+        return any(self.of(node) not in ({}, None, POSITION) for node in self.module.graph.nodes)
+
+    def of(self, node: fx.Node) -> Mapping[Where, Follows] | None:
+        """What follows the token count in a node, POSITION included; None where nothing tells."""
+        return self.whole(node) if node in self.constants else self.numbers(node)
 
     def numbers(self, node: fx.Node) -> Mapping[Where, Follows] | None:
         """The numbers of a call that follow the token count; None where nothing tells.
@@ -64,11 +67,13 @@ class Comparison:
             values = [number, *(other.get(where, number) for other in others)]
             if any(value != number for value in values):
                 found[where] = self._solved(values, number)
-        made = not graph.data_inputs(node) or graph.is_size(node)
+        made = _is_operand(node) if graph.is_size(node) else not graph.data_inputs(node)
         return {
             where: how
             for where, how in found.items()
-            if where not in sizes or made or (how.value is None and not only_moves(node))
+            if (where not in sizes and not graph.is_size(node))
+            or made
+            or (how.value is None and not only_moves(node))
         }
 
     def whole(self, node: fx.Node) -> Mapping[Where, Follows] | None:
@@ -87,7 +92,7 @@ class Comparison:
         if all(value.shape == first.shape and torch.equal(value, first) for value in values):
             return {}
         rows = any(value.shape != first.shape for value in values)
-        if any((value != value.flatten()[0]).any() for value in values):
+        if first.is_complex() or any((value != value.flatten()[0]).any() for value in values):
             return POSITION if rows else {(): Follows(None, float("nan"), _UNSOLVED)}
         numbers = [value.flatten()[0].item() for value in values]
         if all(number == numbers[0] for number in numbers):
@@ -112,7 +117,22 @@ class Comparison:
             return sympy.sympify(values[0])
         if len(values) < 3:
             return None
-        return solve(list(zip(self.tokens, values, strict=True)), self.shifts, tolerance)
+        key = (tuple(values), tolerance)
+        if key not in self.solved:  # every block has the same
+            points = list(zip(self.tokens, values, strict=True))
+            self.solved[key] = solve(points, self.shifts, tolerance)
+        return self.solved[key]
+
+
+def _is_operand(size: fx.Node) -> bool:
+    """Whether a call computes with a size, and does not only shape its result by it."""
+
+    def computes(user: fx.Node) -> bool:
+        places = compat.symbolic_positions(user.target, user.args)
+        shaping = sum(at(user.args, where) is size for where in places)
+        return shaping < sum(leaf is size for leaf in compat.tree_leaves((user.args, user.kwargs)))
+
+    return any(_is_operand(user) if graph.is_size(user) else computes(user) for user in size.users)
 
 
 def only_moves(node: fx.Node) -> bool:
@@ -184,5 +204,6 @@ def constants(module: fx.GraphModule) -> dict[fx.Node, Any]:
             known = {**sizes, **found}
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
-                found[node] = node.target(*args, **kwargs)
+                value = node.target(*args, **kwargs)
+            found[node] = torch.zeros_like(value) if compat.is_unset(node.target) else value
     return found

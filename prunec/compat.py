@@ -151,6 +151,11 @@ def is_random(target: object) -> bool:
     return is_aten(target) and torch.Tag.nondeterministic_seeded in target.tags  # type: ignore[attr-defined]
 
 
+def is_unset(target: object) -> bool:
+    """Whether an operator yields memory that nobody has written to."""
+    return is_aten(target) and "empty" in op_name(target)
+
+
 def symbolic_positions(target: object, args: Sequence[Any]) -> Iterator[tuple[int, ...]]:
     """Where `args` may hold a size: (argument,) or (argument, element), by the operator's schema."""
     return _positions(target, args, (torch.SymIntType,))

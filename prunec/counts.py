@@ -87,7 +87,7 @@ def _compare(module: fx.GraphModule, rerun: Rerun | None, dense: Program) -> Com
 
 def _note(node: fx.Node, comparison: Comparison, doubt: _Doubt) -> bool:
     """Note what is known of a node's numbers; whether there was anything to note."""
-    found = comparison.whole(node) if node in comparison.constants else comparison.numbers(node)
+    found = comparison.of(node)
     if found is POSITION:
         note_position(node)
         return False

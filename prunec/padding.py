@@ -21,7 +21,7 @@ from prunec.calls import signature
 from prunec.errors import PolicyError
 from prunec.graph import is_getitem, is_size, is_tensor, op, place
 from prunec.tables import Space
-from prunec.watch import Neutral, is_row_local, neutral
+from prunec.watch import Neutral, is_row_local, keeps_zero, neutral
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
 
@@ -45,6 +45,7 @@ class Padding:
         )
         self.local: dict[Any, bool] = {}  # calls that were watched
         self.neutral: dict[Any, Neutral | None] = {}
+        self.weights: set[fx.Node] = set()  # of attention, in which hidden keys have none
 
     def is_reached_by(self, node: fx.Node, made: fx.Node) -> bool:
         """Whether an operator other than attention over tokens lets rows of its stream meet."""
@@ -139,6 +140,21 @@ class Padding:
                 last = logits.meta["val"].dim() - 1
                 args = (logits, space.live, float("-inf"), last, 0, 0, heads)
                 made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
+        if not fused:
+            self.weights.add(made)
+
+    def hide_again(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+        """A value made of attention's weights, without those that it gives hidden keys (softmax - 1 / n)."""
+        given = [source for source in made.all_input_nodes if source in self.weights]
+        last = made.meta["val"].dim() - 1 if is_tensor(made) else 0
+        images, each = images_of(made, space)
+        if not given or len(self.axes(made.meta["val"])) != 2 or self.axes(made.meta["val"])[1] != last:
+            return made
+        if images is not None and not keeps_zero(made, given, self.sizes()):
+            args = (made, space.live, 0.0, last, images, 0, each)
+            made = self.call(ops.fill, args, f"{node.name}_live")
+        self.weights.add(made)
+        return made
 
 
 def images_of(value: fx.Node, space: Space) -> tuple[int | None, int]:

@@ -156,7 +156,7 @@ class TokenAxis:
             self.numbers.check_sizes(node)
         if space.live is not None and node.name in self.cores:
             self.padding.hide(node, made, space)
-        return made
+        return made if space.live is None else self.padding.hide_again(node, made, space)
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""

@@ -22,6 +22,7 @@ from prunec.compiler import compile_source, recognise
 from prunec.policy import Policy
 from tests import moding
 from tests.families import difference, randomise
+from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 from tests.tiny import Attention, Block, ViT
 
 TOLERANCE = 1e-5
@@ -280,6 +281,41 @@ def test_positions_stay_what_they_were(name: str) -> None:
     check(placed_model, list(POSITIONS).index(name))
 
 
+# --- several sites, a token that stands for the dropped ones, scores of a scaled attention -------------
+
+
+def scaled_layer(block: Block) -> Layer:
+    def attention(x: Tensor, _rows: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (heads(part, 2) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=-1))
+        y, weights = attend(q * math.log(len(x)), k, v)
+        return block.attn.proj(y), weights
+
+    return Layer(attention, lambda x: block.mlp(block.norm2(x)))
+
+
+@pytest.mark.parametrize("form", ["scale=log(n) / sqrt(d)", "scores * log(n)"])
+@pytest.mark.parametrize(("policy", "pruning"), [("evit", EVIT), ("norm", NORM)])
+def test_each_block_counts_what_its_site_left(form: str, policy: str, pruning: Pruning) -> None:
+    # evit scores by the attention, of which the scale follows too, and fuses the others into one token.
+    ways = ATTENTIONS[form]
+    model = randomise(ViT(lambda: Block(attention=lambda: Attending(**ways)), depth=4).eval(), seed=2)
+    module = prunec.transform(model, policy, keep=0.5, blocks=(1, 2), example=images(2))
+    layers = [scaled_layer(block) for block in model.blocks]
+    with torch.no_grad():
+        streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]
+        expected = model.head(model.norm(torch.stack([stream.x[0] for stream in streams])))
+        assert difference(module(images()), expected) <= TOLERANCE
+        assert difference(expected, model(images())) > 1e-3
+
+
+def test_a_pruned_model_compiles_whole() -> None:
+    names = ["sum / n", "sum / torch.tensor(n)", "ones(n) / n @ x", "logsumexp - log(n)", "norm / sqrt(n)"]
+    module = pruned(heads_model(*names))
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert difference(compiled(images()), module(images())) <= TOLERANCE
+
+
 # --- images that keep different numbers of tokens --------------------------------------------------
 
 #: What needs one number for all images, and what the refusal names beside the line.
@@ -414,7 +450,9 @@ class Early(Counting):
 
     def forward(self, pixels: Tensor) -> Tensor:
         assert self.image in (None, pixels.shape[2])
-        grid, x = self.embed.patches(pixels), self.embed(pixels)
+        grid = self.embed.patches(pixels)
+        front = self.embed.front.expand(pixels.shape[0], -1, -1)
+        x = torch.cat([front, grid.flatten(2).transpose(1, 2)], dim=1) + self.embed.position
         assert self.tokens in (None, x.shape[1])
         height, width = pixels.shape[2:]
         numbers = (height // 4) * (width // 4) + 1, grid.shape[2] * grid.shape[3] + 1, x.shape[1]
@@ -453,7 +491,7 @@ def test_a_model_of_one_image_size_is_cut_at_its_patches(place: int) -> None:
 def test_a_number_of_the_image_is_refused_where_the_model_takes_no_other_size() -> None:
     with pytest.raises(prunec.RecognitionError, match="takes no other size") as refused:
         pruned(ready(Early(image=20)))
-    assert "for number, counted in zip" in str(refused.value.where)
+    assert "return self.divided(" in str(refused.value.where)
 
 
 def test_a_model_that_runs_at_one_count_only_is_refused_for_a_number_that_equals_it() -> None:
@@ -461,7 +499,7 @@ def test_a_model_that_runs_at_one_count_only_is_refused_for_a_number_that_equals
         prunec.RecognitionError, match="cannot be run at another one: AssertionError"
     ) as refused:
         pruned(ready(Early(tokens=TOKENS)))
-    assert "for number, counted in zip" in str(refused.value.where)
+    assert "return self.divided(" in str(refused.value.where)
 
 
 def test_a_model_that_runs_at_one_count_only_is_pruned_where_no_number_equals_it() -> None:

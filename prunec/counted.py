@@ -25,7 +25,7 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.errors import PolicyError, RecognitionError
-from prunec.graph import ancestors, data_inputs, is_tensor, place, reachable
+from prunec.graph import ancestors, data_inputs, is_size, is_tensor, place, reachable
 from prunec.padding import images_of
 from prunec.sizes import SizeNodes, at, with_sizes
 from prunec.solve import TOKENS
@@ -97,6 +97,7 @@ class Numbers:
         self.sizes, self.call = sizes, call
         self.data = reachable(node for node in graph.nodes if node.op == "placeholder")
         self.changing: dict[fx.Node, bool] = {}
+        self.constant: dict[fx.Node, bool] = {}
         self.made: dict[Any, Any] = {}
 
     def at(self, node: fx.Node, space: Space) -> Given | None:
@@ -125,9 +126,18 @@ class Numbers:
             return False  # its numbers are those of rows that are left
         if node not in self.changing:
             own = () in follows(node) or bool(self._values(node))
-            inner = any(map(self._changes, node.all_input_nodes))
+            inner = not self._is_constant(node) and any(map(self._changes, node.all_input_nodes))
             self.changing[node] = node not in self.data and (own or inner) and not self._is_position(node)
         return self.changing[node]
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether neither a parameter nor an input enters a value: it is known as a whole (see counts.py)."""
+        if node not in self.constant:
+            known = compat.is_literal(node) or (node.op == "call_function" and not is_size(node))
+            self.constant[node] = known and all(
+                is_size(source) or self._is_constant(source) for source in node.all_input_nodes
+            )
+        return self.constant[node]
 
     def _is_position(self, node: fx.Node) -> bool:
         """Whether a value has rows for tokens that tell where these were, not what was learned."""

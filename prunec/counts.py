@@ -36,10 +36,10 @@ def mark_counts(module: nn.Module | None, captured: Program, dense: Program) -> 
     """
     marked = captured.replace(module=graph.copy(captured.module))
     inline_regions(marked.module)
-    graph.tidy(marked.module)
     suspicion = Suspicion(marked.module, dense)
     if not any(map(suspicion.may_follow, marked.graph.nodes)):
         return None
+    graph.tidy(marked.module)
     rerun = Rerun(module, captured, dense) if module is not None else None
     comparison = _compare(marked.module, rerun, dense)
     doubt = _Doubt(suspicion, rerun)

@@ -58,7 +58,11 @@ class Suspicion:
 
         `plain`: only the count itself, with or without protected tokens, and one over it.
         """
-        for where, number in self._numbers(node):
+        numbers = [*self._numbers(node)]
+        if node in self.constants:  # one number throughout, or nothing that could be a count
+            numbers = list({number: ((), number) for where, number in numbers if not where}.values())
+            numbers = numbers if len(numbers) == 1 else []
+        for where, number in numbers:
             if self._is_count(number, plain=plain) and not self._is_width(node, number):
                 yield where, number
 

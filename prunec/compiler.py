@@ -15,6 +15,7 @@ from prunec.agreement import agree
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
+from prunec.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.lowering import Lowering
 from prunec.ops import Learned
@@ -43,7 +44,9 @@ def recognise(source: Source) -> Program:
         captured = adopt(source.exported, source.args, source.kwargs)
     else:
         captured = capture(source.module, source.args, source.kwargs)
-    return run_passes(FRONT, captured)
+    dense = run_passes(FRONT, captured)
+    marked = mark_counts(None if source.exported is not None else source.module, captured, dense)
+    return dense if marked is None else run_passes(FRONT, marked)
 
 
 def compile_source(

@@ -45,28 +45,8 @@ _NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file_
 
 #: Names of the higher-order operators whose body may be inlined without changing a value.
 INLINABLE_REGIONS = ("wrap_with_set_grad_enabled",)
-
-
-#: Names that torch.load resolves by itself, to tensors and plain containers. It knows more, which no
-#: checkpoint of a vision model needs, and some of which make as much memory as a file asks for.
-TENSOR_NAMES = frozenset(
-    {
-        "_codecs.encode",
-        "__builtin__.set",
-        "builtins.set",
-        "collections.OrderedDict",
-        "torch.nn.parameter.Parameter",
-        *(f"torch._utils._rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._tensor._rebuild_from_type_v2",
-        *(f"torch.{what}" for what in ("Size", "Tensor", "device")),
-        *(f"torch.storage.{what}" for what in ("TypedStorage", "UntypedStorage")),
-        *(f"torch.{what}Storage" for what in ("Double", "Float", "Half", "BFloat16", "ComplexFloat")),
-        *(f"torch.{what}Storage" for what in ("Long", "Int", "Short", "Char", "Byte", "Bool")),
-        *(f"torch.{what}" for what in ("float64", "float32", "float16", "bfloat16", "complex64")),
-        *(f"torch.{what}" for what in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-    }
-)
+#: What a pickled tensor calls.
+REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 
 
 # --- export -----------------------------------------------------------------------------------

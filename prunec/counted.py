@@ -65,6 +65,12 @@ def follows(node: fx.Node) -> Mapping[Where, Follows]:
     return found
 
 
+def operands_that_follow(node: fx.Node) -> dict[Where, Follows]:
+    """Those of a call that are operands, and sizes of what is made of sizes alone."""
+    sizes = set(compat.symbolic_positions(node.target, node.args)) if data_inputs(node) else ()
+    return {where: how for where, how in follows(node).items() if where and where not in sizes}
+
+
 def note(node: fx.Node, where: Where, how: Follows) -> None:
     """Write down that a number of a call follows the token count."""
     node.meta[_META] = {**follows(node), where: how}
@@ -102,16 +108,11 @@ class Numbers:
 
     def at(self, node: fx.Node, space: Space) -> Given | None:
         """A call on rows of this space with its numbers as they are there; None if none follows."""
-        if not self._values(node) and not any(map(self._changes, node.all_input_nodes)):
+        if not operands_that_follow(node) and not any(map(self._changes, node.all_input_nodes)):
             return None
         return self._given(node, node, space)
 
     # --- which ----------------------------------------------------------------------------------
-
-    def _values(self, node: fx.Node) -> dict[Where, Follows]:
-        """Those of a call that are operands, and sizes of what is made of sizes alone."""
-        sizes = set(compat.symbolic_positions(node.target, node.args)) if data_inputs(node) else ()
-        return {where: how for where, how in follows(node).items() if where and where not in sizes}
 
     def check_sizes(self, node: fx.Node) -> None:
         """Refuse a call that fits as it is, and would take another number of rows of a shorter stream."""
@@ -125,7 +126,7 @@ class Numbers:
         if self.behind.get(node) is not None:
             return False  # its numbers are those of rows that are left
         if node not in self.changing:
-            own = () in follows(node) or bool(self._values(node))
+            own = () in follows(node) or bool(operands_that_follow(node))
             inner = not self._is_constant(node) and any(map(self._changes, node.all_input_nodes))
             self.changing[node] = node not in self.data and (own or inner) and not self._is_position(node)
         return self.changing[node]
@@ -162,7 +163,7 @@ class Numbers:
         sizes = {where: at(node.args, where) for where in compat.symbolic_positions(node.target, node.args)}
         args = with_sizes(args, sizes) if sizes else args  # solved for, if anything, whatever makes them
         differing = []
-        for where, how in self._values(node).items():
+        for where, how in operands_that_follow(node).items():
             number = self._number(how, node, consumer, space)
             args, kwargs = _with(args, kwargs, where, number)
             if isinstance(number, fx.Node) and is_tensor(number):

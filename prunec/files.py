@@ -1,7 +1,8 @@
 """Model and weight files: .safetensors, .pt, .pth and .pt2.
 
 A .pt file is a pickle, and a pickle may run any code. It is never unpickled blindly: pickles.py reads tensors
-and modules of trusted classes, none of whose constructors runs, and refuses everything else by name.
+and modules of trusted classes, none of whose constructors runs, and refuses everything else by name. Of the
+checkpoint of a training script only the model is read: what stands beside it may be anything.
 
 A .pt2 file is read by torch.export.load, which unpickles and evaluates what the file holds: it is read only
 with the same consent as a pickle.
@@ -42,13 +43,14 @@ def read_pickled(path: Path, *, allow_pickle: bool = False) -> nn.Module | State
         if allow_pickle:
             return _model_in(torch.load(path, map_location="cpu", weights_only=False), path)
         try:
-            return _model_in(pickles.read(path), path)
+            return _model_in(pickles.read(path, CHECKPOINT_KEYS), path)
         except pickles.NotTrusted as error:
             raise SourceError(
                 f"{path.name} {error}, which prunec does not trust",
                 where=f"source {str(path)!r}",
-                remedy="save a state dict (torch.save(model.state_dict(), ...)) and give --arch; if you "
-                "trust whoever made the file, --allow-pickle reads it, and runs any code that is in it",
+                remedy="save a state dict, torch.save(model.state_dict(), ...) or torch.save({'state_dict': "
+                "model.state_dict(), ...}, ...), and give --arch; if you trust whoever made the file, "
+                "--allow-pickle reads it, and runs any code that is in it",
             ) from error
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,9 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from prunec import compat, files
+from prunec import compat, files, folders
 from prunec.data import shapes, tiny_vit
-from prunec.errors import PruneError, SourceError, UsageError, did_you_mean
+from prunec.errors import PruneError, SourceError, UsageError, brief, did_you_mean, shown
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
 from prunec.within import shared_copy
 
@@ -86,10 +87,29 @@ class Source:
         return Pictures(shapes.normalize(images), labels, "other held-out Shapes images")
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-        """Mean, standard deviation and centre crop that the model was trained with, as far as it says so."""
-        config = getattr(self.module, "pretrained_cfg", None) or {}
+        """Mean, standard deviation and centre crop that the model was trained with, as far as it says so.
+
+        Raises:
+            SourceError: what it says are no such numbers.
+        """
+        said = getattr(self.module, "pretrained_cfg", None)
+        config = said if isinstance(said, Mapping) else {}
         mean, std = config.get("mean", (0.5, 0.5, 0.5)), config.get("std", (0.5, 0.5, 0.5))
-        return tuple(mean), tuple(std), float(config.get("crop_pct") or 1.0)
+        crop = config.get("crop_pct") or 1.0
+        if not (_are_numbers(mean) and _are_numbers(std) and _are_numbers([crop])) or 0 in std:
+            raise SourceError(
+                f"the model's images have the mean {shown(mean)}, the deviation {shown(std)} and the crop "
+                f"{shown(crop)}, it says",
+                where=f"source {self.spec!r}",
+                remedy="correct its pretrained_cfg",
+            )
+        return tuple(mean), tuple(std), float(crop)
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, tuple | list) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
 
 
 def load(
@@ -101,7 +121,8 @@ def load(
         spec: what to read, in the grammar at the top of this module.
         pretrained: False builds the model with random weights and needs no network. Files are always read.
         arch: a SOURCE that builds the model for a file of weights; its own weights are not loaded.
-        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code.
+        allow_pickle: unpickle whatever a .pt, .pth or .pt2 file holds, which may run any code; let
+            transformers and timm read pickled weights in a folder.
 
     Raises:
         SourceError: the model is unknown, or cannot be read, trusted or built.
@@ -121,6 +142,9 @@ def load(
         return _shapes(pretrained)
     if suffix == ".pt2":
         return _exported(spec, allow_pickle)
+    if scheme in folders.SAFE and not allow_pickle and (folder := _path(spec, rest)).is_dir():
+        with _reading(spec):
+            folders.check_weights(folder, scheme)
     if colon:
         return _LOADERS.get(scheme, _from_callable)(spec, rest, pretrained)
     if "/" in spec:
@@ -234,8 +258,14 @@ def _timm_elsewhere(spec: str, place: str, pretrained: bool) -> Source:
     timm = _need("timm", "timm", spec)
     name = spec
     if is_local := spec.startswith("local-dir:"):
-        name = f"local-dir:{_folder(spec, place, 'timm.models.save_for_hf')}"
-    with _reading(spec), contextlib.nullcontext() if is_local else _hub():
+        place = str(_folder(spec, place, "timm.models.save_for_hf"))
+        name = f"local-dir:{place}"
+    with _reading(spec), _hub(local=is_local):
+        if is_local:
+            folders.check_timm(Path(place))
+        else:
+            weights_of, _, arguments = timm.models.load_model_config_from_hf(place)
+            folders.check_arguments(arguments, weights_of)
         module, weights, notes = _with_weights(
             lambda load: timm.create_model(name, pretrained=load), "" if pretrained else "as asked"
         )
@@ -244,7 +274,7 @@ def _timm_elsewhere(spec: str, place: str, pretrained: bool) -> Source:
 
 def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     transformers = _need("transformers", "hf", spec)
-    local = Path(name).expanduser()
+    local = _path(spec, name)
     if name.startswith((".", "/", "~")):
         local = _folder(spec, name, "save_pretrained")
     where = str(local) if local.is_dir() else name
@@ -262,9 +292,10 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
         found.extend(sorted(info["missing_keys"]))
         return module
 
-    with _reading(spec), contextlib.nullcontext() if local.is_dir() else _hub():
+    with _reading(spec), _hub(local=local.is_dir()):
         config = transformers.AutoConfig.from_pretrained(where, **options)
-        _check_attention(config)
+        folders.check_config(config)
+        folders.check_adapter(where, local=local.is_dir())
         cls = _model_class(transformers, config)
         module, weights, notes = _with_weights(build, "" if pretrained else "as asked")
     if found:
@@ -273,8 +304,22 @@ def _hugging_face(spec: str, name: str, pretrained: bool) -> Source:
     return _source(spec, module, weights, notes)
 
 
+def _path(spec: str, place: str) -> Path:
+    """A path that the system can be asked about; whether something is there is another matter."""
+    try:
+        path = Path(place).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL, or the home of nobody
+        raise SourceError(
+            f"{brief(place)} can be no path: {brief(str(error))}",
+            where=f"source {brief(spec)!r}",
+            remedy="check the path",
+        ) from error
+    return path
+
+
 def _folder(spec: str, place: str, writer: str) -> Path:
-    folder = Path(place).expanduser()
+    folder = _path(spec, place)
     if not folder.is_dir():
         raise SourceError(
             "there is no such folder",
@@ -293,14 +338,6 @@ def _model_class(transformers: ModuleType, config: Any) -> Any:
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ValueError(f"its configuration names {name!r} as the model, which is none")
     return found
-
-
-def _check_attention(config: Any) -> None:
-    """An attention with a / in its name is a repository of kernels: transformers would fetch and run it."""
-    for part in (config, *vars(config).values()):
-        name = getattr(part, "_attn_implementation", None)
-        if isinstance(name, str) and "/" in name:
-            raise ValueError(f"its configuration asks for the attention kernel {name!r}, which would be run")
 
 
 def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
@@ -341,7 +378,7 @@ def _from_callable(spec: str, name: str, pretrained: bool) -> Source:
 
 
 def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
-    path = Path(spec).expanduser()
+    path = _path(spec, spec)
     if path.suffix == ".safetensors":
         content: nn.Module | files.State = files.read_safetensors(path)
     else:
@@ -366,7 +403,7 @@ def _weight_file(spec: str, arch: str | None, allow_pickle: bool) -> Source:
 
 
 def _exported(spec: str, allow_pickle: bool) -> Source:
-    exported = files.read_exported(Path(spec).expanduser(), allow_pickle=allow_pickle)
+    exported = files.read_exported(_path(spec, spec), allow_pickle=allow_pickle)
     args, kwargs = exported_inputs(exported)
     module = compat.unlifted(exported)
     return Source(spec, module, args, kwargs, "file", (PT2_NOTE,), exported=exported)
@@ -401,8 +438,10 @@ def _random_note(reason: str) -> str:
 
 
 @contextlib.contextmanager
-def _hub() -> Iterator[None]:
+def _hub(*, local: bool = False) -> Iterator[None]:
     """Ask the hub once whether it is there; if not, use what is cached instead of retrying for a minute.
+
+    A folder on disk is read without it, whatever its configuration names.
 
     huggingface_hub retries every file five times with growing pauses and offers no argument against it.
     Its offline switch is a module constant that is read at each request: it is set for this block only.
@@ -410,7 +449,7 @@ def _hub() -> Iterator[None]:
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = not _hub_answers()
+    constants.HF_HUB_OFFLINE = local or not _hub_answers()
     try:
         yield
     finally:
@@ -435,6 +474,12 @@ def _reading(spec: str) -> Iterator[None]:
         yield
     except PruneError:
         raise
+    except folders.Refused as error:
+        raise SourceError(
+            f"the model cannot be read: {error}",
+            where=f"source {spec!r}",
+            remedy="correct its config.json or its weights, or give another model",
+        ) from error
     except Exception as error:
         raise SourceError(
             f"the model cannot be read: {_first_sentence(error)}",

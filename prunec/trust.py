@@ -69,6 +69,17 @@ PARTIAL = "functools.partial"
 LAYERS = ("torch.nn.modules.", "timm.layers.")
 
 
+#: Attentions that PyTorch has itself. Others import a package, or fetch a kernel where that is not installed.
+ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
+#: Attributes by which models of transformers fetch code, and the values with which they do not.
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "_attn_implementation": ATTENTIONS,
+    "_attn_implementation_internal": ATTENTIONS,
+    "_compiled_call_impl": (None,),
+    "_use_kernels": (None, False),
+}
+
+
 def find(name: str) -> tuple[Kind, Any] | None:
     """What a name stands for and what it is; None where it is not trusted."""
     if name in FUNCTIONS:

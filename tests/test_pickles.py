@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import functools
 import io
+from argparse import Namespace
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,6 +19,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from prunec import pickles
 from prunec.data.tiny_vit import classifier
+from prunec.opcodes import Call, parse
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
          "image_size": 32, "patch_size": 8}  # fmt: skip
@@ -127,20 +132,50 @@ def test_numbers_of_all_kinds_are_read(tmp_path: Path, kind: torch.dtype) -> Non
     assert found["none"].shape == (0, 3)
 
 
-def test_names_are_found_without_unpickling(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1), "b": nn.ReLU()}, tmp_path / "x.pt")
-    assert {"torch._utils._rebuild_tensor_v2", "torch.nn.modules.activation.ReLU"} <= pickles.scan(
-        tmp_path / "x.pt"
+def test_a_call_is_parsed_and_not_made() -> None:
+    """Whatever a name stands for, reading makes an inert value of it."""
+    value, _ = parse(
+        io.BytesIO(b"\x80\x02cos\nsystem\nX\x09\x00\x00\x00touch ran\x85R}X\x01\x00\x00\x00aK\x01sb.")
     )
-
-
-def test_a_record_does_nothing() -> None:
-    """Whatever a name stands for, reading makes an inert object of it."""
-    record = pickles._record("os.system")
-    made = record("touch ran")
-    made.__setstate__({"a": 1})
-    assert (made.name, made.args, made.state) == ("os.system", ("touch ran",), {"a": 1})
+    assert isinstance(value, Call)
+    assert (value.name, value.args, value.state.pairs) == ("os.system", ("touch ran",), [("a", 1)])
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_that_torch_can_be_asked_for(tmp_path: Path, protocol: int) -> None:
+    content = {"a": nn.Linear(2, 2), "b": [b"\x00", (1.5, None, True, -(10**12))]}
+    found = read(content, tmp_path, pickle_protocol=protocol)
+    assert torch.equal(found["a"].weight, content["a"].weight)  # type: ignore[union-attr]
+    assert found["b"] == content["b"]
+
+
+@dataclass
+class Stranger:
+    """Of a class that nobody trusts."""
+
+    name: str
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_stands_beside_the_model_is_passed_over(tmp_path: Path, key: str, zipped: bool) -> None:
+    """As training scripts write it: a namespace, a path, a number of NumPy's, an object of their own."""
+    state = nn.Linear(2, 2).state_dict()
+    beside = {"args": Namespace(lr=0.1, out=Path("a")), "best": np.float64(0.5), "own": Stranger("x"),
+              "seen": defaultdict(int, {1: 2}), "counts": Counter("ab"), "list": deque([1])}  # fmt: skip
+    torch.save({**beside, key: state}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    found = pickles.read(tmp_path / "x.pt", ("state_dict", "model"))
+    assert list(found) == [key]
+    assert all(torch.equal(found[key][name], tensor) for name, tensor in state.items())
+    with pytest.raises(pickles.NotTrusted, match=r"wants .*argparse\.Namespace"):
+        pickles.read(tmp_path / "x.pt")
+
+
+def test_a_stranger_inside_the_model_is_not_passed_over(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1), "own": Stranger("x")}}, tmp_path / "x.pt")
+    with pytest.raises(pickles.NotTrusted, match=r"wants .*Stranger"):
+        pickles.read(tmp_path / "x.pt", ("model",))
 
 
 def test_an_unpickled_container_is_a_plain_one(tmp_path: Path) -> None:

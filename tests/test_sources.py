@@ -149,6 +149,8 @@ def test_a_model_of_timm_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((name, pretrained))
         return tiny_vit.TinyViT()
 
+    said: dict[str, Any] = {"img_size": 64}
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", lambda name: ({}, "test_vit", said))
     monkeypatch.setattr(timm, "create_model", create_model)
     source = sources.load("hf-hub:me/mine")
     assert (source.spec, source.weights, asked) == (
@@ -156,6 +158,10 @@ def test_a_model_of_timm_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "pretrained",
         [("hf-hub:me/mine", True)],
     )
+    said["pretrained_cfg_overlay"] = {"file": "other.pth"}
+    with pytest.raises(SourceError, match="where weights are: pretrained_cfg_overlay"):
+        sources.load("hf-hub:me/mine")
+    assert len(asked) == 1
 
 
 def test_a_saved_folder(folder: Path) -> None:
@@ -354,3 +360,37 @@ def test_a_function_may_give_an_example_with_its_model(
     source = sources.load("model_with_example:build")
     assert isinstance(source.module, torch.nn.Linear)
     assert [leaf.shape for leaf in source.args] == [torch.Size([5, 3])]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mean": 5},
+        {"mean": "abc"},
+        {"std": (0.5, "a", 0.5)},
+        {"std": (0.5, 0.0, 0.5)},
+        {"mean": (float("nan"), 0, 0)},
+        {"crop_pct": "large"},
+        {"crop_pct": [1]},
+    ],
+)
+def test_what_a_model_says_of_its_images_must_be_numbers(said: dict[str, Any]) -> None:
+    source = sources.load("shapes")
+    source.module.pretrained_cfg = said
+    with pytest.raises(SourceError, match="the model's images have the mean"):
+        source.normalisation()
+
+
+@pytest.mark.parametrize("said", [None, 5, "abc", {}])
+def test_a_model_may_say_nothing_of_its_images(said: Any) -> None:
+    source = sources.load("shapes")
+    source.module.pretrained_cfg = said
+    assert source.normalisation() == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1.0)
+
+
+@pytest.mark.parametrize("place", ["~nobody-at-all/x", "x" * 4000])
+@pytest.mark.parametrize("spec", ["{}.safetensors", "{}.pt", "{}.pt2", "hf:{}", "local-dir:{}"])
+def test_what_can_be_no_path(spec: str, place: str) -> None:
+    with pytest.raises(SourceError, match="can be no path") as error:
+        sources.load(spec.format(place))
+    assert len(str(error.value)) < 1000

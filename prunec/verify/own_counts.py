@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat, graph, heads
+from prunec.counted import operands_that_follow
 from prunec.errors import VerificationError
 from prunec.interface import images_in
 from prunec.program import Program
@@ -67,6 +68,11 @@ def _references(
     random = next((node for node in dense.graph.nodes if _is_random(node)), None)
     if random is not None:
         raise UnprovenError(f"the model draws random numbers: {graph.place(random)}")
+    counting = next((node for node in dense.graph.nodes if operands_that_follow(node)), None)
+    if counting is not None:
+        raise UnprovenError(
+            f"a number of the model follows how many tokens there are: {graph.place(counting)}"
+        )
     scores = heads.class_scores(dense) if program.plan.fate == "exit" else None
     scores = scores if isinstance(scores, heads.ClassScores) else None
     made = []

@@ -150,7 +150,7 @@ def torchscript(path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
 
 
-def _row(name: str, what: str, write: Callable[[Path], None], refusal: str, suffix: str = ".pt") -> Hostile:
+def row(name: str, what: str, write: Callable[[Path], None], refusal: str, suffix: str = ".pt") -> Hostile:
     def into(folder: Path) -> list[str]:
         write(folder / f"x{suffix}")
         return ["explain", f"x{suffix}"]
@@ -162,187 +162,206 @@ def _hostile() -> Iterator[Hostile]:
     touch = Call(os.system, ("touch ran",))
     run = Call(exec, ("open('ran', 'w').close()",))
     # Routes to code ---------------------------------------------------------------------------------------
-    yield _row("alone", "a call of os.system", saved(touch), "wants posix.system")
-    yield _row("in a state dict", "a call beside weights", saved({"a": torch.zeros(1), "b": touch}), "wants")
-    yield _row("in a module", "a call as an attribute", saved(lambda: linear(x=touch)), "wants")
-    yield _row("exec", "a call of exec", saved(run), "wants __builtin__.exec")
-    yield _row("eval", "a call of eval", saved(Call(eval, ("open('ran', 'w')",))), "wants __builtin__.eval")
-    yield _row("getattr", "a call of getattr", saved(Call(getattr, (nn.Linear, "forward"))), "getattr")
-    yield _row("import", "a call of __import__", saved(Call(__import__, ("antigravity",))), "__import__")
-    yield _row(
+    yield row("alone", "a call of os.system", saved(touch), "wants posix.system")
+    yield row("in a state dict", "a call beside weights", saved({"a": torch.zeros(1), "b": touch}), "wants")
+    yield row("in a module", "a call as an attribute", saved(lambda: linear(x=touch)), "wants")
+    yield row("exec", "a call of exec", saved(run), "wants __builtin__.exec")
+    yield row("eval", "a call of eval", saved(Call(eval, ("open('ran', 'w')",))), "wants __builtin__.eval")
+    yield row("getattr", "a call of getattr", saved(Call(getattr, (nn.Linear, "forward"))), "getattr")
+    yield row("import", "a call of __import__", saved(Call(__import__, ("antigravity",))), "__import__")
+    yield row(
         "torch.load",
         "a call of torch.load",
         saved(Call(torch.load, ("other.pt",))),
         "torch.serialization.load",
     )
-    yield _row(
+    yield row(
         "hub", "a call of torch.hub.load", saved(Call(torch.hub.load, ("a/b", "c"))), "wants torch.hub.load"
     )
-    yield _row(
+    yield row(
         "old format",
         "a call before torch 1.6",
         saved(touch, _use_new_zipfile_serialization=False),
         "wants posix.system",
         ".pth",
     )
-    yield _row("two formats", "an old pickle in front of a harmless zip", after_a_zip, "wants posix.system")
-    yield _row(
+    yield row("two formats", "an old pickle in front of a harmless zip", after_a_zip, "wants posix.system")
+    yield row(
         "plain pickle",
         "a pickle that torch did not write",
         lambda path: _write(path, pickle.dumps(touch)),
         "cannot be read",
     )
-    yield _row(
+    yield row(
         "stack global",
         "a name in the newer spelling",
         raw(b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch ran\x85R."),
         "wants os.system",
     )
-    yield _row(
-        "INST", "the oldest spelling of a call", raw(b"(S'touch ran'\nios\nsystem\n."), "wants os.system"
+    yield row(
+        "INST", "the oldest spelling of a call", raw(b"(S'touch ran'\nios\nsystem\n."), "cannot be read"
     )
-    yield _row("extension", "a name by a number", raw(b"\x80\x02\x82\x01)R."), "cannot be read")
-    yield _row("TorchScript", "a scripted module", torchscript, "cannot be read")
+    yield row("extension", "a name by a number", raw(b"\x80\x02\x82\x01)R."), "cannot be read")
+    yield row("TorchScript", "a scripted module", torchscript, "cannot be read")
     # The trusted set ----------------------------------------------------------------------------------------
-    yield _row(
+    yield row(
         "lazy mapping",
         "the gadget: a state that looks names up as it is read",
         saved(gadget),
         "_LazyConfigMapping",
     )
-    yield _row(
+    yield row(
         "state of a mapping", "a state that is no dict", saved(New(nn.Linear, OrderedDict(a=1))), "a state"
     )
-    yield _row("state of a list", "a state that is a list", saved(New(nn.Linear, [("eval", 1)])), "a state")
-    yield _row("no state", "a call of a trusted class", saved(Call(TinyViT)), "a state")
-    yield _row(
+    yield row("state of a list", "a state that is a list", saved(New(nn.Linear, [("eval", 1)])), "a state")
+    yield row("no state", "a call of a trusted class", saved(Call(TinyViT)), "a state")
+    yield row(
         "arguments", "arguments for a trusted class", saved(New(nn.Linear, module_state(), (1,))), "a state"
     )
     for method in ("eval", "forward", "train", "__call__", "named_parameters", "_call_impl"):
-        yield _row(
+        yield row(
             f"shadow {method}",
             "a method that is replaced",
             saved(functools.partial(linear, **{method: nn.ReLU()})),
             method,
         )
-    yield _row(
+    yield row(
         "shadow in a configuration",
         "a method of a configuration that is replaced",
         saved(lambda: _config(to_dict=nn.ReLU())),
         "to_dict",
     )
-    yield _row(
+    yield row(
         "shadow a property",
         "a property that is replaced",
         saved(lambda: _config(use_return_dict=1)),
         "use_return_dict",
     )
-    yield _row("hook", "a hook", saved(lambda: linear(_forward_hooks=OrderedDict({0: nn.ReLU()}))), "hooks")
-    yield _row("compiled call", "a call that was compiled", saved(lambda: _compiled()), "compiled call")
-    yield _row(
+    yield row("hook", "a hook", saved(lambda: linear(_forward_hooks=OrderedDict({0: nn.ReLU()}))), "hooks")
+    yield row("compiled call", "a call that was compiled", saved(lambda: _compiled()), "_compiled_call_impl")
+    yield row(
         "partial of a call",
         "partial with arguments for os.system",
         saved(lambda: linear(x=functools.partial(os.system, "touch ran"))),
         "wants posix.system",
     )
-    yield _row(
+    yield row(
         "partial of a loader",
         "partial of a class that loads",
         saved(lambda: linear(x=functools.partial(TinyViT))),
         "itself, not an instance",
     )
-    yield _row(
+    yield row(
         "partial of a partial",
         "partial of an instance",
         saved(lambda: linear(x=functools.partial(nn.ReLU(), 1))),
         "else than a function",
     )
-    yield _row(
+    yield row(
         "call of a function",
         "a trusted function that is called",
         saved(Call(nn.functional.relu, (torch.ones(1),))),
         "calls torch.nn.functional.relu",
     )
-    yield _row(
+    yield row(
         "class",
         "a trusted class, not an instance",
         saved(lambda: linear(x=TinyViT)),
         "itself, not an instance",
     )
-    yield _row(
+    yield row(
         "loader of timm",
         "a function of timm that loads",
         saved(Call(_timm("create_model"), ("x",))),
         "create_model",
     )
-    yield _row(
+    yield row(
         "converter",
         "a name in a file of transformers that converts",
         raw(b"\x80\x02ctransformers.models.vit.convert_vit_to_pytorch\nmain\n)R."),
         "wants transformers",
     )
-    yield _row(
+    yield row(
         "graph module",
         "a module that carries code",
         saved(lambda: torch.fx.symbolic_trace(nn.Linear(2, 2))),
         "wants torch.fx",
     )
-    yield _row("attribute of a tensor", "a parameter with a method of its own", saved(_marked), "attribute")
-    yield _row(
+    yield row("attribute of a tensor", "a parameter with a method of its own", saved(_marked), "attribute")
+    yield row(
         "module for a parameter",
         "a module where parameters are",
         saved(lambda: linear(_parameters={"weight": nn.ReLU()})),
         "_parameters",
     )
-    yield _row("no parameters", "a module without its dicts", saved(New(nn.Linear, {})), "_modules")
-    yield _row(
+    yield row("no parameters", "a module without its dicts", saved(New(nn.Linear, {})), "_modules")
+    yield row(
         "name that is a number",
         "an attribute whose name is no text",
         saved(New(nn.Linear, {1: 2})),
         "attribute 1",
     )
-    yield _row("enum", "a member that an enumeration has not", saved(_no_member), "cannot be read")
-    yield _row("enum of a list", "a member by something else than a value", saved(_no_value), "one value")
-    yield _row(
+    for name in ("flash_attention_2", "evil/kernel", nn.ReLU()):
+        yield row(
+            f"attention {name} in a configuration",
+            "an attention that is fetched when it is called",
+            saved(functools.partial(_config, _attn_implementation_internal=name)),
+            "_attn_implementation_internal",
+        )
+    yield row(
+        "attention of no configuration",
+        "the same, of a module where a configuration is",
+        saved(lambda: linear(config=linear(_attn_implementation="flash_attention_2"))),
+        "_attn_implementation",
+    )
+    yield row(
+        "kernels",
+        "a model that fetches kernels as eval() is called",
+        saved(lambda: linear(_use_kernels=1)),
+        "_use",
+    )
+    yield row("enum", "a member that an enumeration has not", saved(_no_member), "cannot be read")
+    yield row("enum of a list", "a member by something else than a value", saved(_no_value), "one value")
+    yield row(
         "generation", "a state of a configuration that is no dict", saved(New(GenerationConfig, 1)), "a state"
     )
-    yield _row("set state of its own", "a class that reads its state itself", saved(_own_setstate), "wants")
+    yield row("set state of its own", "a class that reads its state itself", saved(_own_setstate), "wants")
     # Floods -------------------------------------------------------------------------------------------------
-    yield _row("bytearray", "a hundred gigabytes by a number", saved(Call(bytearray, (10**11,))), "bytearray")
-    yield _row(
+    yield row("bytearray", "a hundred gigabytes by a number", saved(Call(bytearray, (10**11,))), "bytearray")
+    yield row(
         "storage", "memory by a number", raw(b"\x80\x02ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R."), "wants"
     )
-    yield _row("wide", "a tensor of 400 GB in 4 bytes", wide, "more than the file's own size")
-    yield _row("meta", "a tensor without numbers", saved({"a": torch.zeros(9, device="meta")}), "wants")
-    yield _row("sparse", "a sparse tensor", saved({"a": torch.zeros(9).to_sparse()}), "wants")
-    yield _row(
+    yield row("wide", "a tensor of 400 GB in 4 bytes", wide, "more than the file's own size")
+    yield row("meta", "a tensor without numbers", saved({"a": torch.zeros(9, device="meta")}), "wants")
+    yield row("sparse", "a sparse tensor", saved({"a": torch.zeros(9).to_sparse()}), "wants")
+    yield row(
         "doubled",
         "a list of 2 ** 60 elements",
         saved({"a": torch.zeros(1), "b": doubled(60)}),
         "neither a module",
     )
-    yield _row("deep", "lists in lists", raw(nested(100_000)), "nests more than")
-    yield _row("itself", "a module that contains itself", saved(itself), "contains itself")
-    yield _row("compressed", "a compressed archive", compressed, "compressed archive")
-    yield _row("twice", "an archive with two pickles of one name", twice, "two entries of one name")
-    yield _row(
+    yield row("deep", "lists in lists", raw(nested(100_000)), "nests more than")
+    yield row("itself", "a module that contains itself", saved(itself), "contains itself")
+    yield row("compressed", "a compressed archive", compressed, "compressed archive")
+    yield row("twice", "an archive with two pickles of one name", twice, "two entries of one name")
+    yield row(
         "many objects",
         "a million calls",
         raw(b"\x80\x02ccollections\nOrderedDict\nq\x01" + b"h\x01)R0" * 400_000 + b"N."),
         "more than",
     )
-    yield _row("endless", "a pickle of 32 MiB", raw(b"\x80\x02" + b"N0" * (16 << 20) + b"N."), "MiB")
-    yield _row("cut", "a file cut short", _cut, "cannot be read")
-    yield _row("empty", "no bytes", lambda path: _write(path, b""), "cannot be read")
-    yield _row("pipe", "a pipe that nobody writes to", os.mkfifo, "not a file")
-    yield _row("folder", "a folder", lambda path: path.mkdir(), "not a file")
-    yield _row(
+    yield row("endless", "a pickle of 32 MiB", raw(b"\x80\x02" + b"N0" * (16 << 20) + b"N."), "MiB")
+    yield row("cut", "a file cut short", _cut, "cannot be read")
+    yield row("empty", "no bytes", lambda path: _write(path, b""), "cannot be read")
+    yield row("pipe", "a pipe that nobody writes to", os.mkfifo, "not a file")
+    yield row("folder", "a folder", lambda path: path.mkdir(), "not a file")
+    yield row(
         "image size",
         "a model for images of 100,000 pixels' side",
         saved(lambda: tiny(image_size=100_000)),
         "the model says",
     )
-    yield _row(
+    yield row(
         "mistyped",
         "a module whose attributes are of other types",
         saved(lambda: tiny(pretrained_cfg={"input_size": "large"}, image_size=None)),

@@ -26,9 +26,15 @@ import transformers
 import prunec
 from prunec import cli
 from prunec.errors import PruneError
-from tests.hostile import CANARY, Hostile, documents, pickles, sources
+from tests.hostile import CANARY, Hostile, documents, folders, opcodes, pickles, sources
 
-CASES: tuple[Hostile, ...] = (*pickles.HOSTILE, *sources.HOSTILE, *documents.HOSTILE)
+CASES: tuple[Hostile, ...] = (
+    *pickles.HOSTILE,
+    *opcodes.HOSTILE,
+    *folders.HOSTILE,
+    *sources.HOSTILE,
+    *documents.HOSTILE,
+)
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 HEAD = "## The table"
 #: After so many seconds a case is ended.

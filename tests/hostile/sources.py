@@ -80,7 +80,7 @@ def manifest(**changes: Any) -> Callable[[Path], list[str]]:
     return write
 
 
-def transformers_folder(**config: Any) -> Callable[[Path], list[str]]:
+def transformers_folder(weights: bytes = b"", **config: Any) -> Callable[[Path], list[str]]:
     """A folder as save_pretrained writes it."""
 
     def write(folder: Path) -> list[str]:
@@ -95,7 +95,8 @@ def transformers_folder(**config: Any) -> Callable[[Path], list[str]]:
         }
         known |= {"num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
         (out / "config.json").write_text(json.dumps({**known, **config}))
-        (out / "pytorch_model.bin").write_bytes(payload())
+        if weights:
+            (out / "pytorch_model.bin").write_bytes(weights)
         return ["optimize", "hf:./model", "-p", "norm", "--dry-run"]
 
     return write
@@ -137,6 +138,13 @@ def _hostile() -> Iterator[Hostile]:
         plan(source="x.safetensors", arch="planted:main"),
         refused,
     )
+    for named in ("~nobody-at-all/x.safetensors", "x" * 4000 + ".safetensors"):
+        yield Hostile(
+            f"manifest {named[:14]}",
+            "an artefact whose source can be no path",
+            manifest(source=named),
+            "no path",
+        )
     yield Hostile(
         "manifest org", "an artefact that does not say where its source is", manifest(source="a/b"), refused
     )
@@ -145,8 +153,8 @@ def _hostile() -> Iterator[Hostile]:
     yield Hostile(
         "transformers pickle",
         "a folder of transformers whose weights are a payload",
-        transformers_folder(),
-        "",
+        transformers_folder(payload()),
+        "is a pickle",
     )
     yield Hostile(
         "remote code",

@@ -227,13 +227,12 @@ class Reference(fx.Interpreter):
     # --- states ---------------------------------------------------------------------------------
 
     def _state(self, n: fx.Node, x: Tensor) -> Tensor:
-        self.states[n] = x, self.epoch
+        self.states[n], self.found[n.name] = (x, self.epoch), (x, self.behind)
         if n.name == self.rejoin:
             self.restored[n] = x = self.whole(n, {})
             self.epoch = None
         elif n.name in self.sites:
             x = self._chosen(n, x, *self.sites[n.name])
-        self.found[n.name] = x, self.behind
         return x
 
     def _chosen(self, n: fx.Node, x: Tensor, number: int, site: Site, choice: Choice) -> Tensor:

@@ -97,7 +97,7 @@ def _site(index: fx.Node) -> Site:
     return Site(index, kept, staying, score, partner, alike, classes)
 
 
-def whole_calls(program: Program) -> set[str]:
+def whole_calls(dense: Program, program: Program) -> set[str]:
     """Calls that the program gives the whole stream where others would do with the rows that are left.
 
     Attention whose bias is made of a grid of all queries; and where images keep different numbers of tokens,
@@ -114,13 +114,21 @@ def whole_calls(program: Program) -> set[str]:
         return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
 
     cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
+    before = graph.by_name(dense.graph)
     return {
         node.name
         for node in program.graph.nodes
         if node.op == "call_function"
         and (node.name in cores or not fixed)
         and not any(map(short, node.all_input_nodes))
+        and node.name in before
+        and _sizes(node) == _sizes(before[node.name])  # not cut to the rows that somebody reads
     }
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    leaves = compat.tree_leaves(node.meta.get("val"))
+    return [compat.expression(size) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
 
 
 def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:

@@ -54,7 +54,7 @@ class Reference(fx.Interpreter):
         super().__init__(dense.module, garbage_collect_values=True)
         assert program.anatomy is not None and program.plan is not None
         self.anatomy, self.plan, self.scores = program.anatomy, program.plan, scores
-        anatomy, plan, self.whole_calls = self.anatomy, self.plan, whole_calls(program)
+        anatomy, plan, self.whole_calls = self.anatomy, self.plan, whole_calls(dense, program)
         self.inner = anatomy.prefix, anatomy.tokens - anatomy.suffix
         self.lossy = plan.fate in ("drop", "fuse")
         self.sites: dict[str, tuple[int, Site, Choice]] = {

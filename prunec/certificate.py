@@ -73,7 +73,8 @@ class Certificate:
             permutation += " in float32"
             allowed += f" and {self.permutation_tolerance:.0e}"
         padding = "" if self.padding is None else f", padding: {self.padding:.1e}"
-        own = f", {own_words(self.own_counts, self.unproven)}"
+        words = own_words(self.own_counts, self.unproven)
+        own = f", {words}" if words else ""
         return (
             f"identity at keep=1.0: {identity}, permutation: {permutation}{padding}{own} "
             f"(largest relative difference, at most {allowed})"
@@ -81,9 +82,9 @@ class Certificate:
 
 
 def own_words(difference: float | None, unproven: str | None) -> str:
-    """`own counts: 1.2e-07`, or why that is not known."""
+    """`own counts: 1.2e-07`, or why that is not known; nothing for a record that does not say."""
     if difference is None:
-        return f"not proven at its own counts: {unproven or 'not compared'}"
+        return f"not proven at its own counts: {unproven}" if unproven else ""
     return f"own counts: {difference:.1e}"
 
 

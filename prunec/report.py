@@ -108,12 +108,13 @@ class Report:
                 yield "absorbed", "; ".join(stage.notes)
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
+        own = own_words(self.certificate.own_counts, self.certificate.unproven)
+        yield from (("", words) for words in [own] if words)
         other, allowed = self.certificate.permutation_tolerance, f"{self.certificate.tolerance:.0e}"
         allowed += "" if other is None else f", shuffled (in float32) {other:.0e}"
         yield "", f"(largest relative difference from the original, allowed {allowed})"
         if self.certificate.padding is not None:
             yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
-        yield "", own_words(self.certificate.own_counts, self.certificate.unproven)
         for stage in self.stages:
             if stage.name == "agree":
                 yield "", f"in its mode: {stage.notes[0]}"

@@ -97,22 +97,38 @@ def _site(index: fx.Node) -> Site:
     return Site(index, kept, staying, score, partner, alike, classes)
 
 
-def dense_cores(program: Program) -> set[str]:
-    """Attention over tokens that gets the whole stream: its bias, say, is made of a grid of all queries."""
-    assert program.anatomy is not None
+def whole_calls(dense: Program, program: Program) -> set[str]:
+    """Calls that the program gives the whole stream where others would do with the rows that are left.
+
+    Attention whose bias is made of a grid of all queries; and where images keep different numbers of tokens,
+    whatever lets padding meet the others, such as a norm of the rows of all images at once.
+    """
+    assert program.anatomy is not None and program.plan is not None
     index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
     counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
-    names, found = graph.by_name(program.graph), set()
-    branches = [branch for block in program.anatomy.blocks for branch in block.branches]
-    for core in (core for branch in branches for core in branch.cores):
-        node = names.get(core.node)
-        if node is None or core.node not in program.anatomy.cores:
-            continue
-        keys = graph.operand(node, 1 if core.form == "fused" else 0)
-        sizes = graph.shape(keys) if graph.is_tensor(keys) else index[0].meta["val"].shape
-        if not any(compat.expression(size).free_symbols & counts for size in sizes):
-            found.add(core.node)
-    return found
+
+    def short(node: fx.Node) -> bool:
+        """Whether it has as many rows as a site leaves; what has no type may have."""
+        if not isinstance(node.meta.get("val"), Tensor):
+            return "val" not in node.meta
+        return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
+
+    cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
+    before = graph.by_name(dense.graph)
+    return {
+        node.name
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and (node.name in cores or not fixed)
+        and not any(map(short, node.all_input_nodes))
+        and node.name in before
+        and _sizes(node) == _sizes(before[node.name])  # not cut to the rows that somebody reads
+    }
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    leaves = compat.tree_leaves(node.meta.get("val"))
+    return [compat.expression(size) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
 
 
 def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:

@@ -24,7 +24,12 @@ Alive = Mapping[int, Tensor]  # dead axis -> places on it that are alive, ascend
 
 def poisoned(value: Any) -> bool:
     """Whether a value holds NaN."""
-    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any())
+    return isinstance(value, Tensor) and holds_nan(value) and bool(value.isnan().any())
+
+
+def holds_nan(x: Tensor) -> bool:
+    """Whether its numbers are such as may be NaN."""
+    return x.is_floating_point() or x.is_complex()
 
 
 def alive(x: Tensor) -> Alive | None:
@@ -52,7 +57,7 @@ class Memory:
 
     def __call__(self, x: Any) -> Alive | None:
         """Nothing is dead in what holds no fractions."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
+        if not isinstance(x, Tensor) or not holds_nan(x):
             return {}
         known = self.seen.get(id(x))
         if known is None or known[0]() is not x:

@@ -25,7 +25,7 @@ from prunec.heads import ClassScores
 from prunec.program import Program, Site
 from prunec.scoring import state_of
 from prunec.verify import fates, poison
-from prunec.verify.choices import Choice, dense_cores
+from prunec.verify.choices import Choice, whole_calls
 from prunec.verify.fates import NAN, Epoch, Merged
 from prunec.verify.refusals import refuse
 
@@ -43,7 +43,7 @@ class Reference(fx.Interpreter):
 
     Args:
         dense: the recognised program.
-        program: what was made of it; only its plan, its anatomy and its dense cores are read.
+        program: what was made of it; only its plan, its anatomy and what gets the whole stream are read.
         chosen: what each site chose for this image.
         scores: where tokens that have exited are painted over.
     """
@@ -54,7 +54,7 @@ class Reference(fx.Interpreter):
         super().__init__(dense.module, garbage_collect_values=True)
         assert program.anatomy is not None and program.plan is not None
         self.anatomy, self.plan, self.scores = program.anatomy, program.plan, scores
-        anatomy, plan, self.dense_cores = self.anatomy, self.plan, dense_cores(program)
+        anatomy, plan, self.whole_calls = self.anatomy, self.plan, whole_calls(dense, program)
         self.inner = anatomy.prefix, anatomy.tokens - anatomy.suffix
         self.lossy = plan.fate in ("drop", "fuse")
         self.sites: dict[str, tuple[int, Site, Choice]] = {
@@ -128,7 +128,7 @@ class Reference(fx.Interpreter):
         streams = [(x, places) for x in tensors if (places := self._alive(x)) is not None]
         if len(streams) < len(tensors):  # rows on two axes of a grid
             return None
-        if n.name in self.dense_cores:
+        if n.name in self.whole_calls:
             return None
         core = n.name in self.anatomy.cores
         pairs = any(len(places) > 1 for _, places in streams)  # something of every token for every token
@@ -156,7 +156,7 @@ class Reference(fx.Interpreter):
         for leaf in compat.tree_leaves(result):
             if not isinstance(leaf, Tensor) or not leaf.numel():
                 continue
-            if not leaf.is_floating_point():
+            if not poison.holds_nan(leaf):
                 raise UnprovenError(f"{graph.place(n)} makes whole numbers of tokens")
             places = self._alive(leaf)
             if not places or not all(
@@ -227,13 +227,12 @@ class Reference(fx.Interpreter):
     # --- states ---------------------------------------------------------------------------------
 
     def _state(self, n: fx.Node, x: Tensor) -> Tensor:
-        self.states[n] = x, self.epoch
+        self.states[n], self.found[n.name] = (x, self.epoch), (x, self.behind)
         if n.name == self.rejoin:
             self.restored[n] = x = self.whole(n, {})
             self.epoch = None
         elif n.name in self.sites:
             x = self._chosen(n, x, *self.sites[n.name])
-        self.found[n.name] = x, self.behind
         return x
 
     def _chosen(self, n: fx.Node, x: Tensor, number: int, site: Site, choice: Choice) -> Tensor:

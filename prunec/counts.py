@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from prunec import graph
+from prunec import compat, graph
 from prunec.comparison import POSITION, Comparison
 from prunec.counted import Follows, Where, note, note_position
 from prunec.passes.normalise import inline_regions
@@ -34,12 +34,15 @@ def mark_counts(module: nn.Module | None, captured: Program, dense: Program) -> 
         captured: its graph as captured.
         dense: the same, normalised and recognised.
     """
+    regions = any(graph.op(node) in compat.INLINABLE_REGIONS for node in captured.graph.nodes)
+    if not regions and not Suspicion(captured.module, dense).any():
+        return None
     marked = captured.replace(module=graph.copy(captured.module))
     inline_regions(marked.module)
-    suspicion = Suspicion(marked.module, dense)
-    if not any(map(suspicion.may_follow, marked.graph.nodes)):
-        return None
     graph.tidy(marked.module)
+    suspicion = Suspicion(marked.module, dense)
+    if not suspicion.any():
+        return None
     rerun = Rerun(module, captured, dense) if module is not None else None
     comparison = _compare(marked.module, rerun, dense)
     doubt = _Doubt(suspicion, rerun)

@@ -32,6 +32,7 @@ class Suspicion:
 
     def __init__(self, module: fx.GraphModule, dense: Program) -> None:
         assert dense.anatomy is not None
+        self.graph = module.graph
         tokens, ends = dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix
         self.lengths = range(tokens - ends, tokens + 1)
         self.counts = {form for length in range(tokens - ends - 1, tokens + 2) for form in _forms(length)}
@@ -39,6 +40,10 @@ class Suspicion:
         self.constants = constants(module)
         names = graph.by_name(module.graph)
         self.stream = graph.reachable(names[name] for name in dense.anatomy.states if name in names)
+
+    def any(self) -> bool:
+        """Whether any number of the graph could follow the token count."""
+        return any(map(self.may_follow, self.graph.nodes))
 
     def may_follow(self, node: fx.Node) -> bool:
         """Whether any number of a node could follow the token count in any way."""

@@ -3,7 +3,7 @@
     x.sum(1) / x.shape[1]     captured as div(sum, 197) and, of a shorter stream, as div(sum, 127)
 
 The graphs of the model's code at three token counts are laid side by side (see rerun.py). A number that is
-the same in all of them is none of the token count, whatever it equals; one that differs is solved for as an
+the same in all of them does not follow the count, whatever it equals; one that differs is solved for as an
 expression of it (see solve.py). What no parameter and no image enters (torch.tensor(n), ones(n) / n) is
 computed in each graph, and is one number if it is the same throughout; else it tells where each token was.
 

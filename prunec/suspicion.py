@@ -17,8 +17,8 @@ from prunec.counted import Where
 from prunec.program import Program
 from prunec.sizes import at
 
-#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is not
-#: among them: log(n) / log(197) / sqrt(d), with as many tokens as in training, is one over the root of a width.
+#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. Forms of a width are
+#: not among them: log(n) / log(197) / sqrt(d), with as many tokens as in training, equals 1 / sqrt(d).
 _COMMON = (0.0, 0.5, 2.0)
 _SMALL, _LARGE = 1e-4, 1e9
 #: How many numbers of a tensor that the code wrote down are looked at; larger ones are tables.

@@ -3,7 +3,7 @@
     x.sum(1) / x.shape[1]     captured as div(sum, 197) and, of a shorter stream, as div(sum, 127)
 
 The graphs of the model's code at three token counts are laid side by side (see rerun.py). A number that is
-the same in all of them is none of the token count, whatever it equals; one that differs is solved for as an
+the same in all of them does not follow the count, whatever it equals; one that differs is solved for as an
 expression of it (see solve.py). What no parameter and no image enters (torch.tensor(n), ones(n) / n) is
 computed in each graph, and is one number if it is the same throughout; else it tells where each token was.
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from prunec import graph
+from prunec import compat, graph
 from prunec.comparison import POSITION, Comparison
 from prunec.counted import Follows, Where, note, note_position
 from prunec.passes.normalise import inline_regions
@@ -34,12 +34,15 @@ def mark_counts(module: nn.Module | None, captured: Program, dense: Program) -> 
         captured: its graph as captured.
         dense: the same, normalised and recognised.
     """
+    regions = any(graph.op(node) in compat.INLINABLE_REGIONS for node in captured.graph.nodes)
+    if not regions and not Suspicion(captured.module, dense).any():
+        return None
     marked = captured.replace(module=graph.copy(captured.module))
     inline_regions(marked.module)
-    suspicion = Suspicion(marked.module, dense)
-    if not any(map(suspicion.may_follow, marked.graph.nodes)):
-        return None
     graph.tidy(marked.module)
+    suspicion = Suspicion(marked.module, dense)
+    if not suspicion.any():
+        return None
     rerun = Rerun(module, captured, dense) if module is not None else None
     comparison = _compare(marked.module, rerun, dense)
     doubt = _Doubt(suspicion, rerun)

@@ -1,4 +1,4 @@
-"""Numbers that could follow the token count, told by what they equal.
+"""Numbers that could follow the token count, by what they equal.
 
 This decides whether a model is captured a second time, and what becomes of its numbers where it cannot be.
 """
@@ -17,8 +17,8 @@ from prunec.counted import Where
 from prunec.program import Program
 from prunec.sizes import at
 
-#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. A width is none of
-#: them: log(n) / log(197) / sqrt(d), with as many tokens as in training, is one over the root of a width.
+#: Numbers that stand in any model: halves and squares, and what keeps a quotient finite. Forms of a width are
+#: not among them: log(n) / log(197) / sqrt(d), with as many tokens as in training, equals 1 / sqrt(d).
 _COMMON = (0.0, 0.5, 2.0)
 _SMALL, _LARGE = 1e-4, 1e9
 #: How many numbers of a tensor that the code wrote down are looked at; larger ones are tables.
@@ -32,6 +32,7 @@ class Suspicion:
 
     def __init__(self, module: fx.GraphModule, dense: Program) -> None:
         assert dense.anatomy is not None
+        self.graph = module.graph
         tokens, ends = dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix
         self.lengths = range(tokens - ends, tokens + 1)
         self.counts = {form for length in range(tokens - ends - 1, tokens + 2) for form in _forms(length)}
@@ -39,6 +40,10 @@ class Suspicion:
         self.constants = constants(module)
         names = graph.by_name(module.graph)
         self.stream = graph.reachable(names[name] for name in dense.anatomy.states if name in names)
+
+    def any(self) -> bool:
+        """Whether any number of the graph could follow the token count."""
+        return any(map(self.may_follow, self.graph.nodes))
 
     def may_follow(self, node: fx.Node) -> bool:
         """Whether any number of a node could follow the token count in any way."""

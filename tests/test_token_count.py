@@ -267,6 +267,11 @@ def test_a_head_counts_the_tokens_that_are_left(name: str) -> None:
     check(heads_model, list(HEADS).index(name))
 
 
+def test_the_last_of_a_cumulative_sum_is_divided_by_the_tokens_that_are_left() -> None:
+    # It reads the last row, which is protected for that.
+    check(lambda: ready(Counting([lambda x: x.cumsum(1)[:, -1] / x.shape[1]])), 0)
+
+
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_an_attention_counts_the_tokens_that_are_left(name: str) -> None:
     check(attentions_model, list(ATTENTIONS).index(name))

@@ -104,26 +104,31 @@ def whole_calls(dense: Program, program: Program) -> set[str]:
     whatever lets padding meet the others, such as a norm of the rows of all images at once.
     """
     assert program.anatomy is not None and program.plan is not None
-    index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-    counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
-
-    def short(node: fx.Node) -> bool:
-        """Whether it has as many rows as a site leaves; what has no type may have."""
-        if not isinstance(node.meta.get("val"), Tensor):
-            return "val" not in node.meta
-        return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
-
     cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
-    before = graph.by_name(dense.graph)
+    before, short = graph.by_name(dense.graph), short_calls(program)
     return {
         node.name
         for node in program.graph.nodes
         if node.op == "call_function"
         and (node.name in cores or not fixed)
-        and not any(map(short, node.all_input_nodes))
+        and node.name not in short
         and node.name in before
         and _sizes(node) == _sizes(before[node.name])  # not cut to the rows that somebody reads
     }
+
+
+def short_calls(program: Program) -> set[str]:
+    """Calls that the program gives as many rows as a site leaves."""
+    index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
+    counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
+
+    def short(node: fx.Node) -> bool:
+        """What has no type may have."""
+        if not isinstance(node.meta.get("val"), Tensor):
+            return "val" not in node.meta
+        return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
+
+    return {node.name for node in program.graph.nodes if any(map(short, node.all_input_nodes))}
 
 
 def _sizes(node: fx.Node) -> list[Any]:

@@ -146,17 +146,20 @@ def meet(call: Callable[..., Any], args: Any, kwargs: Any) -> bool:
 def picked(call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int) -> list[list[int]] | None:
     """For each tensor of the result the rows of `x` that it is made of; None if the call does more than move.
 
-    Run on rows that hold random numbers, twice: the same rows must come out both times, or a maximum passes.
+    Run on rows that hold numbers in three orders, of which no row has the same place in two: or a maximum, or
+    a middle, would pass for a row.
     """
-    found = [_moved(call, args, kwargs, x, axis, seed) for seed in (0, 1)]
-    return found[0] if found[0] == found[1] else None
+    length = x.shape[axis]
+    ranks = torch.randperm(length, generator=torch.Generator().manual_seed(0))
+    orders = (ranks, length - 1 - ranks, (ranks + max(1, length // 3)) % length)
+    found = [_moved(call, args, kwargs, x, axis, order) for order in orders]
+    return found[0] if all(one == found[0] for one in found) else None
 
 
 def _moved(
-    call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int, seed: int
+    call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int, ranks: Tensor
 ) -> list[list[int]] | None:
-    length, generator = x.shape[axis], torch.Generator().manual_seed(seed)
-    numbers = (1 + torch.randperm(length, generator=generator) / (2 * length)).to(x.dtype)  # no two alike
+    numbers = (1 + ranks / (2 * len(ranks))).to(x.dtype)  # no two alike
     shape = [1] * x.dim()
     shape[axis] = -1
     numbered = numbers.to(x.device).view(shape).expand(x.shape).contiguous()

@@ -25,7 +25,7 @@ from prunec.heads import ClassScores
 from prunec.program import Program, Site
 from prunec.scoring import state_of
 from prunec.verify import fates, poison
-from prunec.verify.choices import Choice, whole_calls
+from prunec.verify.choices import Choice, short_calls, whole_calls
 from prunec.verify.fates import NAN, Epoch, Merged
 from prunec.verify.refusals import refuse
 
@@ -55,6 +55,7 @@ class Reference(fx.Interpreter):
         assert program.anatomy is not None and program.plan is not None
         self.anatomy, self.plan, self.scores = program.anatomy, program.plan, scores
         anatomy, plan, self.whole_calls = self.anatomy, self.plan, whole_calls(dense, program)
+        self.short_calls = short_calls(program)
         self.inner = anatomy.prefix, anatomy.tokens - anatomy.suffix
         self.lossy = plan.fate in ("drop", "fuse")
         self.sites: dict[str, tuple[int, Site, Choice]] = {
@@ -146,6 +147,7 @@ class Reference(fx.Interpreter):
             rows = poison.picked(n.target, args, kwargs, streams[0][0], axis)  # type: ignore[arg-type]
             if rows is not None:
                 keeps = self._keeps_patches(rows, streams[0][0].shape[axis])
+                keeps = keeps or n.name in self.short_calls  # in another order, which nothing reads
                 return as_is if keeps and self._is_stream(as_is) else None
         if self._is_stream(as_is) and not poison.meet(n.target, args, kwargs):  # type: ignore[arg-type]
             return as_is

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from safetensors.torch import save_file
 
-from tests.hostile import Hostile
+from tests.hostile import Hostile, configurations_choose_attention
 from tests.hostile.opcodes import DOUBLED, HEAD
 from tests.hostile.pickles import raw
 from tests.hostile.sources import payload
@@ -106,6 +106,7 @@ def _hostile() -> Iterator[Hostile]:
             "an attention that may be fetched",
             folder({**VIT, "attn_implementation": name}),
             "attention",
+            configurations_choose_attention,
         )
     part = {key: VIT[key] for key in VIT if key not in ("model_type", "architectures")}
     clip = {"model_type": "clip", "architectures": ["CLIPVisionModel"], "vision_config": part}

@@ -16,7 +16,7 @@ from torch import nn
 
 from prunec import artefact
 from prunec.policy import Policy
-from tests.hostile import Hostile
+from tests.hostile import Hostile, configurations_choose_attention
 from tests.hostile.pickles import Call
 
 POLICY = Policy.load("norm").model_dump(mode="json", exclude_none=True)
@@ -175,6 +175,7 @@ def _hostile() -> Iterator[Hostile]:
         "a folder of transformers that wants an attention kernel from elsewhere",
         transformers_folder(attn_implementation="evil/kernel"),
         "kernel",
+        configurations_choose_attention,
     )
     yield Hostile(
         "configuration",

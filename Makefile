@@ -18,7 +18,7 @@ endef
 export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-fast compat check format bench bench-planner accuracy zoo security golden clean
+.PHONY: help setup setup-newest demo test test-fast compat check format bench bench-planner accuracy zoo mutants security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ zoo: setup  ## every Vision Transformer of timm and Hugging Face: transformed, o
 security: setup  ## write docs/security.md: what hostile files get
 	rm -rf build/hostile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.hostile.runner build/hostile --page
+
+mutants: setup  ## plant wrong rewrites, see who catches each, and write docs/mutants.md (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 golden: setup  ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m pytest --update-golden

@@ -43,7 +43,8 @@ from torch import Tensor, fx, nn
 from zoo_models import Built, Case, build, cases, randomise
 
 from prunec import capture, cost, graph, ops, sources
-from prunec.certificate import agree, certify, relative_difference
+from prunec.agreement import agree
+from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
 from prunec.lowering import choose
@@ -129,6 +130,7 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "certify"), _seeded():
         certificate = certify(dense, pruned)
     row |= {"identity": certificate.identity, "permutation": certificate.permutation}
+    row |= {"own_counts": certificate.own_counts, "unproven": certificate.unproven}
     with _clock(row, "modes"):
         row["modes"] = {
             mode: _in_mode(dense, mode) for mode in ("packed", "masked") if free or mode == "masked"

@@ -69,8 +69,8 @@ class Lengths:
         self.known: dict[sympy.Expr, int] = {}
 
     def size(self, size: int | torch.SymInt) -> int:
-        """The number for a size."""
-        if isinstance(size, int):
+        """The number for a size; any other number, such as what is computed of a size, as it is."""
+        if not isinstance(size, torch.SymInt):
             return size
         expression = compat.expression(size)
         if expression not in self.known:

@@ -62,10 +62,8 @@ def _program(
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
         batch = None
-    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
-        exported = compat.functionalised(exported)
-    graph_module = compat.unlifted(exported)
-    program = Program(_flat(graph_module), _interface(signature, graph_module, args, kwargs, batch))
+    graph_module = graph_of(exported)
+    program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
     stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
     return program.replace(stages=(stage,))
@@ -86,7 +84,11 @@ def _export(
         ) from error
 
 
-def _flat(graph_module: fx.GraphModule) -> fx.GraphModule:
+def graph_of(exported: ExportedProgram) -> fx.GraphModule:
+    """The exported program as one functional graph: flat inputs, flat outputs, no guards."""
+    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+        exported = compat.functionalised(exported)
+    graph_module = compat.unlifted(exported)
     graph = graph_module.graph
     compat.make_flat(graph)
     for node in list(graph.nodes):

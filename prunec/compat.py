@@ -36,6 +36,7 @@ TreeSpec = pytree.TreeSpec
 FakeMode = FakeTensorMode
 DispatchMode = TorchDispatchMode
 tree_leaves = pytree.tree_leaves
+tree_map = pytree.tree_map
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
 
@@ -157,9 +158,25 @@ def argument_names_of(target: object) -> list[str]:
     return [argument.name for argument in target._schema.arguments] if is_aten(target) else []  # type: ignore[attr-defined]
 
 
+def overload_with_tensors(target: object, places: Sequence[tuple[int | str, ...]]) -> object | None:
+    """The overload of an operator that takes tensors at these arguments, and all others as `target` does."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    names = argument_names_of(target)
+    wanted = {name if isinstance(name, str) else names[name] for name, *rest in places if not rest}
+    overloads = [getattr(target.overloadpacket, name) for name in target.overloadpacket.overloads()]
+    for overload in (target, *overloads):
+        kinds = {
+            argument.name: _without_option(argument.real_type) for argument in overload._schema.arguments
+        }
+        if list(kinds) == names and all(isinstance(kinds[name], torch.TensorType) for name in wanted):
+            return overload if len(wanted) == len(places) else None
+    return None
+
+
 def is_literal(node: fx.Node) -> bool:
     """Whether a node yields a tensor that the traced code wrote down, such as torch.tensor([1, 8, 8])."""
-    return node.op == "get_attr" and str(node.target).startswith("lifted_tensor_")
+    return node.op == "get_attr" and str(node.target).rpartition(".")[2].startswith("lifted_tensor_")
 
 
 def mutates(target: object) -> bool:
@@ -172,20 +189,39 @@ def is_random(target: object) -> bool:
     return is_aten(target) and torch.Tag.nondeterministic_seeded in target.tags  # type: ignore[attr-defined]
 
 
+def is_unset(target: object) -> bool:
+    """Whether an operator yields memory that nobody has written to."""
+    return is_aten(target) and "empty" in op_name(target)
+
+
 def symbolic_positions(target: object, args: Sequence[Any]) -> Iterator[tuple[int, ...]]:
     """Where `args` may hold a size: (argument,) or (argument, element), by the operator's schema."""
+    return _positions(target, args, (torch.SymIntType,))
+
+
+def whole_numbers(target: object, args: Sequence[Any]) -> Iterator[tuple[int, ...]]:
+    """Where `args` hold sizes, numbers of dimensions and other integers that are no operand."""
+    return _positions(target, args, (torch.SymIntType, torch.IntType))
+
+
+def _positions(target: object, args: Sequence[Any], kinds: tuple[type, ...]) -> Iterator[tuple[int, ...]]:
     if not isinstance(target, torch._ops.OpOverload):
         return
     for place, (argument, value) in enumerate(zip(target._schema.arguments, args, strict=False)):
-        kind = argument.real_type
-        while isinstance(kind, (torch.OptionalType, torch.ListType)):
-            kind = kind.getElementType()
-        if not isinstance(kind, torch.SymIntType) or value is None:
+        kind = _without_option(argument.real_type)
+        while isinstance(kind, torch.ListType):
+            kind = _without_option(kind.getElementType())
+        if not isinstance(kind, kinds) or value is None:
             continue
         if isinstance(value, (list, tuple)):
             yield from ((place, element) for element in range(len(value)))
         else:
             yield (place,)
+
+
+def _without_option(kind: Any) -> Any:
+    """The type that an argument has unless it is None."""
+    return kind.getElementType() if isinstance(kind, torch.OptionalType) else kind
 
 
 # --- fake tensors and symbols -----------------------------------------------------------------
@@ -253,24 +289,38 @@ def evaluate(
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
     before = _Knowledge(env)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # an attempt that does not type is no error
     forced: set[sympy.Symbol] = set()
     try:
         # Each call is typed once: nothing to cache. With the Python dispatcher, composite operators (addcmul)
         # are typed by decompositions that know symbols.
-        with mode, disable_fake_tensor_cache(mode), enable_python_dispatcher(), torch.no_grad():
+        with (
+            mode,
+            disable_fake_tensor_cache(mode),
+            enable_python_dispatcher(),
+            attempts(),
+            torch.no_grad(),
+        ):
             result = target(*args, **kwargs)
             if op_name(target) == "scaled_dot_product_attention":
                 with sdpa_kernel(SDPBackend.MATH):  # fused kernels do not compare keys with values
                     target(*args, **kwargs)
     finally:
-        log.setLevel(level)
         forced = before.forced()
         if forced:
             before.restore()
     return result, forced
+
+
+@contextlib.contextmanager
+def attempts() -> Iterator[None]:
+    """Calls that do not type are attempts here, and no errors to write about."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class _Knowledge:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from prunec.agreement import agree
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
-from prunec.certificate import Certificate, agree, certify
+from prunec.certificate import Certificate, certify
+from prunec.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.lowering import Lowering
 from prunec.ops import Learned
@@ -42,7 +44,9 @@ def recognise(source: Source) -> Program:
         captured = adopt(source.exported, source.args, source.kwargs)
     else:
         captured = capture(source.module, source.args, source.kwargs)
-    return run_passes(FRONT, captured)
+    dense = run_passes(FRONT, captured)
+    marked = mark_counts(None if source.exported is not None else source.module, captured, dense)
+    return dense if marked is None else run_passes(FRONT, marked)
 
 
 def compile_source(
@@ -84,7 +88,7 @@ def compile_recognised(
         stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
         plain = plain.replace(plan=counted(plain.plan, fitted.counts), stages=(*plain.stages, stage))
     certificate = certify(dense, plain, original=original)
-    stage = Stage("certify", certificate.seconds, {"forwards": 4}, (str(certificate),))
+    stage = Stage("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
     plain = plain.replace(stages=(*plain.stages, stage))
     return Compiled(dense, plain, lower(plain), certificate, fitted)
 

@@ -223,7 +223,7 @@ def _size(size: Any) -> str:
         return str(size)
     if graph.op(size) == "sym_size":
         return _COUNTS.get(graph.operand(size, 0).target, "B")
-    sign = {"add": " + ", "mul": " * "}.get(graph.op(size))
+    sign = {"add": " + ", "mul": " * ", "pow": " ** "}.get(graph.op(size))
     parts = sorted(size.args, key=lambda part: isinstance(part, int))
     return sign.join(_size(part) for part in parts).replace("+ -", "- ") if sign else size.name
 

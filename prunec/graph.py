@@ -39,8 +39,8 @@ def op(node: fx.Node) -> str:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether the node yields a size (an integer), not a tensor."""
-    return isinstance(node.meta.get("val"), (int, torch.SymInt)) or op(node) == "sym_size"
+    """Whether the node yields a number (a size, or what is computed of one), not a tensor."""
+    return isinstance(node.meta.get("val"), (int, float, torch.SymInt)) or op(node) == "sym_size"
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:
@@ -183,6 +183,16 @@ def reachable(start: Iterable[fx.Node], within: Collection[fx.Node] | None = Non
             if inside and user not in found and any(source in found for source in data_inputs(user)):
                 found.add(user)
                 queue.append(user)
+    return found
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """Every node whose value flows into this one, itself included."""
+    found, queue = {node}, [node]
+    while queue:
+        new = [source for source in data_inputs(queue.pop()) if source not in found]
+        found.update(new)
+        queue.extend(new)
     return found
 
 

@@ -21,7 +21,7 @@ from prunec.calls import signature
 from prunec.errors import PolicyError
 from prunec.graph import is_getitem, is_size, is_tensor, op, place
 from prunec.tables import Space
-from prunec.watch import Neutral, is_row_local, neutral
+from prunec.watch import Neutral, is_row_local, keeps_zero, neutral
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
 
@@ -45,6 +45,7 @@ class Padding:
         )
         self.local: dict[Any, bool] = {}  # calls that were watched
         self.neutral: dict[Any, Neutral | None] = {}
+        self.weights: set[fx.Node] = set()  # of attention, in which hidden keys have none
 
     def is_reached_by(self, node: fx.Node, made: fx.Node) -> bool:
         """Whether an operator other than attention over tokens lets rows of its stream meet."""
@@ -74,7 +75,7 @@ class Padding:
         result = self.axes(made.meta["val"])
         for operand in made.all_input_nodes:
             axes = self.axes(operand.meta.get("val"))
-            images, each = _images(operand, space)
+            images, each = images_of(operand, space)
             if len(axes) != 1 or images in (None, *axes) or is_size(operand):
                 continue
             (axis,) = axes
@@ -104,7 +105,7 @@ class Padding:
         """The call with padding rows of one operand filled."""
         axis, images, each = axes
         first, _ = self.missing(operand.meta["val"].shape[axis])
-        result_images, heads = _images(made, space)
+        result_images, heads = images_of(made, space)
         if found.mean and (result_images is None or heads > 1):
             return None
         with made.graph.inserting_before(made):
@@ -120,7 +121,7 @@ class Padding:
         """Let attention (the old node, and the one made of it) not look at padding rows."""
         logits = made.args[0]
         assert isinstance(logits, fx.Node)
-        images, heads = _images(logits, space)
+        images, heads = images_of(logits, space)
         fused = op(node) == "scaled_dot_product_attention"
         if images != 0 or (fused and heads != 1):
             raise PolicyError(
@@ -139,9 +140,24 @@ class Padding:
                 last = logits.meta["val"].dim() - 1
                 args = (logits, space.live, float("-inf"), last, 0, 0, heads)
                 made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
+        if not fused:
+            self.weights.add(made)
+
+    def hide_again(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
+        """A value made of attention's weights, without those that it gives hidden keys (softmax - 1 / n)."""
+        given = [source for source in made.all_input_nodes if source in self.weights]
+        last = made.meta["val"].dim() - 1 if is_tensor(made) else 0
+        images, each = images_of(made, space)
+        if not given or len(self.axes(made.meta["val"])) != 2 or self.axes(made.meta["val"])[1] != last:
+            return made
+        if images is not None and not keeps_zero(made, given, self.sizes()):
+            args = (made, space.live, 0.0, last, images, 0, each)
+            made = self.call(ops.fill, args, f"{node.name}_live")
+        self.weights.add(made)
+        return made
 
 
-def _images(value: fx.Node, space: Space) -> tuple[int | None, int]:
+def images_of(value: fx.Node, space: Space) -> tuple[int | None, int]:
     """The axis of the images, and how many entries each has on it."""
     batch = compat.expression(space.selection.meta["val"].shape[0])
     for axis, size in enumerate(value.meta["val"].shape if is_tensor(value) else ()):

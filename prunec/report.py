@@ -13,7 +13,7 @@ from typing import Any
 
 from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
-from prunec.certificate import Certificate
+from prunec.certificate import Certificate, own_words
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.planner.planned import Planned
@@ -108,6 +108,8 @@ class Report:
                 yield "absorbed", "; ".join(stage.notes)
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
+        own = own_words(self.certificate.own_counts, self.certificate.unproven)
+        yield from (("", words) for words in [own] if words)
         other, allowed = self.certificate.permutation_tolerance, f"{self.certificate.tolerance:.0e}"
         allowed += "" if other is None else f", shuffled (in float32) {other:.0e}"
         yield "", f"(largest relative difference from the original, allowed {allowed})"

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from prunec import ops
 from prunec.anatomy import Anatomy, Core
+from prunec.counted import follows, note
 from prunec.errors import PolicyError, RecognitionError
 from prunec.language import Scorer
 from prunec.padding import mask_of
@@ -162,6 +163,7 @@ class Scoring:
         else:
             read = (self.names[core.query], self.names[core.key], row, core.scale, self._mask(core))
             score = call("score", ops.class_attention, read)
+            self._follow_scale(core, score, 3)
         if not times_values:
             return score
         return call("score", ops.times_values, (score, self._of_heads(core.value)))
@@ -171,7 +173,15 @@ class Scoring:
         if core.form == "spelled":
             return self.names[core.node]
         read = (self.names[core.query], self.names[core.key], core.scale, self._mask(core))
-        return self.writer.call("map", ops.attention_map, read)
+        found = self.writer.call("map", ops.attention_map, read)
+        self._follow_scale(core, found, 2)
+        return found
+
+    def _follow_scale(self, core: Core, made: fx.Node, place: int) -> None:
+        """Where the scale of an attention follows the token count, that of its score does."""
+        how = follows(self.names[core.node]).get(("scale",))
+        if how is not None:
+            note(made, (place,), how)
 
     def _mask(self, core: Core) -> fx.Node | None:
         """The mask of a fused attention, padding hidden on top of it."""

@@ -30,6 +30,7 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
+from prunec.counted import Given, Numbers
 from prunec.graph import is_size, place, with_graph
 from prunec.literals import Literals
 from prunec.padding import Padding
@@ -49,6 +50,7 @@ class Repairs:
 
     literals: int = 0
     gathered: list[str] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)  # calls with a number that follows the token count
     scatters: int = 0
     region_ends: list[str] = field(default_factory=list)
     reads: list[RowRead] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Repairs:
             "gathered": len(self.gathered),
             "scatters": self.scatters,
             "region_ends": len(self.region_ends),
+            **({"counted": len(self.counted)} if self.counted else {}),
         }
 
 
@@ -103,6 +106,11 @@ class TokenAxis:
         self.literals = Literals(self.calls, self.sizes)
         self.rows: dict[Any, RowRead | None] = {}
         self.padding = Padding(self.cores, self._axes, self._sizes, self._call, self._missing)
+        self.given: dict[fx.Node, Given] = {}  # calls with their numbers at the count that is left
+        self.behind: dict[fx.Node, Space | None] = {}  # old node -> the rows that it was made of
+        counts = (tokens, spare)
+        self.numbers = Numbers(module.graph, counts, self.new, self.behind, self.sizes, self._call)
+        self.ended: set[fx.Node] = set()  # old nodes that are made of the whole stream again
 
     # --- the walk ---------------------------------------------------------------------------
 
@@ -110,6 +118,8 @@ class TokenAxis:
         """Rebuild the graph; every tensor node of the result carries its symbolic type."""
         for node in self.module.graph.nodes:
             self.new[node] = self._output(node) if node.op == "output" else self._visit(node)
+            self.behind[node] = self._rows_of(node)
+        self.repairs.counted = [node.name for node in self.given]
         return with_graph(self.module, self.graph), self.repairs
 
     def _visit(self, node: fx.Node) -> fx.Node:
@@ -121,6 +131,7 @@ class TokenAxis:
             return self._space_of_selection(node).live  # type: ignore[return-value]
         if node.target in ops.SELECTIONS:
             return self._open_space(node, space)
+        self._count(node, space)
         if node.op != "call_function" or space is None:
             return self._copy(node, lambda source: self.new[source])
         if node.target is ops.paint:
@@ -141,9 +152,11 @@ class TokenAxis:
         elif (space.live is not None or self.preserve) and self.padding.is_reached_by(node, made):
             alone = None if self.preserve else self.padding.without(node, made, space)
             return alone or self._end_region(node, "tokens meet here that are not kept", made)
+        elif not self.probe:
+            self.numbers.check_sizes(node)
         if space.live is not None and node.name in self.cores:
             self.padding.hide(node, made, space)
-        return made
+        return made if space.live is None else self.padding.hide_again(node, made, space)
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""
@@ -166,6 +179,27 @@ class TokenAxis:
         if node.target is ops.pack:
             space.live = self._call(ops.live, (made.args[0], made), f"live_{space.number}")
         return made
+
+    # --- numbers that follow the token count --------------------------------------------------
+
+    def _count(self, node: fx.Node, space: Space | None) -> None:
+        """Let the numbers of a call be those at the count of the rows that it works on."""
+        here = space or self._behind(node)
+        given = None if here is None or self.probe else self.numbers.at(node, here)
+        if given is not None:
+            self.given[node] = given
+
+    def _rows_of(self, node: fx.Node) -> Space | None:
+        """The rows that a value is, or was made of; none where it was made of the whole stream."""
+        return self._space(self.new[node].meta.get("val")) or self._behind(node)
+
+    def _behind(self, node: fx.Node) -> Space | None:
+        """Of the rows that a call's operands were made of, those of the last selection."""
+        if node in self.ended or node.target is ops.whole or not self.ended.isdisjoint(node.all_input_nodes):
+            self.ended.add(node)
+            return None
+        found = [self.behind.get(source) for source in node.all_input_nodes]
+        return max(filter(None, found), key=lambda space: space.depth, default=None)
 
     # --- the three repairs ------------------------------------------------------------------
 
@@ -204,6 +238,8 @@ class TokenAxis:
         """Give the node, and so all that follows it, the whole stream again."""
         if made is not None:
             self.graph.erase_node(made)
+        self.given.pop(node, None)
+        self.ended.add(node)
         self.repairs.axes.pop(node.name, None)
         self.repairs.region_ends.append(f"{reason}: {place(node)}")
         return self._copy(node, self.full)
@@ -212,14 +248,14 @@ class TokenAxis:
         """The full-length version of an old node's value."""
         made = self.new[node]
         space = self._space(made.meta.get("val"))
-        if space is None:
-            return made
         if node in self.whole:
             return self.whole[node]
-        source = space.source if node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
+        if space is None and (node in self.numbers.data or self.behind.get(node) is None):
+            return made
+        source = space.source if space and node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
         if source is not None and node.args[0] is source:
             result = self.full(source)
-        elif node.name in self.states or node.target is ops.merge:
+        elif space and (node.name in self.states or node.target is ops.merge):
             result = self._way_back(node, made, space)
         else:
             result = self._copy(node, self.full, suffix="_full")
@@ -255,18 +291,25 @@ class TokenAxis:
         return made
 
     def _type_of(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        return self.calls.type_of(node.target, args, kwargs, node.meta.get("val"))
+        return self.calls.type_of(self._given(node).target, args, kwargs, node.meta.get("val"))
 
     def _place(self, node: fx.Node, args: Any, kwargs: Any, value: Any) -> fx.Node:
         """Put the call into the new graph with the type that it was found to have."""
-        made = self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        target = self._given(node).target
+        made = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         made.meta = {**node.meta, "val": value}
         return made
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], name: str) -> fx.Node:
-        node = self.graph.create_node("call_function", function, args, {}, name=name)
-        values = fx.map_arg(args, lambda source: source.meta["val"])
-        node.meta["val"], _ = compat.evaluate(self.mode, function, values, {})
+    def _call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        name: str,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Node:
+        node = self.graph.create_node("call_function", function, args, kwargs or {}, name=name)
+        values = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+        node.meta["val"], _ = compat.evaluate(self.mode, function, *values)
         return node
 
     # --- operands ---------------------------------------------------------------------------
@@ -313,15 +356,21 @@ class TokenAxis:
     # --- small helpers ----------------------------------------------------------------------
 
     def _mapped(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.new[source])
+        given = self._given(node)
+        args, kwargs = fx.map_arg((given.args, given.kwargs), lambda source: self.new.get(source, source))
         return args, kwargs
+
+    def _given(self, node: fx.Node) -> Given:
+        """The call with its numbers at the count that is left."""
+        return self.given.get(node) or Given(node.target, node.args, node.kwargs)
 
     def _copy(self, node: fx.Node, mapping: Callable[[fx.Node], fx.Node], suffix: str = "") -> fx.Node:
         """The old node with its inputs mapped and its recorded type."""
         sources = {source: mapping(source) for source in node.all_input_nodes}
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: sources[source])
+        given = Given(node.target, node.args, node.kwargs) if suffix else self._given(node)
+        args, kwargs = fx.map_arg((given.args, given.kwargs), lambda source: sources.get(source, source))
         made = self.graph.create_node(
-            node.op, node.target, args, kwargs, name=node.name + suffix, type_expr=node.type
+            node.op, given.target, args, kwargs, name=node.name + suffix, type_expr=node.type
         )
         made.meta = dict(node.meta)
         return made

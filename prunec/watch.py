@@ -56,6 +56,20 @@ def keeps_order(node: fx.Node) -> bool:
     return isinstance(result, torch.Tensor) and torch.equal(result.flatten(), tensors[0].flatten())
 
 
+def keeps_zero(
+    node: fx.Node, operands: Sequence[fx.Node], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> bool:
+    """Whether a call yields zeros where these operands are zeros, whatever the others are."""
+    given = {
+        source: numbers(source.meta["val"], seed, sizes) for seed, source in enumerate(node.all_input_nodes)
+    }
+    try:
+        result = run(node, {**given, **{operand: torch.zeros_like(given[operand]) for operand in operands}})
+    except Exception:  # noqa: BLE001  what does not run on random numbers is not known to
+        return False
+    return not any(bool(leaf.any()) for leaf in compat.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+
+
 def is_row_local(
     node: fx.Node, operand: fx.Node, axes: tuple[int, int], sizes: Mapping[sympy.Symbol, int] | None = None
 ) -> bool:
@@ -180,7 +194,8 @@ def _is_neutral(
     if axes[1] is not None:
         with_extra = with_extra.index_select(axes[1], counts)
     scale = rows / len(counts) if found.mean else 1.0
-    return with_extra.shape == without.shape and torch.allclose(with_extra * scale, without, 1e-4, 1e-5)
+    close = with_extra.shape == without.shape
+    return close and torch.allclose(with_extra.double() * scale, without.double(), 1e-4, 1e-5)
 
 
 def _signed(value: Any, seed: int) -> Any:

@@ -44,11 +44,12 @@ def find(program: Program, target: object) -> fx.Node:
 
 def test_an_honest_program_passes(dense: Program, half: Program) -> None:
     certificate = certify(dense, half)
-    assert max(certificate.identity, certificate.permutation) < 1e-6
-    assert (certificate.tolerance, certificate.batch) == (1e-5, 2)
+    assert certificate.own_counts is not None
+    assert max(certificate.identity, certificate.permutation, certificate.own_counts) < 1e-6
+    assert (certificate.tolerance, certificate.batch, certificate.unproven) == (1e-5, 2, None)
     assert str(certificate) == (
-        f"identity at keep=1.0: {certificate.identity:.1e}, permutation: {certificate.permutation:.1e} "
-        "(largest relative difference, at most 1e-05)"
+        f"identity at keep=1.0: {certificate.identity:.1e}, permutation: {certificate.permutation:.1e}, "
+        f"own counts: {certificate.own_counts:.1e} (largest relative difference, at most 1e-05)"
     )
 
 
@@ -197,7 +198,8 @@ def test_sixteen_bits_may_round_their_own_way_and_the_permutation_is_sharp() -> 
     assert 1e-3 < certificate.identity < 2e-2
     assert certificate.permutation < 1e-6
     assert (certificate.tolerance, certificate.permutation_tolerance) == (2e-2, 1e-5)
-    assert str(certificate).endswith("in float32 (largest relative difference, at most 2e-02 and 1e-05)")
+    assert f"in float32, own counts: {certificate.own_counts:.1e} (largest" in str(certificate)
+    assert str(certificate).endswith("(largest relative difference, at most 2e-02 and 1e-05)")
     with pytest.raises(VerificationError, match=r"keep=1\.0: 6.*, at most 2e-02 is allowed"):
         certify(program, scaled(half, 1 + 1 / 16))
     with pytest.raises(VerificationError, match=r"permutation certificate: 7\.8e-03, at most 1e-05 is"):

@@ -148,7 +148,7 @@ def message(said: Said, code: int) -> str:
 
 def masked(text: str) -> str:
     """A report without what differs from run to run."""
-    text = re.sub(r"(identity at keep=1.0|permutation of all tokens): [\d.e+-]+", r"\1: #", text)
+    text = re.sub(r"(identity at keep=1.0|permutation of all tokens|own counts): [\d.e+-]+", r"\1: #", text)
     text = re.sub(r"(?m)^(latency +batch \d+), .*$", r"\1, #", text)
     text = re.sub(r" +[\d.]+ ms ±\d+%", " # ms ±#%", text)
     text = re.sub(r"  x\d+\.\d\d$", "  x#", text, flags=re.MULTILINE)

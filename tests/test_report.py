@@ -29,7 +29,7 @@ BARE = Report(
     anatomy=ANATOMY,
     plan=Plan(RULES, SITES),
     stages=(Stage("plan", 0.1, {"sites": 2}), Stage("repair tokens", 0.2, {"literals": 4, "region_ends": 0})),
-    certificate=Certificate(0.0, 2.5e-7, 1e-5, 0.1, 2),
+    certificate=Certificate(0.0, 2.5e-7, 1e-5, 0.1, 2, own_counts=1.2e-7),
 )
 LATENCY = Latency(
     {
@@ -68,6 +68,7 @@ def test_text_of_everything() -> None:
         "repairs      literals 4, region ends 0\n"
         "certificate  identity at keep=1.0: 0.0e+00\n"
         "             permutation of all tokens: 2.5e-07\n"
+        "             own counts: 1.2e-07\n"
         "             (largest relative difference from the original, allowed 1e-05)\n"
         "FLOPs        4.00 G -> 2.00 G an image (50%)\n"
         "accuracy     on 100 held-out images\n"

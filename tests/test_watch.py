@@ -75,3 +75,27 @@ def test_watching_leaves_the_random_state_alone() -> None:
     torch.manual_seed(0)
     watch.is_row_local(node, node.all_input_nodes[0], (1, 1))
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+ZEROS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "a multiple": (lambda weights: weights * 3, True),
+    "a share": (lambda weights: weights / weights.sum(-1, keepdim=True).clamp_min(1e-6), True),
+    "those over a threshold": (lambda weights: torch.where(weights > 0.1, weights, 0.0), True),
+    "less a number": (lambda weights: weights - 0.1, False),
+    "one less": (lambda weights: 1 - weights, False),
+    "exponential": (torch.exp, False),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_whether_zeros_stay_zeros(name: str) -> None:
+    function, stay = ZEROS[name]
+    node = node_of(function, torch.empty(2, 3, 7, 7))
+    assert watch.keeps_zero(node, node.all_input_nodes) is stay
+
+
+def test_zeros_stay_zeros_whatever_the_other_operand_is() -> None:
+    weights, other = torch.empty(2, 7, 7), torch.empty(2, 7, 7)
+    times, plus = node_of(torch.mul, weights, other), node_of(torch.add, weights, other)
+    assert watch.keeps_zero(times, times.all_input_nodes[:1])
+    assert not watch.keeps_zero(plus, plus.all_input_nodes[:1])

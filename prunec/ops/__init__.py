@@ -13,7 +13,7 @@ A selection whose count differs from image to image is padded to the longest; `l
 
 One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit),
 packing (the tokens of all images as rows of one), attention (of such rows), training (masks with gradients),
-absorbed (attention without keys and values).
+absorbed (attention without keys and values), counting (numbers that follow how many tokens there are).
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from prunec.ops.absorbed import attend_states
 from prunec.ops.attention import attend
 from prunec.ops.canvas import paint, remaining
+from prunec.ops.counting import counts, for_images, log, throughout
 from prunec.ops.learned import Learned, tensors_of
 from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, mask_keys, rescale
 from prunec.ops.merging import (
@@ -107,7 +108,7 @@ DIALECT = (
     reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
     sizes, merge, unmerge, remaining, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
     numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept, softmax_kept,
-    attend_states,
+    attend_states, counts, log, for_images, throughout,
 )  # fmt: skip
 
 
@@ -138,10 +139,12 @@ __all__ = [
     "class_attention",
     "class_row",
     "compose",
+    "counts",
     "doubt",
     "every",
     "fill",
     "fixed_rows_of",
+    "for_images",
     "fuse",
     "fuse_each",
     "gather",
@@ -151,6 +154,7 @@ __all__ = [
     "key_bias",
     "key_mask",
     "live",
+    "log",
     "mask_keys",
     "members",
     "merge",
@@ -190,6 +194,7 @@ __all__ = [
     "straight_through",
     "take",
     "tensors_of",
+    "throughout",
     "times_values",
     "token_keys",
     "token_norm",

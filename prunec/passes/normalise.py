@@ -23,6 +23,7 @@ import torch
 from torch import fx
 
 from prunec import compat, graph
+from prunec.counted import follows
 from prunec.program import Program
 from prunec.sizes import sizes_of
 
@@ -43,7 +44,7 @@ class Normalise:
         """The normalised program and what was removed."""
         module = graph.copy(program.module)
         counts = {
-            "regions": _inline_regions(module),
+            "regions": inline_regions(module),
             "numbers": _fold_numbers(module),
             "copies": _open_copies(module),
             "masks": _drop_masks(module),
@@ -59,7 +60,8 @@ class Normalise:
         assert not left, f"in-place operators left after functionalisation: {left}"
 
 
-def _inline_regions(module: fx.GraphModule) -> int:
+def inline_regions(module: fx.GraphModule) -> int:
+    """Put the operators of regions in their place, and say how many regions there were."""
     regions = [node for node in module.graph.nodes if graph.op(node) in compat.INLINABLE_REGIONS]
     for node in regions:
         _inline(module, node)
@@ -216,8 +218,8 @@ def _share_repeats(module: fx.GraphModule) -> int:
 
 
 def _call_key(node: fx.Node) -> Any:
-    """Equal for two calls of the same operator on the same values."""
-    return (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())))
+    """Equal for two calls of the same operator on the same values, which follow the token count alike."""
+    return (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())), repr(follows(node)))
 
 
 def _operand_that_it_is(node: fx.Node) -> fx.Node | None:

@@ -1,0 +1,33 @@
+"""Numbers that follow how many tokens there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def counts(live: Tensor) -> Tensor:
+    """How many rows of each image count: [B]."""
+    return live.sum(dim=1, dtype=torch.float64)
+
+
+def log(number: Any) -> Any:
+    """The natural logarithm of a number, or of each image's."""
+    return number.log() if isinstance(number, Tensor) else math.log(number)
+
+
+def for_images(number: Tensor, axis: int, rank: int, each: int, dtype: torch.dtype) -> Tensor:
+    """A number of each image, for tensors of a rank; `each`: the entries of an image on its axis."""
+    number = number.repeat_interleave(each) if each > 1 else number
+    shape = [1] * rank
+    shape[axis] = number.shape[0]
+    return number.to(dtype).reshape(shape)  # [B] -> [1, .., B, .., 1]
+
+
+def throughout(sizes: Sequence[int], number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One number everywhere."""
+    return torch.full(tuple(sizes), number, dtype=dtype, device=device)

@@ -1,0 +1,231 @@
+"""What the sites of a program chose in one run: read off its own selections, so scoring stays the policy's.
+
+    score -- passing -- joined -- pack -- index          FIXED selections read the score themselves
+      |        kept     staying
+    pairs -- partner -- members                          merging reads a partner for each row
+
+Rows of a stream go by the number of their token in the whole stream from here on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunec import compat, graph, ops
+from prunec.errors import VerificationError
+from prunec.program import Program
+from prunec.program import Site as Planned
+from prunec.verify.refusals import REPORT, refuse
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one site chose for one image, by token: [T] each, or [n] where rows are listed."""
+
+    entering: Tensor  # which tokens the site chose from: bool
+    kept: Tensor  # which of them go on by themselves: bool
+    place: int | None  # the token in whose place the fused one stands
+    rows: Tensor  # tokens in the order of the rows that go on; padding left out: [n]
+    where: Tensor  # the row that each token had among those that entered
+    score: Tensor
+    partner: Tensor | None = None  # the token that each would be merged into
+    alike: Tensor | None = None  # how like its partner it is
+    classes: Tensor | None = None  # class scores: [T, K]
+
+    @property
+    def alive(self) -> Tensor:
+        """The tokens whose rows go on, that of the fused token among them: bool."""
+        return torch.zeros_like(self.kept).index_fill(0, self.rows, True)
+
+    @property
+    def leaving(self) -> Tensor:
+        """The tokens that do not go on by themselves: bool."""
+        return self.entering & ~self.kept
+
+
+@dataclass(frozen=True)
+class Site:
+    """The nodes of one selection, by name, and its raw values in one run."""
+
+    index: fx.Node
+    kept: fx.Node | None  # which rows go on by themselves; None where as many of every image do
+    staying: fx.Node | None  # the same with the place of the fused token
+    score: fx.Node
+    partner: fx.Node | None
+    alike: fx.Node | None  # a pair of likeness and partner
+    classes: fx.Node | None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Those whose values are wanted."""
+        found = (self.index, self.kept, self.staying, self.score, self.partner, self.alike, self.classes)
+        return [node for node in found if node is not None]
+
+
+def sites_of(program: Program) -> list[Site]:
+    """The selections of a program, in the order of its plan; VerificationError if one is not there."""
+    assert program.plan is not None
+    found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
+    if len(found) != len(program.plan.sites):
+        raise VerificationError(
+            f"the plan has {len(program.plan.sites)} sites, the rewritten graph selects {len(found)} times",
+            remedy=REPORT,
+        )
+    return found
+
+
+def _site(index: fx.Node) -> Site:
+    staying = kept = None
+    chosen = index
+    if index.target not in ops.FIXED:
+        staying = kept = chosen = graph.operand(index, 0)
+        if staying.target is ops.joined:
+            kept = graph.operand(staying, 0)
+        while chosen.target in (ops.joined, ops.spared):
+            chosen = graph.operand(chosen, 0)
+    score = graph.operand(chosen, 0)
+    members = next((user for user in index.users if user.target is ops.members), None)
+    partner = graph.operand(members, 0) if members is not None else None
+    pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
+    alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
+    classes = graph.operand(score, 0) if score.target is ops.doubt else None
+    return Site(index, kept, staying, score, partner, alike, classes)
+
+
+def whole_calls(dense: Program, program: Program) -> set[str]:
+    """Calls that the program gives the whole stream where others would do with the rows that are left.
+
+    Attention whose bias is made of a grid of all queries; and where images keep different numbers of tokens,
+    whatever lets padding meet the others, such as a norm of the rows of all images at once.
+    """
+    assert program.anatomy is not None and program.plan is not None
+    cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
+    before, short = graph.by_name(dense.graph), short_calls(program)
+    return {
+        node.name
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and (node.name in cores or not fixed)
+        and node.name not in short
+        and node.name in before
+        and _sizes(node) == _sizes(before[node.name])  # not cut to the rows that somebody reads
+    }
+
+
+def short_calls(program: Program) -> set[str]:
+    """Calls that the program gives as many rows as a site leaves."""
+    index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
+    counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
+
+    def short(node: fx.Node) -> bool:
+        """What has no type may have."""
+        if not isinstance(node.meta.get("val"), Tensor):
+            return "val" not in node.meta
+        return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
+
+    return {node.name for node in program.graph.nodes if any(map(short, node.all_input_nodes))}
+
+
+def _sizes(node: fx.Node) -> list[Any]:
+    leaves = compat.tree_leaves(node.meta.get("val"))
+    return [compat.expression(size) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
+
+
+def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:
+    """For each site and image what was chosen, out of the values of its nodes."""
+    assert program.plan is not None and program.anatomy is not None
+    tokens, anew = program.anatomy.tokens, program.plan.rules.reactivate
+    before: tuple[Tensor, Tensor] | None = None
+    found = []
+    for site, planned in zip(sites, program.plan.sites, strict=True):
+        index, score = values[site.index.name], values[site.score.name]
+        batch, length = score.shape[:2]
+        _check_rows(planned, index, batch, length)
+        if anew and length != tokens:
+            refuse(planned, f"are chosen among {length}, not among all {tokens} tokens again")
+        if before is None or anew or (before[0].shape[1] != length == tokens):  # the whole stream
+            numbers = torch.arange(length, device=score.device).expand(batch, -1)
+            before = numbers, torch.ones_like(numbers, dtype=torch.bool)
+        raw = _Raw(site, values, *before, tokens, fused=program.plan.step(planned).fate == "fuse")
+        found.append([raw.of(image, program.anatomy.suffix) for image in range(batch)])
+        before = before[0].gather(1, index), raw.live
+    return found
+
+
+class _Raw:
+    """One site's values in rows, on their way to tokens."""
+
+    def __init__(
+        self,
+        site: Site,
+        values: Mapping[str, Any],
+        numbers: Tensor,
+        entering: Tensor,
+        tokens: int,
+        *,
+        fused: bool,
+    ) -> None:
+        self.site, self.values, self.tokens, self.fused = site, values, tokens, fused
+        self.numbers, self.entering = numbers, entering  # which token each row is; which rows count
+        self.index = values[site.index.name]
+        if site.staying is None:
+            self.live = torch.ones_like(self.index, dtype=torch.bool)
+        else:
+            self.live = values[site.staying.name].gather(1, self.index)
+
+    def of(self, image: int, suffix: int) -> Choice:
+        """One image's choice."""
+        numbers, entering = self.numbers[image], self.entering[image]
+        rows = numbers[self.index[image]][self.live[image]]
+        alive = torch.zeros(self.tokens, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
+        kept, place = alive, None
+        if self.site.kept is not None:
+            kept = self._by_token(image, self.values[self.site.kept.name][image])
+            new = (alive & ~kept).nonzero()[:, 0].tolist()
+            place = new[0] if new else None
+        elif self.fused and self.index.shape[1] < len(numbers):
+            place = int(rows[len(rows) - suffix - 1])
+            kept = alive.index_fill(0, rows.new_tensor([place]), False)
+        where = torch.arange(len(numbers), device=rows.device)
+        partner = self._of(self.site.partner, image)
+        return Choice(
+            self._by_token(image, entering), kept, place, rows, self._by_token(image, where),
+            self._by_token(image, self.values[self.site.score.name][image]),
+            None if partner is None else self._by_token(image, numbers[partner]),
+            self._alike(image),
+            self._by_token(image, self._of(self.site.classes, image)),
+        )  # fmt: skip
+
+    def _alike(self, image: int) -> Tensor | None:
+        if self.site.partner is None:
+            return None
+        pair = self.site.alike
+        likeness = self._of(self.site.score, image) if pair is None else self.values[pair.name][0][image]
+        found: Tensor = self._by_token(image, likeness)
+        return -found if pair is None else found
+
+    def _of(self, node: fx.Node | None, image: int) -> Any:
+        return None if node is None else self.values[node.name][image]
+
+    def _by_token(self, image: int, value: Any) -> Any:
+        """What each row has, by token; only rows that count."""
+        if value is None:
+            return None
+        counts = self.entering[image]
+        whole = value.new_zeros((self.tokens, *value.shape[1:]))
+        return whole.index_copy(0, self.numbers[image][counts], value[counts])
+
+
+def _check_rows(site: Planned, index: Tensor, batch: int, length: int) -> None:
+    """An index is [B, n], within the stream that the site chooses from, and names no row twice."""
+    if index.dim() != 2 or len(index) != batch or index.dtype != torch.int64:
+        refuse(site, f"are {index.dtype}{list(index.shape)}, expected int64[{batch}, n]")
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < length:
+        refuse(site, f"are {int(index.min())} to {int(index.max())} of {length}")
+    if bool((index.sort(dim=1).values.diff(dim=1) == 0).any()):
+        refuse(site, "are not all different")

@@ -1,0 +1,116 @@
+"""What becomes of tokens, written down once more: one image, tokens by their number, nothing of prunec/ops.
+
+alive     goes on as a row of its own
+left out  has the value that it had when it left (stale), a mixture of its like (nearest), or its group's
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunec.rules import Step
+from prunec.verify.choices import Choice
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What holds between one site and the next; tokens by number."""
+
+    alive: Tensor  # [T] bool
+    held: Tensor  # [T, C]: what tokens were when they left
+    group: Tensor | None = None  # [T]: the token that stands for each, where tokens merge
+    base: Tensor | None = None  # [T, C]: by what tokens are alike, where they come back as mixtures
+    inner: tuple[int, int] = (0, 0)  # where patches begin and end
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All tokens of a state [T, C] whose dead rows hold nothing."""
+        if self.group is not None:
+            return x[self.group]
+        left_out = self.held if self.base is None else self._mixtures(self.base, x)
+        return torch.where(self.alive[:, None], x, left_out)
+
+    def _mixtures(self, base: Tensor, x: Tensor, near: int = 20, sharpness: float = 20.0) -> Tensor:
+        """Each token as a mean of the living patches that are nearest to it: exp(-sharpness * distance^2)."""
+        patches = self.alive.clone()
+        patches[: self.inner[0]] = patches[self.inner[1] :] = False
+        unit = base / base.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        squared = (2 - 2 * unit @ unit[patches].T).clamp_min(0)  # [T, n]
+        squared, order = squared.sort(dim=1)
+        weight = (-sharpness * squared[:, :near]).exp()
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        mixtures: Tensor = (weight[..., None] * x[patches][order[:, :near]]).sum(dim=1)
+        return mixtures
+
+
+def fused(x: Tensor, choice: Choice, step: Step) -> Tensor:
+    """The tokens that go on, one of them the sum (or mean) of those that leave."""
+    if choice.place is None:
+        return x
+    leaving = choice.leaving.nonzero()[:, 0]
+    if step.weights == "uniform":
+        extra = x[leaving].mean(dim=0)
+    else:
+        extra = (choice.score[leaving][:, None].to(x.dtype) * x[leaving]).sum(dim=0)
+    x = x.clone()
+    x[choice.place] = extra
+    return x
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged stream: values, how many tokens each stands for, and which one stands for each."""
+
+    x: Tensor
+    size: Tensor
+    group: Tensor
+
+
+def merged(
+    x: Tensor,
+    choice: Choice,
+    step: Step,
+    before: Merged | None,
+    planned: tuple[int, int],
+    inner: tuple[int, int],
+) -> Merged:
+    """Each token that leaves goes into its partner; `planned`: how many patches stay, and how many leave."""
+    assert choice.partner is not None and choice.alike is not None
+    rule, leaving, entering = step.merging, choice.leaving, choice.entering
+    numbers = torch.arange(len(leaving), device=x.device)
+    into = torch.where(leaving, choice.partner, numbers)
+    stands = before.size if before is not None else torch.ones_like(choice.score)
+    weight = torch.ones_like(stands)
+    if rule.forget:
+        weight = _remembered(choice, planned[0] + round(planned[1] * (1 - rule.forget)), inner).to(weight)
+    by_size = rule.mean == "by_size" and before is not None
+    share = (into == numbers[:, None]) & entering  # [T, T]: the tokens of each group
+    mean = share * (weight * stands if by_size else weight).to(x.dtype)
+    mean = mean / mean.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    counted = stands * weight
+    if rule.sizes == "by_similarity":
+        counted = torch.where(leaving, counted * choice.alike.clamp_min(0).to(counted), counted)
+    size = torch.where(choice.kept, (share * counted).sum(dim=1), stands)
+    value = torch.where(choice.kept[:, None], mean @ x.masked_fill(~entering[:, None], 0), x)
+    return Merged(value, size, into if before is None else into[before.group])
+
+
+def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
+    """The cosine of each token that leaves with each patch that stays: [n, T], lowest where there is none."""
+    x = x.masked_fill(~choice.entering[:, None], 0)
+    unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    there = choice.kept.clone()
+    there[: inner[0]] = there[inner[1] :] = False
+    cosines: Tensor = unit[choice.leaving] @ unit.T
+    return cosines.masked_fill(~there, float("-inf"))
+
+
+def _remembered(choice: Choice, count: int, inner: tuple[int, int]) -> Tensor:
+    """Tokens that stay, and whichever others are among the `count` best patches."""
+    score = choice.score.masked_fill(~choice.entering, float("-inf"))
+    best = score[slice(*inner)].sort(descending=True, stable=True).indices[:count] + inner[0]
+    return choice.kept.index_fill(0, best, True)

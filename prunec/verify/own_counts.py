@@ -1,0 +1,132 @@
+"""A program at its own counts beside the dense graph with the same choices, one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunec import compat, graph, heads
+from prunec.counted import operands_that_follow
+from prunec.errors import VerificationError
+from prunec.interface import images_in
+from prunec.program import Program
+from prunec.verify import runs
+from prunec.verify.choices import Choice
+from prunec.verify.differences import one, relative_difference, worst
+from prunec.verify.reference import Reference, UnprovenError
+from prunec.verify.refusals import REPORT
+
+#: What a dense graph may hold that counts as random and, in eval mode, is not.
+_QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")
+
+
+def difference(
+    dense: Program, program: Program, flat: Sequence[Any], tolerance: float, *, shapes: Any = None
+) -> tuple[float | None, str | None]:
+    """The largest difference of any output, or why there is nothing to compare with.
+
+    VerificationError where it is too large, or a selection is not what every selection must be. Thresholds
+    that are not set yet may let everything pass: then once more, each image with a share of its tokens.
+    Outputs must have the shapes and precisions of `shapes`.
+    """
+    assert program.anatomy is not None
+    runs.check_pixel_free(dense, program.anatomy, flat)
+    most = 0.0
+    for scattered in (False, True):
+        torch.manual_seed(0)
+        found = runs.run(program, flat, scattered=scattered)
+        if shapes is not None:
+            runs.check_outputs(found.outputs, shapes)
+        try:
+            made = _references(dense, program, found.chosen, flat)
+        except UnprovenError as error:
+            return None, error.reason
+        most = max(most, worst(found.outputs, _together(made, found.outputs)))
+        if most > tolerance:
+            raise VerificationError(
+                "the rewritten model at its own counts differs from the dense graph that leaves out the same "
+                f"tokens: {most:.1e}, at most {tolerance:.0e} is allowed",
+                where=_first_difference(program, flat, made, found.chosen, tolerance),
+                remedy=REPORT,
+            )
+        if not found.idle:
+            break
+    return most, None
+
+
+def _references(
+    dense: Program, program: Program, chosen: list[list[Choice]], flat: Sequence[Any]
+) -> list[Reference]:
+    """The dense graph's run with these choices, for each image; UnprovenError where there is none."""
+    assert program.plan is not None and program.anatomy is not None
+    batch = images_in(flat)
+    if batch > 1 and dense.interface.batch != batch:
+        raise UnprovenError("the model's own code fixes the batch, so no image runs by itself")
+    random = next((node for node in dense.graph.nodes if _is_random(node)), None)
+    if random is not None:
+        raise UnprovenError(f"the model draws random numbers: {graph.place(random)}")
+    counting = next((node for node in dense.graph.nodes if operands_that_follow(node)), None)
+    if counting is not None:
+        raise UnprovenError(
+            f"a number of the model follows how many tokens there are: {graph.place(counting)}"
+        )
+    scores = heads.class_scores(dense) if program.plan.fate == "exit" else None
+    scores = scores if isinstance(scores, heads.ClassScores) else None
+    made = []
+    for image in range(batch):
+        those = [images[image] for images in chosen]
+        reference = Reference(dense, program, those, scores)
+        reference.outputs = reference.run(*(one(leaf, image, batch) for leaf in flat))
+        made.append(reference)
+    return made
+
+
+def _together(references: Sequence[Reference], like: Sequence[Any]) -> list[Any]:
+    """The outputs of single images as one batch."""
+    made = []
+    for place, whole in enumerate(like):
+        parts = [reference.outputs[place] for reference in references]
+        if isinstance(whole, Tensor) and len(parts) > 1:
+            axes = [
+                axis
+                for axis, (one, all_) in enumerate(zip(parts[0].shape, whole.shape, strict=True))
+                if one != all_
+            ]
+            made.append(torch.cat(parts, dim=axes[0]) if axes else parts[0])
+        else:
+            made.append(parts[0])
+    return made
+
+
+def _first_difference(
+    program: Program,
+    flat: Sequence[Any],
+    made: Sequence[Reference],
+    chosen: list[list[Choice]],
+    tolerance: float,
+) -> str | None:
+    """The first state of the stream in which a row that goes on is not what the dense graph has there."""
+    assert program.anatomy is not None
+    dim, names = program.anatomy.token_dim, graph.by_name(program.graph)
+    recorder = graph.Recorder(program.module, set(program.anatomy.states))
+    recorder.run(*flat)
+    for name in program.anatomy.states:
+        for image, reference in enumerate(made):
+            value, expected = recorder.values.get(name), reference.found.get(name)
+            if not isinstance(value, Tensor) or expected is None or value.shape[1 - dim] != len(made):
+                continue
+            x, behind = expected
+            rows = torch.arange(x.shape[dim], device=x.device)
+            rows = chosen[behind - 1][image].rows if behind else rows
+            found, wanted = value.select(1 - dim, image), x.select(1 - dim, 0)
+            wanted = wanted.index_select(0, rows)
+            if len(found) == len(rows) and relative_difference(found, wanted) > 10 * tolerance:
+                return graph.place(names[name])
+    return None
+
+
+def _is_random(node: fx.Node) -> bool:
+    return compat.is_random(node.target) and compat.op_name(node.target) not in _QUIET

@@ -64,7 +64,7 @@ def assert_equal_at(name: str, policy: Policy, schedules: list[dict[int, int]]) 
 @pytest.mark.parametrize("preset", PLANNABLE)
 def test_one_probe_is_every_program_of_its_policy(preset: str) -> None:
     policy = opened(Policy.load(preset), [1, 2])
-    assert_equal_at("timm_vit", policy, [{1: 24, 2: 18}, {1: 17, 2: 11}, {1: 23, 2: 17}])
+    assert_equal_at("timm_vit", policy, [{1: 24, 2: 18}, {1: 17, 2: 11}])
 
 
 @pytest.mark.parametrize(

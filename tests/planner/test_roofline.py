@@ -109,8 +109,14 @@ def test_a_block_takes_the_arithmetic_that_is_counted_by_hand() -> None:
         assert made.blocks[2][place] == pytest.approx(flops / 1e9, rel=1e-6)
 
 
-@pytest.mark.parametrize("preset", ["norm", "evit", "tome", "dynamic"])
-@pytest.mark.parametrize("ceilings", [SLOW, NARROW, Ceilings(1e11, 1e10)], ids=["slow", "narrow", "both"])
+@pytest.mark.parametrize(
+    ("preset", "ceilings"),
+    [
+        *((preset, Ceilings(1e11, 1e10)) for preset in ("norm", "evit", "tome", "dynamic")),
+        ("norm", SLOW),
+        ("norm", NARROW),
+    ],
+)
 def test_fewer_tokens_never_take_longer(preset: str, ceilings: Ceilings) -> None:
     for row in table(preset, ceilings).blocks[1:]:
         assert all(longer >= shorter > 0 for longer, shorter in pairwise(row))

@@ -91,12 +91,10 @@ def on_living(
     call: Callable[..., Any], args: Any, kwargs: Any, as_is: Any, streams: Sequence[tuple[Tensor, Alive]]
 ) -> Any:
     """A call on living rows alone, its result in the places that it has `as_is`; None if that cannot be."""
-    places: dict[int, Tensor] = {}  # by the size of an axis
-    for x, dead in streams:
-        for axis, index in dead.items():
-            if not torch.equal(places.setdefault(x.shape[axis], index), index):
-                return None
-    short = {id(x): shortened(x, dead) for x, dead in streams}
+    places = _common(streams)
+    if places is None:
+        return None
+    short = {id(x): shortened(x, {axis: places[x.shape[axis]] for axis in dead}) for x, dead in streams}
 
     def living(leaf: Tensor) -> Tensor:
         """A table by token has as many rows as there are tokens on one axis."""
@@ -117,6 +115,19 @@ def on_living(
         if found is not None:
             return found
     return None
+
+
+def _common(streams: Sequence[tuple[Tensor, Alive]]) -> dict[int, Tensor] | None:
+    """The living places on axes of each size: where a value is from before a site, those left behind it."""
+    places: dict[int, Tensor] = {}
+    for x, dead in streams:
+        for axis, index in dead.items():
+            known = places.get(x.shape[axis], index)
+            fewer, more = sorted((known, index), key=len)
+            if not bool(torch.isin(fewer, more).all()):
+                return None
+            places[x.shape[axis]] = fewer
+    return places
 
 
 def _all_put_back(result: Any, as_is: Any, places: Mapping[int, Tensor]) -> Any:

@@ -140,6 +140,7 @@ class Reference(fx.Interpreter):
             args = (args[0] + self._log_size.to(args[0].dtype), *args[1:])
             streams = [(args[0], streams[0][1])]
         as_is = super().call_function(n.target, args, kwargs)
+        _check_no_numbers(n, as_is)
         if self._follows(n, as_is, streams):
             return as_is
         if len(streams) == 1 and len(streams[0][1]) == 1:
@@ -158,8 +159,6 @@ class Reference(fx.Interpreter):
         for leaf in compat.tree_leaves(result):
             if not isinstance(leaf, Tensor) or not leaf.numel():
                 continue
-            if not poison.holds_nan(leaf):
-                raise UnprovenError(f"{graph.place(n)} makes whole numbers of tokens")
             places = self._alive(leaf)
             if not places or not all(
                 any(
@@ -297,3 +296,12 @@ class Reference(fx.Interpreter):
 
     def _shaped(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.unsqueeze(1).movedim(0, self.anatomy.token_dim).reshape(like.shape)
+
+
+def _check_no_numbers(n: fx.Node, result: Any) -> None:
+    """Places of tokens (an order, the best) would be those of other rows here than in the program."""
+    if isinstance(result, tuple | list):
+        result = [result[user.args[1]] for user in n.users if graph.is_getitem(user) and user.users]  # type: ignore[index]
+    for leaf in compat.tree_leaves(result):
+        if isinstance(leaf, Tensor) and leaf.numel() and not poison.holds_nan(leaf):
+            raise UnprovenError(f"{graph.place(n)} makes whole numbers of tokens")

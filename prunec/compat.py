@@ -61,7 +61,7 @@ def export(
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and batch is not None and leaf.shape[0] == batch:
             shapes[leaf] = {0: Dim.AUTO}
-    dynamic = shapes if batch is not None else None
+    dynamic: Any = shapes if batch is not None else None  # PyTorch 2.11 takes it and does not say so
     said = io.StringIO()
     with contextlib.redirect_stderr(said):  # where it fails, it prints the graph so far before it raises
         exported = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 from prunec import compat
 from prunec.errors import UsageError
@@ -140,7 +141,7 @@ def _is_cast(value: Tensor, example: Tensor) -> bool:
     """Whether autocast gives an input the precision that each operator wants."""
     kind = value.device.type
     both = value.is_floating_point() and example.is_floating_point()
-    return both and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return both and is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _precision(leaf: Any, weight: Tensor | None) -> torch.dtype | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,8 +58,8 @@ def attend_kept(
     """Fused attention in which each key weighs what `mask` [B, n] says, on top of a mask of its own."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask.requires_grad and torch.is_grad_enabled():
-        out: Tensor = _AttendKept.apply(query, key, value, mask, own, scale)
-        return out
+        attend: Callable[..., Tensor] = _AttendKept.apply
+        return attend(query, key, value, mask, own, scale)
     live = mask if mask.dtype == torch.bool else mask > 0
     return scaled_dot_product_attention(query, key, value, attn_mask=key_mask(live, own), scale=scale)
 

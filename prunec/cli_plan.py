@@ -127,7 +127,10 @@ def plan(
         return
     file = PlanFile.of(
         planned,
-        source=given,
+        source=given.spec,
+        arch=given.arch,
+        example=given.example,
+        weights=given.weights,
         target=target,
         batch=batch,
     )

@@ -14,7 +14,7 @@ from prunec.errors import PlanError
 from prunec.language import MOST, Model, Word, mistakes
 from prunec.planner.planned import Planned
 from prunec.policy import Policy
-from prunec.sources import Source, runs_code
+from prunec.sources import runs_code
 
 HEAD = """\
 # A plan for prunec: edit `schedule`, then run `{command}`.
@@ -38,7 +38,17 @@ class PlanFile(Model):
     about: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, planned: Planned, *, source: Source, target: str, batch: int) -> PlanFile:
+    def of(
+        cls,
+        planned: Planned,
+        *,
+        source: str,
+        arch: str,
+        weights: str,
+        target: str,
+        batch: int,
+        example: str = "",
+    ) -> PlanFile:
         """The file of a plan."""
         chosen = planned.decision.chosen
         figures = {
@@ -48,10 +58,10 @@ class PlanFile(Model):
         known = {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
         table = planned.maps[0].table
         return cls(
-            source=source.spec,
-            arch=source.arch,
-            example=source.example,
-            weights=source.weights,
+            source=source,
+            arch=arch,
+            example=example,
+            weights=weights,
             policy=planned.maps[0].policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             target=target,
             mode=planned.lowering.mode,

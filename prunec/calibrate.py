@@ -30,6 +30,8 @@ from prunec.program import Program, Site
 
 PROJECTIONS = 4  # of the output, for one image
 BATCH = 8
+ENOUGH = 64  # images that a calibration holds on
+LEAST_FIT = 0.3  # rank correlation below which scores say next to nothing
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,24 @@ class Calibration:
     counts: tuple[float, ...]  # for each site, where images differ: how many patches they keep on average
     seconds: float
     graded: bool = False  # whether scorers say what tokens are; a fit is then the share that they get right
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why it may not hold for other images."""
+        found = []
+        if self.images < ENOUGH:
+            found.append(
+                f"calibrated on {self.images} images only, which may not hold for others: give enough that "
+                f"{ENOUGH} are for calibration (half of a folder is)"
+            )
+        weak = [fit for fit in self.fits if not fit >= LEAST_FIT]  # a constant has no correlation: nan
+        if weak and not self.graded:
+            found.append(
+                f"the scorers of {len(weak)} of {len(self.fits)} sites predict next to nothing on images "
+                f"that they were not fitted to (rank correlation {weak[0]:.2f}, {LEAST_FIT} is little): give "
+                "more images, or a policy without learned scorers"
+            )
+        return tuple(found)
 
     def __str__(self) -> str:
         parts = [f"on {self.images} {self.name}"]
@@ -101,7 +121,7 @@ def _fitting(program: Program, images: Tensor) -> Tensor:
     if len(images) < 2 * HELD_OUT:
         raise CalibrationError(
             f"{len(images)} images are too few to calibrate on",
-            remedy=f"give {2 * HELD_OUT} or more; 64 are plenty",
+            remedy=f"give {2 * HELD_OUT} or more; {ENOUGH} are plenty",
         )
     return images.to(example.device)
 

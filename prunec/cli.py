@@ -27,13 +27,17 @@ from prunec.console import (
     BlocksOption,
     BoundOption,
     BucketsOption,
+    CropOption,
+    ExampleOption,
     FastOption,
     FirstOption,
+    ImageSizeOption,
     ImagesOption,
     JsonOption,
     KeepOption,
     LatencyOption,
     MaxDropOption,
+    MeanOption,
     ModeOption,
     OutputOption,
     PolicyOption,
@@ -44,12 +48,14 @@ from prunec.console import (
     SitesOption,
     SourceArgument,
     SpeedupOption,
+    StdOption,
     TableOption,
     TargetOption,
     ThreadsOption,
     UntrainedOption,
     chatter,
     folder_of,
+    inputs_of,
     numbers,
     out,
     print_json,
@@ -106,6 +112,11 @@ def optimize(
     untrained: UntrainedOption = False,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +138,13 @@ def optimize(
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
-    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
     if dry_run:
         compiled = compile_source(given, chosen, untrained=True, lowering=lowering)
         _show_program(compiled.pruned, as_json=as_json)
@@ -177,13 +194,21 @@ def graph(
         bool, typer.Option("--pretrained", help="load weights; the structure needs none")
     ] = False,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Show a model's structure block by block, and what a policy changes in it."""
     if show_diff and policy is None:
         raise typer.BadParameter("--diff needs a --policy to compare with")
     with_weights = pretrained or source == "shapes"
-    given = sources.load(source, pretrained=with_weights, arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=with_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size),
+    )
     if policy is None:
         shown = compare(recognise(given))
     else:
@@ -203,11 +228,19 @@ def graph(
 def explain(
     source: SourceArgument,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is recognised in a model, what is not, and why."""
-    given = sources.load(source, pretrained=source == "shapes", arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=source == "shapes",
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size),
+    )
     anatomy = recognise(given).anatomy
     assert anatomy is not None
     if as_json:

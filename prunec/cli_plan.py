@@ -16,12 +16,16 @@ from prunec.console import (
     ArchOption,
     BatchOption,
     BlocksOption,
+    CropOption,
+    ExampleOption,
     FastOption,
     FirstOption,
+    ImageSizeOption,
     ImagesOption,
     JsonOption,
     LatencyOption,
     MaxDropOption,
+    MeanOption,
     ModeOption,
     OutputOption,
     PolicyOption,
@@ -31,11 +35,13 @@ from prunec.console import (
     SitesOption,
     SourceArgument,
     SpeedupOption,
+    StdOption,
     TableOption,
     TargetOption,
     ThreadsOption,
     UntrainedOption,
     folder_of,
+    inputs_of,
     numbers,
     out,
     print_json,
@@ -76,11 +82,22 @@ def plan(
     untrained: UntrainedOption = False,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it."""
-    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
     search = Search(
         first=first,
         sites=sites,
@@ -112,6 +129,7 @@ def plan(
         planned,
         source=given.spec,
         arch=given.arch,
+        example=given.example,
         weights=given.weights,
         target=target,
         batch=batch,
@@ -142,6 +160,11 @@ def sweep(
     untrained: UntrainedOption = False,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,7 +172,13 @@ def sweep(
     chosen = verbs.load_policy(policy)
     file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
     drawing = None if plot is None else _drawing(writable(plot, "--plot"))
-    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
     table = None if latency_table is None else Path(latency_table)
     search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
@@ -194,6 +223,9 @@ def apply(
     trust_source: Annotated[
         bool, typer.Option("--trust-source", help="import and run whatever source the plan names")
     ] = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -208,6 +240,7 @@ def apply(
         arch=told.arch or None,
         trust_source=trust_source,
         allow_pickle=allow_pickle,
+        **{**inputs_of(None, None, mean, std, crop), "example": told.example or None},  # shapes, no file
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
@@ -249,13 +282,24 @@ def bench(
     device: Annotated[str, typer.Option("--device", help="what that device is called")] = "elsewhere",
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
     ceilings = None if estimate is None else _ceilings(estimate)
     file = None if table is None else writable(table, "--table")
-    given = sources.load(source, pretrained=not random_weights, arch=arch, allow_pickle=allow_pickle)
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.latency_table(
             given,

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from prunec import files
 from prunec.errors import NoGainError, UsageError
 from prunec.figures import Progress
 from prunec.report import Report
@@ -30,6 +31,26 @@ ArchOption = Annotated[
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="unpickle any .pt or .pt2 file, and run any code that is in it")
+]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--example",
+        metavar="SHAPES|FILE",
+        help="an input: 2x3x224x224, pixel_values=2x3x224x224, or tensors in a .safetensors file",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None, typer.Option("--image-size", metavar="N|HxW", help="pixels of the model's input")
+]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="what is subtracted from pictures in 0..1")
+]
+StdOption = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", help="what pictures are divided by afterwards")
+]
+CropOption = Annotated[
+    float | None, typer.Option("--crop", help="share of the scaled picture that the centre crop keeps")
 ]
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
@@ -114,6 +135,46 @@ def numbers(
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no list of {what}", param_hint=option) from error
+
+
+def inputs_of(
+    example: str | None,
+    image_size: str | None,
+    mean: str | None = None,
+    std: str | None = None,
+    crop: float | None = None,
+) -> dict[str, Any]:
+    """What --example, --image-size, --mean, --std and --crop say, as `sources.load` takes it."""
+    if example is not None and image_size is not None:
+        raise typer.BadParameter("an example has a size already: leave --image-size out")
+    given: Any = example
+    if example is not None and example.endswith(".safetensors"):
+        tensors = files.read_safetensors(Path(example))
+        numbered = sorted(tensors, key=int) if all(map(str.isdecimal, tensors)) else None
+        given = dict(tensors) if numbered is None else tuple(tensors[name] for name in numbered)
+    said = {"mean": _channels(mean, "--mean"), "std": _channels(std, "--std"), "crop": crop}
+    preprocess = {name: value for name, value in said.items() if value is not None}
+    return {"example": given, "image_size": _sides(image_size), "preprocess": preprocess or None}
+
+
+def _channels(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no list of numbers such as 0.485,0.456,0.406", param_hint=option
+        ) from error
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text, re.ASCII)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size such as 224 or 224x160", param_hint="--image-size")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def folder_of(source: str, policy: str) -> str:

@@ -1,11 +1,15 @@
 """Example inputs: those that the caller gives, or those that a model says of itself.
 
+    2x3x224x224                     one positional input, random numbers of that shape
+    pixel_values=2x3x224x224,...    inputs by their names
+
 They have a batch of two: torch.export takes a size of one for a constant of the model.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from prunec.errors import UsageError
+from prunec.errors import UsageError, shown
 
 #: The largest image that is made up as an example: 3 channels of 6,000 x 6,000 pixels.
 MOST_NUMBERS = 3 * 6000 * 6000
+#: Images in an example that is made up.
+MOST_IMAGES = 64
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+ADVICE = (
+    "give --example 2x3x224x224 or --image-size 224 (in Python: example=, a tensor, a tuple of positional "
+    "inputs, a dict of keyword inputs, or such a text)"
+)
+_SHAPE = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d{1,6}(?:x\d{1,6})*)", re.ASCII)
 
 
 def inputs(example: Example) -> Inputs:
@@ -50,19 +62,58 @@ def two(value: Any) -> Any:
     return torch.cat([value, value]) if is_single else value
 
 
-def infer(module: nn.Module) -> Inputs:
-    """Example inputs from what timm, Hugging Face and torchvision models say about themselves."""
+def example_of(example: Example | str, module: nn.Module) -> Inputs:
+    """`inputs` of an example, which may be shapes as text: random numbers as the module's parameters are."""
+    return inputs(_of_shapes(example, module) if isinstance(example, str) else example)
+
+
+def _of_shapes(text: str, module: nn.Module) -> Example:
+    found = [_SHAPE.fullmatch(part.strip()) for part in text.split(",")]
+    parts = [(match[1], tuple(map(int, match[2].split("x")))) for match in found if match]
+    names = [name for name, _ in parts if name]
+    if len(parts) < len(found) or len(names) not in (0, len(parts)) or len(set(names)) < len(names):
+        raise UsageError(
+            f"{shown(text)} are no shapes of inputs",
+            where="example",
+            remedy="write 2x3x224x224, or pixel_values=2x3x224x224,mask=2x14x14 for inputs by their names",
+        )
+    tensors = [_numbers(module, shape, "the example") for _, shape in parts]
+    return dict(zip(names, tensors, strict=True)) if names else tuple(tensors)
+
+
+def told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The shapes of inputs as text; empty where that does not tell all: numbers that are no images."""
+    if bool(args) == bool(kwargs):
+        return ""
+    leaves = [*args, *kwargs.values()]
+    if not all(isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() for leaf in leaves):
+        return ""
+    names = [f"{name}=" for name in kwargs] or [""] * len(args)
+    return ",".join(name + "x".join(map(str, leaf.shape)) for name, leaf in zip(names, leaves, strict=True))
+
+
+def infer(module: nn.Module, image_size: tuple[int, int] | None = None) -> Inputs:
+    """Example inputs from what timm, Hugging Face and torchvision models say about themselves.
+
+    Args:
+        module: the model.
+        image_size: height and width, in place of what the model says.
+    """
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
-        size = _config_size(module.config)
+        size = config_size(module.config, image_size)
         if size and module.main_input_name == "pixel_values":
-            return (), {"pixel_values": _image(module, size)}
-    elif size := _timm_size(module) or _image_size(getattr(module, "image_size", None)):
-        return (_image(module, size),), {}
+            return (), {"pixel_values": _image(module, _sized(size, image_size))}
+    elif size := _timm_size(module) or _image_size(getattr(module, "image_size", None) or image_size):
+        return (_image(module, _sized(size, image_size)),), {}
     raise UsageError(
         "no example input can be inferred for this model",
         where=f"{type(module).__module__}.{type(module).__qualname__}",
-        remedy="pass example=: a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+        remedy=ADVICE,
     )
+
+
+def _sized(size: tuple[int, int, int], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
+    return size if image_size is None else (size[0], *image_size)
 
 
 def exported_inputs(exported: ExportedProgram) -> Inputs:
@@ -77,14 +128,25 @@ def exported_inputs(exported: ExportedProgram) -> Inputs:
 
 
 def _image(module: nn.Module, size: tuple[int, int, int]) -> Tensor:
-    # size: C, H, W -> [2, C, H, W], the same numbers in every run
+    # size: C, H, W -> [2, C, H, W]
     if min(size) < 1 or math.prod(size) > MOST_NUMBERS:
         raise UsageError(
             f"the model says that its image has {' x '.join(map(str, size))} numbers",
             where=f"{type(module).__module__}.{type(module).__qualname__}",
-            remedy="correct the image size in the model's configuration, or pass example=",
+            remedy=f"correct the image size in the model's configuration, or {ADVICE}",
         )
-    numbers = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    return _numbers(module, (2, *size), "the model")
+
+
+def _numbers(module: nn.Module, shape: tuple[int, ...], who: str) -> Tensor:
+    """Random numbers, the same in every run, in the precision and at the place of the parameters."""
+    if min(shape) < 1 or math.prod(shape[1:]) > MOST_NUMBERS or shape[0] > MOST_IMAGES:
+        raise UsageError(
+            f"{who} has {' x '.join(map(str, shape))} numbers",
+            where="example",
+            remedy=f"give at most {MOST_IMAGES} images of at most {MOST_NUMBERS} numbers each",
+        )
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     parameters = (p for p in module.parameters() if p.is_floating_point())
     like = next(parameters, numbers)
     return numbers.to(device=like.device, dtype=like.dtype)
@@ -106,14 +168,17 @@ def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
     return getattr(stem, "in_channels", channels), height, width
 
 
-def _config_size(config: Any) -> tuple[int, int, int] | None:
-    """The image size of a transformers configuration, or of the part of it that sees the image."""
+def config_size(config: Any, other: tuple[int, int] | None = None) -> tuple[int, int, int] | None:
+    """The image size of a transformers configuration, or of the part of it that sees the image.
+
+    Where it has none, it is the other, which somebody gives, with as many channels as the configuration has.
+    """
     parts = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
     for part in parts:
         if size := _image_size(getattr(part, "image_size", None)):
             channels = getattr(part, "num_channels", 3)
             return channels, *size[1:]
-    return None
+    return None if other is None else (getattr(config, "num_channels", 3), *other)
 
 
 def _image_size(size: Any) -> tuple[int, int, int] | None:

@@ -15,6 +15,7 @@ from prunec.cost import Timing
 from prunec.evaluate import Comparison
 from prunec.flops import FlopCounter
 from prunec.interface import images_in
+from prunec.labels import fitting
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores, Slices
 from prunec.program import Program
@@ -106,16 +107,13 @@ def latency(
 def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
     """Accuracy or agreement of dense, pruned and random at the same counts."""
     random = run_passes((RandomScores(),), plain)
-    labels, classes = pictures.labels, _classes(dense)
-    fits = labels is not None and classes is not None and int(labels.max()) < classes
-    if pictures.classes not in (None, classes):  # the third of ten names is not the third of a thousand
-        fits = False
+    labels, _ = fitting(pictures, classes(dense))
     return evaluate.compare(
         lowered["dense"],
         lowered["pruned"],
         random.module,  # operator by operator: compiled code would draw the same numbers for every seed
         pictures.images,
-        labels if fits else None,
+        labels,
         batch=None if dense.interface.batch else fixed_batch(dense),
         device=device_of(dense),
     )
@@ -147,7 +145,8 @@ def fixed_batch(program: Program) -> int:
     return images_in(program.interface.example)
 
 
-def _classes(program: Program) -> int | None:
+def classes(program: Program) -> int | None:
+    """How many classes a model scores; None where its output is something else."""
     output = next(node for node in reversed(program.graph.nodes) if node.op == "output")
     value = output.all_input_nodes[0].meta.get("val")
     return int(value.shape[1]) if isinstance(value, Tensor) and value.dim() == 2 else None

@@ -153,7 +153,8 @@ def _no_fit(path: Path, wrong: str) -> SourceError:
     return SourceError(
         f"the weights do not fit the model: {wrong}",
         where=f"source {str(path)!r}",
-        remedy="give the --arch that the weights were saved from",
+        remedy="give the --arch that the weights were saved from, with its arguments, such as "
+        "timm:ID?num_classes=10",
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from prunec import documents
+from prunec.errors import SourceError, brief
 from prunec.trust import ATTENTIONS
 
 #: Arguments of timm.create_model that say where weights come from.
@@ -100,6 +102,32 @@ def check_timm(folder: Path) -> None:
     if not isinstance(config, dict):
         raise Refused("its configuration has no mapping where one belongs")
     check_arguments(config.get("model_args") or {}, config.get("pretrained_cfg") or config)
+
+
+def spec_of(folder: Path, spec: str) -> str:
+    """The SOURCE, with its scheme, of a folder that is given without one.
+
+    Raises:
+        SourceError: it is no folder of a model, with what such a folder holds.
+    """
+    if (folder / "prunec.json").is_file():
+        raise SourceError(
+            "the folder is an artefact of prunec, not a model to start from",
+            where=f"source {brief(spec)!r}",
+            remedy="give the source that its prunec.json names; prunec.load(folder) gives its module",
+        )
+    try:
+        config = documents.load(folder / "config.json", "json")
+    except documents.Unreadable as error:
+        raise SourceError(
+            f"the folder is that of no model: its config.json {error}",
+            where=f"source {brief(spec)!r}",
+            remedy="a folder holds config.json and model.safetensors, as save_pretrained of transformers or "
+            "timm.models.save_for_hf writes them",
+        ) from error
+    if isinstance(config, dict) and "architecture" in config and "model_type" not in config:
+        return f"local-dir:{spec}"
+    return f"hf:{spec}" if spec.startswith((".", "/", "~")) else f"hf:./{spec}"
 
 
 def check_adapter(where: str, *, local: bool) -> None:

@@ -89,6 +89,7 @@ class Manifest(_Record):
     plan: PlanRecord
     certificate: CertificateRecord
     arch: Word = ""
+    example: Word = ""
     versions: dict[Word, Word] = Field(default_factory=dict)
     files: Annotated[tuple[FileName, ...], Field(strict=False)] = ()  # beside the manifest itself
 

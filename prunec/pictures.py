@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunec.calibrate import ENOUGH
 from prunec.data import shapes
 from prunec.data.images import are_numbers, load_images
 from prunec.errors import CalibrationError, UsageError, brief
 from prunec.sources import Pictures, Source
 
 MOST = 512
-CALIBRATION = 64
+CALIBRATION = ENOUGH
 SCENES = "synthetic Shapes scenes"
 
 
@@ -28,11 +29,11 @@ def pictures_of(source: Source, folder: str | Path | None) -> Pictures | None:
             f"the model takes {len(inputs)} inputs, and a folder holds images only",
             remedy="leave --images out, or wrap the model so that it takes an image",
         )
-    height, width = int(inputs[0].shape[-2]), int(inputs[0].shape[-1])
-    mean, std, crop = source.normalisation()
-    found = load_images(folder, (height, width), mean, std, MOST, crop=crop)
+    how = source.preprocess
+    found = load_images(folder, how, MOST)
     classes = None if are_numbers(found.classes) else len(found.classes)
-    return Pictures(found.images, found.labels, f"images of {brief(str(folder), 4096)}", classes)
+    name = f"images of {brief(str(folder), 4096)}"
+    return Pictures(found.images, found.labels, name, classes, found.classes, how, source.labels)
 
 
 def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, Pictures]:
@@ -48,7 +49,25 @@ def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, 
         chosen[torch.linspace(0, len(chosen) - 1, count).round().long()] = True  # folders come class by class
     labels = None if found.labels is None else found.labels[~chosen]
     rest = dataclasses.replace(found, images=found.images[~chosen], labels=labels)
-    return rest, Pictures(found.images[chosen], None, f"of the {found.name}")
+    return rest, Pictures(found.images[chosen], None, f"of the {found.name}", preprocess=found.preprocess)
+
+
+def doubts(source: Source, found: Pictures) -> tuple[str, ...]:
+    """What should be known about the way in which pictures become this model's input."""
+    how = found.preprocess
+    if how is None:
+        return ()
+    said = []
+    if not how.origin:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+        beside = "the weights" if source.weights in ("pretrained", "file") else "the model"
+        said.append(
+            f"pictures are normalised with mean {mean} and std {std}, which is a guess: no processor stands "
+            f"beside {beside}; give --mean, --std and --crop (in Python: preprocess=)"
+        )
+    if how.undone:
+        said.append(f"{how.origin} also asks for {' and '.join(how.undone)}, which is not done here")
+    return tuple(said)
 
 
 def scenes_for(source: Source) -> Pictures:
@@ -62,6 +81,5 @@ def scenes_for(source: Source) -> Pictures:
         )
     images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION)
     scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
-    mean, std, _ = source.normalisation()
-    normalised = (scaled - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    return Pictures(normalised.to(image.device, image.dtype), None, SCENES)
+    how = source.preprocess
+    return Pictures(how.normalise(scaled).to(image.device, image.dtype), None, SCENES, preprocess=how)

@@ -14,6 +14,7 @@ from typing import Any
 from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
 from prunec.certificate import Certificate, own_words
+from prunec.data.preprocess import Preprocess
 from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.planner.planned import Planned
@@ -42,7 +43,9 @@ class Report:
     artefact: str | None = None
     calibration: Calibration | None = None
     arch: str = ""  # the SOURCE that weights from a file were put into
+    example: str = ""  # the shapes of the inputs, where the model by itself would have others
     planned: Planned | None = None  # how the schedule was found, where it was asked to meet a goal
+    preprocess: Preprocess | None = None  # what became of the pictures of a folder
 
     def at(self, folder: object) -> Report:
         """The same report, saying where the artefact lies."""
@@ -59,11 +62,23 @@ class Report:
             return ""
         return f"the pruned model is {speedup:.2f} times as fast as the dense one, which is no gain"
 
+    @property
+    def verdict(self) -> str:
+        """Whether pruning pays here, in words; empty where nothing was measured."""
+        if self.latency is None:
+            return self.no_gain
+        speedup = self.latency.speedup("pruned")
+        if speedup < 1:
+            slower = f"slower than the dense model (x{speedup:.2f})"
+            return f"{slower}: use the model as it is, or try another batch, policy or target"
+        return self.no_gain or f"{speedup:.2f} times as fast as the dense model"
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain data for JSON."""
         return {
             "source": self.source,
             "arch": self.arch,
+            "example": self.example,
             "weights": self.weights,
             "target": self.target,
             "policy": dict(self.policy),
@@ -74,8 +89,10 @@ class Report:
             "calibration": asdict(self.calibration) if self.calibration else None,
             "flops": dict(self.flops),
             "images": self.images,
+            "preprocess": self.preprocess.as_dict() if self.preprocess else None,
             "accuracy": self.accuracy.as_dict() if self.accuracy else None,
             "latency": self.latency.as_dict() if self.latency else None,
+            "verdict": self.verdict,
             "planner": self.planned.as_dict() if self.planned else None,
             "notes": list(self.notes),
             "artefact": self.artefact,
@@ -127,11 +144,15 @@ class Report:
             yield "FLOPs", f"{dense / 1e9:.2f} G -> {pruned / 1e9:.2f} G an image ({pruned / dense:.0%})"
         yield from self._accuracy_rows()
         yield from self._latency_rows()
+        if self.verdict:
+            yield "verdict", self.verdict
         yield from (("note", note) for note in self.notes)
         if self.artefact:
             yield "artefact", self.artefact
 
     def _accuracy_rows(self) -> Iterator[tuple[str, str]]:
+        if self.preprocess:
+            yield "pictures", f"{self.preprocess} ({self.preprocess.origin or 'a guess'})"
         if self.accuracy is None:
             yield "accuracy", "not measured: give --images DIR"
             return

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from prunec import artefact, figures, sources, targets
 from prunec.anatomy import Anatomy
+from prunec.calibrate import Calibration
 from prunec.compiler import Compiled, compile_recognised, compile_source, has_blanks, recognise
 from prunec.diff import compare, text
 from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
+from prunec.labels import fitting
 from prunec.lowering import choose
 from prunec.manifest import KEYS
-from prunec.pictures import SCENES, pictures_of, split_off
+from prunec.pictures import SCENES, doubts, pictures_of, split_off
 from prunec.planner.goal import Goal
 from prunec.planner.planned import Request, Search
 from prunec.planner.planned import plan as plan_schedule
@@ -93,6 +95,8 @@ def transform(
 
     def pruned(source: Source) -> nn.Module:
         compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
+        for doubt in compiled.calibration.doubts if compiled.calibration else ():
+            warnings.warn(doubt, stacklevel=3)
         return ProgramModule(compiled.pruned)
 
     if within is None:
@@ -137,6 +141,8 @@ def optimize(
     max_drop: float | None = None,
     search: Search | None = None,
     schedule: Schedule | None = None,
+    example: Any = None,
+    preprocess: Any = None,
     say: Progress = lambda step: None,
     warn: Progress = warnings.warn,
 ) -> Result:
@@ -165,6 +171,10 @@ def optimize(
         max_drop: plan the fastest schedule whose outputs diverge no more than this from the dense model's.
         search: which schedules to look among, for such a goal.
         schedule: the stream's length behind each block that has a site, instead of the policy's rates.
+        example: an input of a module or a SOURCE, as for `transform`, or its shapes as text: 2x3x224x224.
+        preprocess: how pictures become that input, where the model does not say or you know better: a
+            `Preprocess`, a processor of transformers, transforms of torchvision, or single values such as
+            {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop": 0.9}.
         say: called with each step's name.
         warn: called with what should be known, and stops nothing.
     """
@@ -173,7 +183,7 @@ def optimize(
     lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
     goals = (latency, speedup, max_drop)
     goal = None if goals == (None, None, None) else Goal.of(*goals)
-    given = as_source(source)
+    given = as_source(source, example, preprocess)
     pictures = pictures_of(given, images)
     fitted_on, planned = None, None
     if ((chosen.calibrated or chosen.ragged) and not untrained) or goal:
@@ -203,6 +213,9 @@ def optimize(
     timed = figures.latency(dense, plain, lowered, backend, inputs, rounds, say)
     if pictures:
         say("compare on images")
+    told = _told(given, dense, pictures, fitted_on, compiled.calibration)
+    for doubt in told:
+        warn(doubt)
     accuracy = figures.accuracy(dense, plain, lowered, pictures) if pictures else None
     assert pruned.anatomy is not None
     assert pruned.plan is not None
@@ -219,10 +232,12 @@ def optimize(
         images=pictures.name if pictures else "",
         accuracy=accuracy,
         latency=timed,
-        notes=(*given.notes, *_calibration_notes(compiled)),
+        notes=(*given.notes, *_calibration_notes(compiled), *told),
         arch=given.arch,
+        example=given.example,
         calibration=compiled.calibration,
         planned=planned,
+        preprocess=pictures.preprocess if pictures else None,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
 
@@ -238,7 +253,7 @@ class Result:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)
         data = report.as_dict()
-        manifest = {key: data[key] for key in (*KEYS, "arch")}
+        manifest = {key: data[key] for key in (*KEYS, "arch", "example")}
         versions = {"prunec": __version__, "torch": torch.__version__}
         files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
         return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)
@@ -258,7 +273,7 @@ def load(
     Args:
         folder: what `Result.save` or `prunec optimize -o` wrote.
         model: the model, for artefacts of a module that no SOURCE names. It is not changed.
-        example: an input of that model, as for `transform`.
+        example: an input of that model, as for `transform`; left out, of the shapes that the artefact names.
         target: the backend; the one the artefact was made for when left out.
         trust_source: build the model from whatever SOURCE the artefact names, which may import and run code.
             Without it, only from shapes, timm:, hf: and .safetensors.
@@ -267,7 +282,7 @@ def load(
     manifest, state = artefact.read(folder)
     backend = targets.load(target or manifest["target"])
     if model is None:
-        source = _source_of(manifest, folder, trust_source, allow_pickle)
+        source = _source_of(manifest, folder, example, trust_source, allow_pickle)
     else:
         source = sources.from_module(model, example)
     module = copy.deepcopy(source.module) if model is not None else source.module
@@ -283,7 +298,7 @@ def load(
 
 
 def _source_of(
-    manifest: Mapping[str, Any], folder: str | Path, trust_source: bool, allow_pickle: bool
+    manifest: Mapping[str, Any], folder: str | Path, example: Any, trust_source: bool, allow_pickle: bool
 ) -> Source:
     if manifest["weights"] == "given" and ":" not in manifest["source"]:  # pkg.module:callable names one
         raise UsageError(
@@ -296,6 +311,7 @@ def _source_of(
         pretrained=False,
         trust_source=trust_source,
         allow_pickle=allow_pickle,
+        example=(manifest["example"] or None) if example is None else example,
     )
 
 
@@ -320,6 +336,20 @@ def _check_names(program: Program, state: Mapping[str, torch.Tensor], folder: st
                 f"the weights of {folder} {verb} {first}{more}",
                 remedy="give the model that the artefact was made from",
             )
+
+
+def _told(
+    source: Source,
+    dense: Program,
+    pictures: Pictures | None,
+    fitted_on: Pictures | None,
+    calibration: Calibration | None,
+) -> tuple[str, ...]:
+    """What is doubtful about pictures, labels and calibration: warned of, and noted in the report."""
+    shown = pictures or fitted_on
+    about_pictures = () if shown is None or shown.name == SCENES else doubts(source, shown)
+    labels = fitting(pictures, figures.classes(dense))[1] if pictures else ""
+    return (*about_pictures, *filter(None, [labels]), *(calibration.doubts if calibration else ()))
 
 
 def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:

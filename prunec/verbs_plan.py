@@ -13,8 +13,9 @@ from torch import nn
 
 from prunec import sources, targets
 from prunec.compiler import recognise
+from prunec.errors import UsageError
 from prunec.figures import Progress
-from prunec.pictures import pictures_of, split_off
+from prunec.pictures import doubts, pictures_of, split_off
 from prunec.planner import sweep as sweeping
 from prunec.planner.goal import Goal
 from prunec.planner.planned import Planned, Request, Search, estimated, explore, tables, workshop_of
@@ -41,11 +42,19 @@ def load_policy(
     return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
 
 
-def as_source(source: Source | nn.Module | str) -> Source:
+def as_source(source: Source | nn.Module | str, example: Any = None, preprocess: Any = None) -> Source:
     """A source from what people give."""
     if isinstance(source, str):
-        return sources.load(source)
-    return sources.from_module(source) if isinstance(source, nn.Module) else source
+        return sources.load(source, example=example, preprocess=preprocess)
+    if isinstance(source, nn.Module):
+        return sources.from_module(source, example, preprocess=preprocess)
+    if example is not None or preprocess is not None:
+        raise UsageError(
+            "a Source has its example and preprocessing already",
+            where="example=, preprocess=",
+            remedy="give them to prunec.sources.load or from_module, which made it",
+        )
+    return source
 
 
 def plan(
@@ -61,6 +70,8 @@ def plan(
     untrained: bool = False,
     mode: str | None = None,
     search: Search | None = None,
+    example: Any = None,
+    preprocess: Any = None,
     say: Progress = lambda step: None,
     warn: Progress = warnings.warn,
 ) -> Planned:
@@ -78,6 +89,8 @@ def plan(
         untrained: leave learned parts as they are at first.
         mode: one of the modes; left out, the best by measurement.
         search: which schedules to look among, and whether to build the best.
+        example: as for `optimize`.
+        preprocess: as for `optimize`.
         say: called with each step's name.
         warn: called with what should be known, and stops nothing.
 
@@ -85,7 +98,9 @@ def plan(
         PlanError: no schedule of the policy reaches the goal.
     """
     goal = Goal.of(latency, speedup, max_drop)
-    given, request = _request(source, policy, target, images, batch, untrained, mode, search, say, warn)
+    given, request = _request(
+        source, example, preprocess, policy, target, images, batch, untrained, mode, search, say, warn
+    )
     say("capture, recognise")
     return plan_schedule(given, recognise(given), goal, request)
 
@@ -100,6 +115,8 @@ def latency_table(
     mode: str | None = None,
     ceilings: Ceilings | None = None,
     device: str = "",
+    example: Any = None,
+    preprocess: Any = None,
     say: Progress = lambda step: None,
     warn: Progress = warnings.warn,
 ) -> LatencyTable:
@@ -116,10 +133,14 @@ def latency_table(
         mode: as for `plan`.
         ceilings: estimate instead of measuring, for a device that is not here but of which this is known.
         device: what that device is called.
+        example: as for `optimize`.
+        preprocess: as for `optimize`.
         say: called with each step's name.
         warn: called with what should be known, and stops nothing.
     """
-    given, request = _request(source, policy, target, images, batch, False, mode, None, say, warn)
+    given, request = _request(
+        source, example, preprocess, policy, target, images, batch, False, mode, None, say, warn
+    )
     say("capture, recognise")
     dense = recognise(given)
     if ceilings is None:
@@ -140,6 +161,8 @@ def sweep(
     untrained: bool = False,
     mode: str | None = None,
     search: Search | None = None,
+    example: Any = None,
+    preprocess: Any = None,
     say: Progress = lambda step: None,
     warn: Progress = warnings.warn,
 ) -> Sweep:
@@ -156,6 +179,8 @@ def sweep(
         untrained: as for `plan`.
         mode: as for `plan`.
         search: as for `plan`; schedules are always built.
+        example: as for `optimize`.
+        preprocess: as for `optimize`.
         say: as for `plan`.
         warn: as for `plan`.
 
@@ -163,7 +188,9 @@ def sweep(
         TableError: the file is of another model, device, policy or search.
     """
     path = None if file is None else Path(file)
-    given, request = _request(source, policy, target, images, batch, untrained, mode, search, say, warn)
+    given, request = _request(
+        source, example, preprocess, policy, target, images, batch, untrained, mode, search, say, warn
+    )
     say("capture, recognise")
     dense = recognise(given)
     told = sweeping.about(given, dense, request)
@@ -181,6 +208,8 @@ def sweep(
 
 def _request(
     source: Source | nn.Module | str,
+    example: Any,
+    preprocess: Any,
     policy: PolicyLike,
     target: str,
     images: str | Path | None,
@@ -192,7 +221,10 @@ def _request(
     warn: Progress,
 ) -> tuple[Source, Request]:
     """What all of them start with."""
-    chosen, backend, given = load_policy(policy), targets.load(target), as_source(source)
+    chosen, backend = load_policy(policy), targets.load(target)
+    given = as_source(source, example, preprocess)
     _, pictures = split_off(given, pictures_of(given, images))
+    for doubt in doubts(given, pictures) if images is not None else ():
+        warn(doubt)
     found = search or Search()
     return given, Request(chosen, backend, target, batch, pictures, not untrained, mode, found, say, warn)

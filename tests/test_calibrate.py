@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,10 +158,28 @@ def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
     assert "--untrained" in str(caught.value.remedy)
     module = prunec.transform(model, chosen, example=pixels(), untrained=True)
     assert "prunec.site_0.gate.up.weight" in module.state_dict()
-    fitted = prunec.transform(model, chosen, example=pixels(), calibration=images())
+    with pytest.warns(UserWarning, match="calibrated on 16 images only, which may not hold for others"):
+        fitted = prunec.transform(model, chosen, example=pixels(), calibration=images())
     with torch.no_grad():
         assert fitted(images()).shape == (16, 7)
         assert float(fitted.state_dict()["prunec.site_1.threshold"]) != 0.0
+
+
+@pytest.mark.parametrize(
+    ("found", "doubts"),
+    [
+        ({"images": 64, "fits": (0.3, 0.9)}, []),
+        ({"images": 63, "fits": ()}, ["calibrated on 63 images only"]),
+        ({"images": 64, "fits": (0.29, 0.9)}, ["the scorers of 1 of 2 sites predict next to nothing"]),
+        ({"images": 64, "fits": (float("nan"),)}, ["the scorers of 1 of 1 sites predict next to nothing"]),
+        ({"images": 64, "fits": (0.1,), "graded": True}, []),  # a share of classes, no correlation
+        ({"images": 9, "fits": (0.1,)}, ["calibrated on 9 images only", "the scorers of 1 of 1"]),
+    ],
+)
+def test_a_calibration_that_may_not_hold_says_so(found: dict[str, Any], doubts: list[str]) -> None:
+    told = calibrate.Calibration(name="images", shares=(), counts=(), seconds=0.0, **found).doubts
+    assert len(told) == len(doubts)
+    assert all(said.startswith(start) for said, start in zip(told, doubts, strict=True))
 
 
 def test_a_part_cannot_be_calibrated_on_images() -> None:

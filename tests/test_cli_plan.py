@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from prunec import cli, verbs
 from prunec.planner import planned
@@ -158,6 +159,28 @@ def test_a_wrong_schedule_is_told_with_its_block(
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert words in failure(call("apply", "plan.yaml", "--trust-source", "-o", "out"), code)
     assert not (home / "out").exists()
+
+
+def test_the_example_that_a_plan_names_is_shapes_and_never_a_file(call: Call, home: Path) -> None:
+    plan = {
+        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(verbs.load_policy("evit").to_yaml()),
+        "target": "eager", "mode": "static", "batch": 2, "schedule": {2: 30}, "example": "2x3x32x32",
+    }  # fmt: skip
+    (home / "plan.yaml").write_text(yaml.safe_dump(plan))
+    done = call("apply", "plan.yaml", "--trust-source", "--rounds", "5", "-o", "out", "--json")
+    assert (done.code, done.json["example"]) == (0, "2x3x32x32")
+    (home / "plan.yaml").write_text(yaml.safe_dump({**plan, "example": "a.safetensors"}))
+    failed = failure(call("apply", "plan.yaml", "--trust-source", "-o", "out"), 2)
+    assert failed.startswith("'a.safetensors' are no shapes of inputs\n  where: example")
+
+
+def test_a_guess_about_pictures_is_warned_of(call: Call, home: Path, table: tuple[str, str]) -> None:
+    (home / "images").mkdir()
+    for name in range(16):
+        Image.new("RGB", (40, 32), (16 * name, 90, 40)).save(home / "images" / f"{name}.png")
+    goal = ("plan", *MODEL, *table, "--max-drop", "10", "--sites", "1", "--predict", "--images", "images")
+    assert "warning: pictures are normalised with mean 0.5, 0.5, 0.5 and std" in call(*goal).err
+    assert "pictures are" not in call(*goal, "--mean", "0,0,0", "--std", "1,1,1").err
 
 
 def test_plan_json_tells_how_it_was_found(call: Call, table: tuple[str, str]) -> None:

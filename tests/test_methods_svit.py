@@ -138,6 +138,7 @@ def test_d_tokens_stand_where_they_stood_and_keep_their_values() -> None:
             assert torch.equal(states[1][number, skipped], states[0][number, skipped])
 
 
+@pytest.mark.filterwarnings("ignore:calibrated on", "ignore:the scorers of")  # few images do here
 def test_e_calibration_meets_the_ratio() -> None:
     x = images(12)
     fast = prunec.transform(vit(4), "svit", example=x[:3], calibration=x)

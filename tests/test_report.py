@@ -7,6 +7,7 @@ from typing import Any
 from prunec.anatomy import Anatomy, NoMatch
 from prunec.certificate import Certificate
 from prunec.cost import Timing
+from prunec.data.preprocess import Preprocess
 from prunec.evaluate import Comparison, Score
 from prunec.figures import Latency
 from prunec.policy import Policy
@@ -80,6 +81,7 @@ def test_text_of_everything() -> None:
         "             pruned      10.00 ms ±0%  x2.00\n"
         "             ideal        8.00 ms ±0%  x2.50\n"
         "             pruned reaches 80% of the ideal (plain slices, no scoring)\n"
+        "verdict      2.00 times as fast as the dense model\n"
         "note         the weights are random\n"
         "artefact     out\n"
     )
@@ -126,8 +128,9 @@ def test_agreement_stands_where_there_are_no_labels_and_similarity_where_there_a
 def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
-        "source", "arch", "weights", "target", "policy", "anatomy", "plan", "stages", "certificate",
-        "calibration", "flops", "images", "accuracy", "latency", "planner", "notes", "artefact",
+        "source", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
+        "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "verdict",
+        "planner", "notes", "artefact",
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {
@@ -139,6 +142,34 @@ def test_dict_is_plain_data() -> None:
     assert (data["latency"]["batch"], data["latency"]["device"]) == (8, "a CPU")
     assert data["accuracy"]["random"]["accuracy"] == 0.75
     assert data["certificate"]["permutation"] == 2.5e-7
+
+
+def timed(pruned: float) -> Report:
+    timings = {**LATENCY.timings, "pruned": Timing("pruned", (pruned,) * 3)}
+    return dataclasses.replace(FULL, latency=dataclasses.replace(LATENCY, timings=timings))
+
+
+def test_the_verdict_is_given_always() -> None:
+    slower = (
+        "slower than the dense model (x0.80): use the model as it is, or try another batch, policy or target"
+    )
+    assert f"verdict      {slower}" in lines(timed(0.025))
+    assert timed(0.025).as_dict()["verdict"] == slower
+    assert timed(0.0198).verdict == (
+        "the pruned model is 1.01 times as fast as the dense one, which is no gain"
+    )
+    assert timed(0.01).verdict == "2.00 times as fast as the dense model"
+    assert BARE.verdict == ""
+
+
+def test_text_says_what_became_of_pictures() -> None:
+    how = Preprocess(32, (0.4, 0.5, 0.6), 0.25, (37, 37), origin="the model's processor")
+    said = "scaled (bicubic) to cover 37 x 37, cropped to 32 x 32, mean 0.4, 0.5, 0.6, std 0.25, 0.25, 0.25"
+    report = dataclasses.replace(FULL, preprocess=how)
+    assert f"pictures     {said} (the model's processor)" in lines(report)
+    assert json.loads(json.dumps(report.as_dict()))["preprocess"]["scaled"] == [37, 37]
+    guess = dataclasses.replace(FULL, preprocess=Preprocess(32, fit="stretch"))
+    assert "pictures     bicubic to 32 x 32, mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5 (a guess)" in lines(guess)
 
 
 def test_dict_of_a_bare_report() -> None:

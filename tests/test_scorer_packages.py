@@ -121,6 +121,7 @@ def test_the_example_keeps_the_patches_of_highest_contrast_at_both_sites() -> No
     assert (found - model(batch)).abs().max() > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:calibrated on", "ignore:the scorers of")  # few images do here
 @pytest.mark.usefixtures("edges")
 def test_images_keep_as_many_patches_as_pass_a_threshold_of_contrast() -> None:
     model, batch = vit(), images()
@@ -138,6 +139,7 @@ def test_images_keep_as_many_patches_as_pass_a_threshold_of_contrast() -> None:
         torch.testing.assert_close(fast(image[None]), reference(model, image, kept), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:calibrated on", "ignore:the scorers of")  # few images do here
 @pytest.mark.usefixtures("edges")
 def test_a_scorer_with_parameters_is_calibrated() -> None:
     model = vit()
@@ -195,6 +197,7 @@ def test_two_packages_that_announce_one_name(announce: Announce) -> None:
     assert set((caught.value.where or "").split(", ")) == {"odd_scorers:Ramp", "odd_scorers:Columns"}
 
 
+@pytest.mark.filterwarnings("ignore:calibrated on", "ignore:the scorers of")  # few images do here
 def test_numbers_that_are_no_parameters_go_along(announce: Announce) -> None:
     announce("odd", {"ramp": "odd_scorers:Ramp"})
     model, batch = vit(), images()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -139,7 +140,9 @@ def test_a_policy_may_come_in_any_form(tmp_path: Path, form: str) -> None:
 
 
 def test_transform_says_what_an_unknown_model_needs() -> None:
-    with pytest.raises(UsageError, match=r"no example input can be inferred for this model[\s\S]*example=:"):
+    with pytest.raises(
+        UsageError, match=r"no example input can be inferred for this[\s\S]*example=, a tensor"
+    ):
         prunec.transform(tiny.ViT(), "norm")
     fast = prunec.transform(tiny.ViT(), tiny.policy(), example=tiny.pixels(1))
     assert fast(tiny.pixels(5)).shape == (5, 7)
@@ -200,8 +203,8 @@ def test_optimize_a_module(saved: tuple[Path, Result]) -> None:
 def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
     manifest = json.loads((saved[0] / "prunec.json").read_text(encoding="utf-8"))
     assert list(manifest) == [
-        "format", "source", "weights", "target", "policy", "plan", "certificate", "arch", "versions",
-        "files",
+        "format", "source", "weights", "target", "policy", "plan", "certificate", "arch", "example",
+        "versions", "files",
     ]  # fmt: skip
     assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit").override(**EVIT)
     assert manifest["plan"]["sites"][0]["leaves"] == 15
@@ -242,9 +245,46 @@ def test_folders_give_labels_where_they_name_the_models_classes(
     assert fits is labelled
 
 
+def test_what_is_doubtful_about_pictures_is_warned_of_and_noted(tmp_path: Path) -> None:
+    folder, warned = pictures(tmp_path / "images", "cat", "dog"), []
+    report = optimize(vit(), images=folder, warn=warned.append, **EVIT).report
+    guess, labels = warned
+    assert report.notes == (guess, labels)
+    assert guess == (
+        "pictures are normalised with mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5, which is a guess: no "
+        "processor stands beside the model; give --mean, --std and --crop (in Python: preprocess=)"
+    )
+    assert "accuracy is not measured: 2 folders name classes (cat, dog), and the model has 7; " in labels
+    assert report.accuracy is not None
+    assert report.accuracy.dense.accuracy is None
+    said = {"mean": (0.1, 0.2, 0.3), "std": 0.5}
+    report = optimize(vit(), images=folder, warn=warned.append, preprocess=said, **EVIT).report
+    assert report.notes == (labels,)
+    assert report.preprocess is not None
+    assert (report.preprocess.mean, report.preprocess.origin) == ((0.1, 0.2, 0.3), "the caller")
+
+
+def test_pictures_of_a_processor_reach_the_model(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "images", "")
+    said = transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"height": 20, "width": 20})
+    found = pictures_of(sources.from_module(vit(), preprocess=said), folder)
+    assert found is not None
+    expected = said([Image.open(folder / f"{n}.png") for n in range(2)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=0.01)
+
+
+def test_an_example_in_any_form_is_an_artefacts_own(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a Source has its example and preprocessing already"):
+        optimize(sources.from_module(vit()), example="2x3x20x20")
+    source = sources.load("timm:test_vit?dynamic_img_size=true", pretrained=False, image_size=(96, 96))
+    folder = optimize(source, keep=0.5, blocks=(2,)).save(tmp_path / "out")
+    assert json.loads((folder / "prunec.json").read_text(encoding="utf-8"))["example"] == "2x3x96x96"
+    assert prunec.load(folder)(images(2, 96)).shape == (2, 1000)
+
+
 def test_optimize_on_images(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "images", "2", "5")
-    report = optimize(vit(), images=folder, **EVIT).report
+    report = optimize(vit(), images=folder, preprocess={"mean": 0.5, "std": 0.5}, **EVIT).report
     assert report.accuracy is not None
     assert (report.accuracy.images, report.images) == (4, f"images of {folder}")
     assert report.accuracy.dense.accuracy is not None

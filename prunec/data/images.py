@@ -9,7 +9,6 @@ The picture is read, scaled and cropped as timm and torchvision do it, bit for b
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from prunec import documents
+from prunec.data.preprocess import INTERPOLATIONS, Preprocess
 from prunec.errors import SourceError, UsageError, brief
 
 if TYPE_CHECKING:
@@ -48,38 +48,26 @@ class ImageSet:
         return len(self.paths)
 
 
-def load_images(
-    folder: Path | str,
-    size: int | tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    limit: int | None = None,
-    *,
-    crop: float = 1.0,
-) -> ImageSet:
+def load_images(folder: Path | str, preprocess: Preprocess, limit: int | None = None) -> ImageSet:
     """Read the images of a folder and of its subfolders.
 
     Args:
         folder: where they are. Hidden files are left out.
-        size: the side of the result, or its height and width.
-        mean: what is subtracted from each channel, which runs from 0 to 1.
-        std: what each channel is divided by afterwards.
+        preprocess: how each is scaled, cropped and normalised.
         limit: at most so many images, evenly spaced over the sorted paths, so that every class has its share.
-        crop: the share of the scaled image's shorter side that the centre crop keeps (timm's `crop_pct`).
 
     Raises:
         SourceError: there is no image, or one cannot be read, or Pillow is missing.
         UsageError: an argument cannot be meant.
     """
-    _check_arguments(mean, std, limit, crop)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}", where="images", remedy="use 1 or more, or leave it out")
     _need_pillow()
     folder = Path(folder).expanduser()
     paths = _thinned(_find(folder), limit)
-    target = (size, size) if isinstance(size, int) else size
-    images = torch.empty(len(paths), 3, *target)
+    images = torch.empty(len(paths), 3, *preprocess.size)
     for place, path in enumerate(paths):
-        images[place] = _pixels(_fitted(_opened(path, target, crop), target, crop))
-    images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+        images[place] = preprocess.normalise(_pixels(_fitted(_opened(path, preprocess), preprocess)))
     labels, classes = _labels(folder, paths)
     return ImageSet(images, paths, labels, classes)
 
@@ -155,15 +143,15 @@ def are_numbers(names: Sequence[str]) -> bool:
 # --- one picture --------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path, size: tuple[int, int], crop: float) -> Image.Image:
-    """The picture in RGB, which can be scaled to the size; SourceError when it is broken or too large."""
+def _opened(path: Path, how: Preprocess) -> Image.Image:
+    """The picture in RGB, which can be scaled so; SourceError when it is broken or too large."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), documents.open_file(path, MOST_BYTES) as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
             with Image.open(file, formats=FORMATS) as picture:
-                _check_size(picture.size, _scaled(picture.size, size, crop))
+                _check_size(picture.size, _scaled(picture.size, how))
                 return _to_rgb(picture)
     except documents.Unreadable as error:
         raise SourceError(
@@ -204,23 +192,24 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _scaled(found: tuple[int, int], size: tuple[int, int], crop: float) -> tuple[int, int]:
-    """Width and height of a picture that is scaled until it just covers size / crop."""
-    (width, height), (rows, columns) = found, size
-    down, across = math.floor(rows / crop), math.floor(columns / crop)
+def _scaled(found: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """Width and height that a picture is scaled to: it just covers `scaled`, or is stretched to it."""
+    (width, height), (down, across) = found, how.scaled
+    if how.fit == "stretch":
+        return across, down
     if down * width >= across * height:  # the height decides
         return int(down * width / height), down
     return across, int(across * height / width)
 
 
-def _fitted(picture: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:
-    """Scaled (bicubic) until it just covers size / crop, then cropped around its centre."""
+def _fitted(picture: Image.Image, how: Preprocess) -> Image.Image:
+    """Scaled, then cropped around its centre."""
     from PIL import Image
 
-    scaled, (rows, columns) = _scaled(picture.size, size, crop), size
+    scaled, (rows, columns) = _scaled(picture.size, how), how.size
     if scaled != picture.size:
-        picture = picture.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = round((scaled[0] - columns) / 2), round((scaled[1] - rows) / 2)
+        picture = picture.resize(scaled, Image.Resampling(INTERPOLATIONS.index(how.interpolation)))
+    left, top = how.margin(scaled[0], columns), how.margin(scaled[1], rows)
     return picture.crop((left, top, left + columns, top + rows))
 
 
@@ -231,19 +220,6 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 # --- guards -------------------------------------------------------------------------------------------------
-
-
-def _check_arguments(mean: Sequence[float], std: Sequence[float], limit: int | None, crop: float) -> None:
-    if len(mean) != 3 or len(std) != 3:
-        raise UsageError(
-            f"mean {tuple(mean)} and std {tuple(std)} do not fit three channels",
-            where="images",
-            remedy="give three numbers each",
-        )
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit is {limit}", where="images", remedy="use 1 or more, or leave it out")
-    if not 0 < crop <= 1:
-        raise UsageError(f"crop is {crop}", where="images", remedy="use a share between 0 and 1")
 
 
 def _need_pillow() -> None:

@@ -28,6 +28,7 @@ class PlanFile(Model):
     version: Literal[1] = 1
     source: Word
     arch: Word = ""
+    example: Word = ""  # the shapes of the inputs, where the model by itself would have others
     weights: Word = "pretrained"
     policy: Annotated[dict[str, Any], Field(description="a policy, as a policy file has it")]
     target: Word
@@ -38,7 +39,15 @@ class PlanFile(Model):
 
     @classmethod
     def of(
-        cls, planned: Planned, *, source: str, arch: str, weights: str, target: str, batch: int
+        cls,
+        planned: Planned,
+        *,
+        source: str,
+        arch: str,
+        weights: str,
+        target: str,
+        batch: int,
+        example: str = "",
     ) -> PlanFile:
         """The file of a plan."""
         chosen = planned.decision.chosen
@@ -51,6 +60,7 @@ class PlanFile(Model):
         return cls(
             source=source,
             arch=arch,
+            example=example,
             weights=weights,
             policy=planned.maps[0].policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             target=target,

@@ -11,12 +11,21 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from prunec.data.images import SUFFIXES, are_numbers, load_images
+from prunec.data import images as reading
+from prunec.data.images import SUFFIXES, ImageSet, are_numbers
+from prunec.data.preprocess import Preprocess, scaled_for
 from prunec.errors import SourceError, UsageError
 from tests.hostile import documents as hostile
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def load_images(
+    folder: Path | str, size: Any, mean: Any, std: Any, limit: int | None = None, crop: float = 1.0
+) -> ImageSet:
+    sides = (size, size) if isinstance(size, int) else size
+    return reading.load_images(folder, Preprocess(sides, mean, std, scaled_for(sides, crop)), limit)
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -207,7 +216,7 @@ def test_pillow_is_imported_only_where_it_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mean": (0.5,)}, {"std": (1.0, 1.0)}, {"limit": 0}, {"crop": 0.0}, {"crop": 1.5}]
+    "wrong", [{"mean": (0.5, 0.5)}, {"std": (1.0, 1.0, 0.0)}, {"limit": 0}, {"crop": 0.0}, {"crop": 1.5}]
 )
 def test_arguments_that_cannot_be_meant(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -94,6 +94,12 @@ def test_weights_in_a_file_come_with_their_architecture(tmp_path: Path) -> None:
     assert PlanFile.read(tmp_path / "plan.yaml").arch == "timm:vit_tiny_patch16_224"
 
 
+def test_the_shapes_of_an_example_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(written(example="pixel_values=2x3x96x96"))
+    assert PlanFile.read(tmp_path / "plan.yaml").example == "pixel_values=2x3x96x96"
+    assert "example" not in written()
+
+
 # Mistakes ---------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import inspect
 import time
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from prunec import compat
+from prunec.attributes import settings_of
 from prunec.errors import CaptureError, UsageError
 from prunec.graph import keep_parameters
 from prunec.interface import Interface
@@ -37,7 +39,7 @@ def capture(
     batch = _batch_size(args, kwargs)
     exported = _export(module, args, kwargs, batch)
     signature = inspect.signature(module.forward)
-    program = _program(exported, signature, args, kwargs, batch, start)
+    program = _program(exported, signature, args, kwargs, batch, start, settings_of(module))
     keep_parameters(program.module, module)  # also those that the graph does not read, such as a mask token
     return program
 
@@ -55,6 +57,7 @@ def _program(
     kwargs: Mapping[str, Any],
     batch: int | None,
     start: float,
+    settings: Mapping[str, bool] = MappingProxyType({}),
 ) -> Program:
     notes: tuple[str, ...] = ()
     if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
@@ -63,7 +66,7 @@ def _program(
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
         batch = None
     graph_module = graph_of(exported)
-    program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch))
+    program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch, settings))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
     stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
     return program.replace(stages=(stage,))
@@ -118,6 +121,7 @@ def _interface(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     batch: int | None,
+    settings: Mapping[str, bool],
 ) -> Interface:
     parameters = signature.parameters.values()
     named = tuple(
@@ -136,6 +140,8 @@ def _interface(
         out_spec=out_spec,
         example=tuple(example),
         batch=batch,
+        signature=signature,
+        settings=settings,
     )
 
 

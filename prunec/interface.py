@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunec import compat
-from prunec.errors import UsageError
+from prunec.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Interface:
     out_spec: compat.TreeSpec
     example: tuple[Any, ...]  # flat example inputs, batch first
     batch: int | None  # the example's batch, None when the batch is fixed
+    signature: inspect.Signature | None = None  # of the model's own forward
+    settings: Mapping[str, bool] = field(
+        default_factory=dict
+    )  # what the model's configuration says of inputs
 
     def flatten(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Sequence[Tensor | None] | None = None
@@ -41,6 +46,9 @@ class Interface:
         weights = [None] * len(self.example) if weights is None else weights
         self._check_names(args, kwargs, weights)
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        for name, value in self._captured().items():  # the same in another spelling, such as None and False
+            if self.is_usual(name, value) and (name not in given or self.is_usual(name, given[name])):
+                given[name] = value
         call = (tuple(given[name] for name in self.positional), {name: given[name] for name in self.keyword})
         flat, spec = compat.tree_flatten(call)
         if spec != self.in_spec:
@@ -67,14 +75,34 @@ class Interface:
         for name, value in (*given.items(), *kwargs.items()):
             if name in given and name in kwargs:
                 raise wrong(f"input {name!r} is given twice, by position and by name")
-            if name not in captured and value is not self.defaults.get(name):
+            if name not in captured and not self._takes(name):
+                raise wrong(f"forward has no input {name!r}{did_you_mean(name, self.parameters)}")
+            if name not in captured and not self.is_usual(name, value):
+                example = ", ".join(f"{key!r}: ..." for key in (*captured, name))
                 raise wrong(
                     f"input {name!r} was not given at capture, so the graph has no place for it",
-                    ", or transform the model again with an example that holds this input",
+                    ", or transform the model again with an example that holds this input: "
+                    f"example={{{example}}}",
                 )
-        for name in captured:
-            if name not in given and name not in kwargs:
+        for name, value in self._captured().items():
+            if name not in given and name not in kwargs and not self.is_usual(name, value):
                 raise wrong(f"missing input {name!r}")
+
+    def is_usual(self, name: str, value: Any) -> bool:
+        """Whether the model takes an input of this value as it takes one that is left out."""
+        if _is_same(value, self.defaults.get(name)):
+            return True
+        return name in self.settings and _is_same(value, self.settings[name])
+
+    def _captured(self) -> dict[str, Any]:
+        """The inputs of the example by name."""
+        args, kwargs = compat.tree_unflatten(list(self.example), self.in_spec)
+        return {**dict(zip(self.positional, args, strict=True)), **kwargs}
+
+    def _takes(self, name: str) -> bool:
+        """Whether the model's forward has a parameter for a keyword."""
+        every = () if self.signature is None else self.signature.parameters.values()
+        return name in self.parameters or any(one.kind is one.VAR_KEYWORD for one in every)
 
     def unflatten(self, outputs: Any) -> Any:
         """The model's own output structure (a tensor, a tuple, a ModelOutput) from the flat tuple."""
@@ -134,6 +162,11 @@ class Interface:
             f"input {name!r} is {self.describe(value)}, expected {self.describe(example, precision)}",
             remedy=remedy,
         )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two options are the same; tensors, whose numbers a graph may read, never are."""
+    return value is other or (isinstance(value, bool | int | float | str) and value == other)
 
 
 def _is_cast(value: Tensor, example: Tensor) -> bool:

@@ -93,7 +93,7 @@ def transform(
 
     def pruned(source: Source) -> nn.Module:
         compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
-        return ProgramModule(compiled.pruned)
+        return ProgramModule(compiled.pruned, source.module)
 
     if within is None:
         return pruned(sources.from_module(model, example))
@@ -224,7 +224,7 @@ def optimize(
         calibration=compiled.calibration,
         planned=planned,
     )
-    return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
+    return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def load(
     _check_names(compiled.pruned, state, folder)
     own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}
     compiled.pruned.module.load_state_dict(own, strict=False)
-    return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
+    return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned), source.module)
 
 
 def _source_of(

@@ -22,7 +22,8 @@ from torch.export.graph_signature import InputKind
 
 from prunec import compat
 from prunec.attributes import settings_of
-from prunec.errors import CaptureError, UsageError
+from prunec.borrowing import unchanged
+from prunec.errors import CaptureError, UsageError, first_few
 from prunec.graph import keep_parameters
 from prunec.interface import Interface
 from prunec.program import Program, Stage
@@ -65,6 +66,10 @@ def _program(
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
         batch = None
+    exported = _functional(exported)
+    if changed := list(exported.graph_signature.buffers_to_mutate.values()):
+        notes += (f"the model changes {first_few(changed)} whenever it runs",)
+        warnings.warn(f"{notes[-1]}; the transformed one leaves its buffers as they are now", stacklevel=4)
     graph_module = graph_of(exported)
     program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch, settings))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
@@ -76,7 +81,7 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None
 ) -> ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(module):
             return compat.export(module, args, kwargs, batch)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise CaptureError(
@@ -89,9 +94,7 @@ def _export(
 
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     """The exported program as one functional graph: flat inputs, flat outputs, no guards."""
-    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
-        exported = compat.functionalised(exported)
-    graph_module = compat.unlifted(exported)
+    graph_module = compat.unlifted(_functional(exported))
     graph = graph_module.graph
     compat.make_flat(graph)
     for node in list(graph.nodes):
@@ -100,6 +103,13 @@ def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     graph_module._forward_pre_hooks.clear()  # the same, for keywords that a flat call has no longer
     graph_module.recompile()
     return graph_module
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program with nothing done in place."""
+    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+        return compat.functionalised(exported)
+    return exported
 
 
 def _signature(exported: ExportedProgram) -> inspect.Signature:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
@@ -186,6 +187,13 @@ def _check_single(program: Program, flat: Sequence[Any]) -> None:
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
+#: What the flag does not do.
+TRAINING = (
+    "the model was captured in eval mode, and training mode does not change that: it has no dropout and no "
+    "stochastic depth, and batch norm keeps its statistics; gradients flow as usual"
+)
+
+
 class _Forward:
     """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
 
@@ -213,8 +221,9 @@ class ProgramModule(nn.Module):
     The parameters are the original model's own, so a change of them (training, `.to(...)`) is a change of
     both; `copy.deepcopy` gives a module with parameters of its own.
 
-    It computes what the model does in eval mode, and starts in it. `.train()` changes nothing but the flag:
-    gradients flow either way, dropout and stochastic depth stay off, and batch norm keeps its statistics.
+    It computes what the model does in eval mode, and starts in it. `.train()` changes nothing but the flag,
+    and says so once: gradients flow either way, dropout and stochastic depth stay off, and batch norm keeps
+    its statistics.
     """
 
     forward = _Forward()
@@ -231,6 +240,7 @@ class ProgramModule(nn.Module):
         example = program.interface.example
         self.__dict__["_input_weights"] = [_weight_like(leaf, program) for leaf in example]
         self.__dict__["_input_conversions"] = [_conversion_to(leaf, program) for leaf in example]
+        self.__dict__["_said"] = False  # what training mode does not do
         self.eval()
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -251,6 +261,14 @@ class ProgramModule(nn.Module):
             if told is None or name.startswith("_"):
                 raise
             return told.read(name, self)
+
+    def train(self, mode: bool = True) -> ProgramModule:
+        """Set the flag; the first time for training, say what that does not do."""
+        if mode and not self.__dict__["_said"]:
+            self.__dict__["_said"] = True
+            warnings.warn(TRAINING, stacklevel=2)
+        super().train(mode)
+        return self
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""

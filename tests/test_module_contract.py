@@ -243,7 +243,9 @@ def test_training_mode_changes_nothing_but_the_flag() -> None:
     fast = prunec.transform(model, "evit", keep=0.5, blocks=(1,), example=x)
     assert not any(part.training for part in fast.modules())
     before = fast(x)
-    assert fast.train() is fast
+    with pytest.warns(UserWarning, match="no dropout and no stochastic depth"):
+        assert fast.train() is fast
+    assert fast.eval().train() is fast  # said once
     assert all(part.training for part in fast.modules())
     assert not any(part.training for part in model.modules())
     assert torch.equal(fast(x), before)
@@ -262,14 +264,17 @@ def test_training_mode_keeps_the_statistics_of_batch_norm() -> None:
             return self.vit(self.norm(image))
 
     model, x = Stem().eval(), pixels() + 3
-    fast = prunec.transform(model, "norm", blocks=(1,), example=x).train()
+    with pytest.warns(UserWarning, match="batch norm keeps its statistics"):
+        fast = prunec.transform(model, "norm", blocks=(1,), example=x).train()
     before = fast(x)
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
     assert torch.equal(fast(x), before)
 
 
 def test_it_learns_in_training_mode() -> None:
-    fast, x = copy.deepcopy(prunec.transform(noisy(), "evit", blocks=(1,))).train(), torch.randn(4, 3, 64, 64)
+    fast, x = copy.deepcopy(prunec.transform(noisy(), "evit", blocks=(1,))), torch.randn(4, 3, 64, 64)
+    with pytest.warns(UserWarning, match="gradients flow as usual"):
+        fast.train()
     optimiser = torch.optim.SGD(fast.parameters(), lr=0.05)
     losses = []
     for _ in range(5):

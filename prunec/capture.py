@@ -23,10 +23,18 @@ from torch.export.graph_signature import InputKind
 from prunec import compat
 from prunec.attributes import settings_of
 from prunec.borrowing import unchanged
+from prunec.capturable import check_capturable
 from prunec.errors import CaptureError, UsageError, first_few
-from prunec.graph import keep_parameters
+from prunec.graph import keep_parameters, place
 from prunec.interface import Interface
 from prunec.program import Program, Stage
+
+#: What to do where PyTorch cannot go on: it knows no values of tensors, and no code but its operators.
+BY_VALUES = (
+    "make that line independent of tensor values (torch.where in place of `if`); "
+    "torch.export.draft_export(model, args) lists every such place"
+)
+IN_OPERATORS = "write that line in operators of PyTorch on tensors"
 
 
 def capture(
@@ -35,6 +43,7 @@ def capture(
     """Capture `module` on an example input whose batch is 2."""
     start = time.perf_counter()
     kwargs = dict(kwargs or {})
+    check_capturable(module)
     if module.training:
         raise UsageError("the model is in training mode", remedy="call model.eval() before transforming it")
     batch = _batch_size(args, kwargs)
@@ -62,15 +71,16 @@ def _program(
 ) -> Program:
     notes: tuple[str, ...] = ()
     if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
-        place = compat.specialised_by(exported) or "a line that PyTorch did not record"
-        notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
-        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
+        line = compat.specialised_by(exported) or "a line that PyTorch did not record"
+        notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {line}",)
+        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=5)
         batch = None
     exported = _functional(exported)
     if changed := list(exported.graph_signature.buffers_to_mutate.values()):
         notes += (f"the model changes {first_few(changed)} whenever it runs",)
-        warnings.warn(f"{notes[-1]}; the transformed one leaves its buffers as they are now", stacklevel=4)
+        warnings.warn(f"{notes[-1]}; the transformed one leaves its buffers as they are now", stacklevel=5)
     graph_module = graph_of(exported)
+    _check_sizes(graph_module)
     program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch, settings))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
     stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
@@ -84,12 +94,29 @@ def _export(
         with torch.no_grad(), unchanged(module):
             return compat.export(module, args, kwargs, batch)
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        raise CaptureError(
-            f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
-            where=_user_frame(error),
-            remedy="make that line independent of tensor values; torch.export.draft_export(model, args) "
-            "lists every such place",
-        ) from error
+        raise _failure(module, args, kwargs, error) from error
+
+
+def _failure(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> CaptureError:
+    """Why there is no graph: the model does not run on the example, or it does and cannot be exported."""
+    name = type(module).__name__
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), unchanged(module):
+            module(*args, **kwargs)
+    except Exception as own:  # noqa: BLE001  whatever the model's own code raises
+        return CaptureError(
+            f"{name} does not run on the example: {_first_line(own)}",
+            where=_user_frame(own),
+            remedy="give an example that the model takes, as it is: of its shape, precision and device",
+        )
+    advice = BY_VALUES if compat.is_of_values(error) else IN_OPERATORS
+    return CaptureError(
+        f"torch.export could not capture {name}: {_first_line(error)}",
+        where=_user_frame(error),
+        remedy=f"{advice}, or give within= a part of the model that does not hold that line",
+    )
 
 
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
@@ -103,6 +130,19 @@ def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     graph_module._forward_pre_hooks.clear()  # the same, for keywords that a flat call has no longer
     graph_module.recompile()
     return graph_module
+
+
+def _check_sizes(graph_module: fx.GraphModule) -> None:
+    """CaptureError where there are as many rows as the values of a tensor say."""
+    for node in graph_module.graph.nodes:
+        leaves = [leaf for leaf in compat.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+        if any(compat.hint(size) is None for leaf in leaves for size in leaf.shape):
+            raise CaptureError(
+                "how many rows this line gives depends on the values of a tensor",
+                where=place(node),
+                remedy="make it give a fixed number (torch.topk, a mask with torch.where), or give within= a "
+                "part of the model that does not hold that line",
+            )
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:

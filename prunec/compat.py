@@ -24,10 +24,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.eval_frame import OptimizedModule as OptimizedModule
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, disable_fake_tensor_cache
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv
 from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -67,6 +68,11 @@ def export(
         exported = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
     sys.stderr.write(said.getvalue())
     return exported
+
+
+def is_of_values(error: Exception) -> bool:
+    """Whether PyTorch could not trace a line because that depends on the values of tensors."""
+    return isinstance(error, GuardOnDataDependentSymNode)
 
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunec import compat, files, folders
+from prunec.capturable import check_capturable
 from prunec.data import shapes, tiny_vit
 from prunec.errors import PruneError, SourceError, UsageError, brief, did_you_mean, shown
 from prunec.example_inputs import Example, exported_inputs, infer, inputs
@@ -209,8 +210,9 @@ def from_module(module: nn.Module, example: Example | None = None) -> Source:
             left out, for models of timm, Hugging Face and torchvision.
 
     Raises:
-        UsageError: the example is no input, or none can be inferred.
+        UsageError: it is no model that can be captured, the example is no input, or none can be inferred.
     """
+    check_capturable(module)
     notes: tuple[str, ...] = ()
     if any(part.training for part in module.modules()):
         module, notes = (

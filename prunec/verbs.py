@@ -124,6 +124,7 @@ def optimize(
     keep: float | None = None,
     blocks: tuple[int, ...] | None = None,
     restore: str | None = None,
+    example: Any = None,
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
@@ -151,6 +152,7 @@ def optimize(
         keep: as for `transform`.
         blocks: as for `transform`.
         restore: as for `transform`.
+        example: as for `transform`.
         target: the backend, for the dense model and the controls too.
         images: a folder of images to measure on; subfolders that name the model's classes give labels.
         batch: images at a time when latency is measured.
@@ -173,7 +175,7 @@ def optimize(
     lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
     goals = (latency, speedup, max_drop)
     goal = None if goals == (None, None, None) else Goal.of(*goals)
-    given = as_source(source)
+    given = as_source(source, example)
     pictures = pictures_of(given, images)
     fitted_on, planned = None, None
     if ((chosen.calibrated or chosen.ragged) and not untrained) or goal:

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunec import sources, targets
 from prunec.compiler import recognise
+from prunec.example_inputs import Example, inputs
 from prunec.figures import Progress
 from prunec.pictures import pictures_of, split_off
 from prunec.planner import sweep as sweeping
@@ -41,11 +42,15 @@ def load_policy(
     return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
 
 
-def as_source(source: Source | nn.Module | str) -> Source:
-    """A source from what people give."""
-    if isinstance(source, str):
-        return sources.load(source)
-    return sources.from_module(source) if isinstance(source, nn.Module) else source
+def as_source(source: Source | nn.Module | str, example: Example | None = None) -> Source:
+    """A source from what people give, with an example of theirs."""
+    if not isinstance(source, Source | str):
+        return sources.from_module(source, example)
+    given = sources.load(source) if isinstance(source, str) else source
+    if example is None:
+        return given
+    args, kwargs = inputs(example)
+    return replace(given, args=args, kwargs=kwargs)
 
 
 def plan(

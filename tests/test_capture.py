@@ -318,9 +318,47 @@ def test_an_error_of_the_model_itself_is_told_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError("no tokens left")
 
-    with pytest.raises(CaptureError, match="Broken: ZeroDivisionError: no tokens left") as caught:
+    with pytest.raises(
+        CaptureError, match="Broken does not run on the example: ZeroDivisionError: no tokens left"
+    ) as caught:
         captured(Broken(), torch.randn(2, 4))
     assert line_of("raise ZeroDivisionError") in (caught.value.where or "")
+
+
+@pytest.mark.parametrize("example", [pixels().double(), pixels().to("meta"), pixels()[0], pixels(side=6)])
+def test_an_example_that_the_model_does_not_take_is_the_reason(vit: ViT, example: Tensor) -> None:
+    with pytest.raises(CaptureError, match="ViT does not run on the example") as caught:
+        captured(vit, example)
+    assert caught.value.remedy == (
+        "give an example that the model takes, as it is: of its shape, precision and device"
+    )
+    assert "tiny.py:" in (caught.value.where or "")
+
+
+class ThroughNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() * 2)
+
+
+def test_code_that_is_not_pytorch_is_to_be_written_in_it() -> None:
+    with pytest.raises(CaptureError, match=r"torch\.export could not capture ThroughNumpy") as caught:
+        captured(ThroughNumpy(), torch.randn(2, 4))
+    assert line_of("torch.from_numpy(x.numpy() * 2)") in (caught.value.where or "")
+    assert (caught.value.remedy or "").startswith(
+        "write that line in operators of PyTorch on tensors, or give"
+    )
+
+
+class Chooses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[(x.sum(1) > 0).nonzero()[:, 0]] + 1
+
+
+def test_rows_whose_number_depends_on_values_are_refused_with_the_line() -> None:
+    with pytest.raises(CaptureError, match="how many rows this line gives depends on the values") as caught:
+        captured(Chooses(), torch.randn(2, 4))
+    assert line_of("(x.sum(1) > 0).nonzero()") in (caught.value.where or "")
+    assert "torch.topk" in (caught.value.remedy or "")
 
 
 def test_a_model_may_be_copied_after_it_was_captured(vit: ViT) -> None:

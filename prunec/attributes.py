@@ -48,7 +48,7 @@ class Attributes:
 def settings_of(module: nn.Module) -> dict[str, bool]:
     """The switches of a model's configuration: what an input of that name stands for when it is left out."""
     config = getattr(module, "config", None)
-    found = {}
+    found: dict[str, bool] = {}
     for name, value in getattr(config, "__dict__", {}).items():
         name = name.removeprefix("_")  # of an attribute behind a property
         if isinstance(value, bool) and getattr(config, name, None) is value:

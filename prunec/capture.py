@@ -25,6 +25,7 @@ from prunec.attributes import settings_of
 from prunec.borrowing import unchanged
 from prunec.capturable import check_capturable
 from prunec.errors import CaptureError, UsageError, first_few
+from prunec.example_inputs import unregistered
 from prunec.graph import keep_parameters, place
 from prunec.interface import Interface
 from prunec.program import Program, Stage
@@ -104,12 +105,18 @@ def _failure(
     name = type(module).__name__
     try:
         with torch.no_grad(), torch.random.fork_rng(), unchanged(module):
-            module(*args, **kwargs)
+            found = module(*args, **kwargs)
     except Exception as own:  # noqa: BLE001  whatever the model's own code raises
         return CaptureError(
             f"{name} does not run on the example: {_first_line(own)}",
             where=_user_frame(own),
-            remedy="give an example that the model takes, as it is: of its shape, precision and device",
+            remedy="give an example that the model takes, as it is: of its shape, precision and device; an "
+            "input that is a list or a mapping itself is given in a tuple, example=(input,)",
+        )
+    if advice := unregistered(compat.tree_leaves((args, dict(kwargs), found))):
+        return CaptureError(
+            f"PyTorch does not look into all that {name} takes and returns: {_first_line(error)}",
+            remedy=advice,
         )
     advice = BY_VALUES if compat.is_of_values(error) else IN_OPERATORS
     return CaptureError(
@@ -201,7 +208,24 @@ def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     ]
     if not tensors:
         raise UsageError("the example holds no tensor", remedy="give example=(image,) with an image batch")
-    return next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
+    batch = next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
+    if batch == 0:
+        raise UsageError("the example holds no image: its batch is 0", remedy="give a batch of two images")
+    if tensors[0].dim() == 3 and any(map(_is_list_of_images, (*args, *kwargs.values()))):
+        warnings.warn(
+            "the images are given one by one in a list: the result takes as many as the example holds, of "
+            "their sizes",
+            stacklevel=5,
+        )
+        return None
+    return batch
+
+
+def _is_list_of_images(value: Any) -> bool:
+    """Whether an input is images without a batch dimension, side by side."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(each, torch.Tensor) and each.dim() == 3 for each in value
+    )
 
 
 def _batch_is_symbolic(

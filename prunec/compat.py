@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +105,13 @@ def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
     assert inputs is not None
     assert outputs is not None
     return inputs, outputs
+
+
+def leaf_names(inputs: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """For each leaf of named inputs where it is: `x`, `batch['extra'][0]`."""
+    for name, value in inputs:
+        paths, _ = pytree.tree_flatten_with_path(value)
+        yield from (name + pytree.keystr(path) for path, _ in paths)
 
 
 def argument_names(exported: ExportedProgram) -> list[str] | None:

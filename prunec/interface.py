@@ -46,7 +46,10 @@ class Interface:
         weights = [None] * len(self.example) if weights is None else weights
         self._check_names(args, kwargs, weights)
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
-        for name, value in self._captured().items():  # the same in another spelling, such as None and False
+        for name, value in self._captured().items():
+            if name in given:
+                given[name] = _in_order_of(given[name], value)
+            # the same in another spelling, such as None and False
             if self.is_usual(name, value) and (name not in given or self.is_usual(name, given[name])):
                 given[name] = value
         call = (tuple(given[name] for name in self.positional), {name: given[name] for name in self.keyword})
@@ -109,11 +112,9 @@ class Interface:
         return compat.tree_unflatten(list(outputs), self.out_spec)
 
     def leaf_names(self) -> tuple[str, ...]:
-        """A name for each flat input; nested inputs repeat their parameter's name."""
-        names: list[str] = []
-        for name, child in zip((*self.positional, *self.keyword), _children(self.in_spec), strict=True):
-            names.extend([name] * child.num_leaves)
-        return tuple(names)
+        """A name for each flat input; nested ones say where: `batch['extra'][0]`."""
+        args, kwargs = compat.tree_unflatten(list(self.example), self.in_spec)
+        return tuple(compat.leaf_names((*zip(self.positional, args, strict=True), *kwargs.items())))
 
     def call(self, weights: Sequence[Tensor | None] | None = None) -> str:
         """The expected call in words, such as `pixel_values=float32[B, 3, 224, 224]`."""
@@ -169,6 +170,17 @@ def _is_same(value: Any, other: Any) -> bool:
     return value is other or (isinstance(value, bool | int | float | str) and value == other)
 
 
+def _in_order_of(value: Any, like: Any) -> Any:
+    """The value with the entries of its mappings in the order of another's, where the keys are the same."""
+    if type(value) is not type(like):
+        return value
+    if type(value) is dict and value.keys() == like.keys():
+        return {key: _in_order_of(value[key], like[key]) for key in like}
+    if type(value) in (list, tuple) and len(value) == len(like):
+        return type(value)(_in_order_of(one, other) for one, other in zip(value, like, strict=True))
+    return value
+
+
 def _is_cast(value: Tensor, example: Tensor) -> bool:
     """Whether autocast gives an input the precision that each operator wants."""
     kind = value.device.type
@@ -191,8 +203,3 @@ def images_in(flat: Sequence[Any]) -> int:
 def name_of(dtype: torch.dtype) -> str:
     """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def _children(spec: compat.TreeSpec) -> list[compat.TreeSpec]:
-    arguments, keywords = spec.children()
-    return [*arguments.children(), *keywords.children()]

@@ -209,7 +209,8 @@ def _signed(signature: inspect.Signature | None) -> Callable[..., Any]:
 
     if signature is not None:
         this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        forward.__signature__ = signature.replace(parameters=[this, *signature.parameters.values()])
+        own = signature.replace(parameters=[this, *signature.parameters.values()])
+        vars(forward)["__signature__"] = own
     return forward
 
 
@@ -251,7 +252,8 @@ class ProgramModule(nn.Module):
 
     def _runs(self) -> Callable[..., Any]:
         """What runs the flat inputs."""
-        return self.__dict__["program"].module
+        program: Program = self.__dict__["program"]
+        return program.module
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -69,7 +69,8 @@ class LoweredModule(ProgramModule):
         self.__dict__["lowered"] = lowered
 
     def _runs(self) -> Flat:
-        return self.__dict__["lowered"]
+        lowered: Flat = self.__dict__["lowered"]
+        return lowered
 
 
 def device_of(program: Program) -> torch.device:

@@ -12,6 +12,7 @@ import inspect
 import time
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,10 +21,21 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from prunec import compat
-from prunec.errors import CaptureError, UsageError
-from prunec.graph import keep_parameters
+from prunec.attributes import settings_of
+from prunec.borrowing import unchanged
+from prunec.capturable import check_capturable
+from prunec.errors import CaptureError, UsageError, first_few
+from prunec.example_inputs import unregistered
+from prunec.graph import keep_parameters, place
 from prunec.interface import Interface
 from prunec.program import Program, Stage
+
+#: What to do where PyTorch cannot go on: it knows no values of tensors, and no code but its operators.
+BY_VALUES = (
+    "make that line independent of tensor values (torch.where in place of `if`); "
+    "torch.export.draft_export(model, args) lists every such place"
+)
+IN_OPERATORS = "write that line in operators of PyTorch on tensors"
 
 
 def capture(
@@ -32,12 +44,13 @@ def capture(
     """Capture `module` on an example input whose batch is 2."""
     start = time.perf_counter()
     kwargs = dict(kwargs or {})
+    check_capturable(module)
     if module.training:
         raise UsageError("the model is in training mode", remedy="call model.eval() before transforming it")
     batch = _batch_size(args, kwargs)
     exported = _export(module, args, kwargs, batch)
     signature = inspect.signature(module.forward)
-    program = _program(exported, signature, args, kwargs, batch, start)
+    program = _program(exported, signature, args, kwargs, batch, start, settings_of(module))
     keep_parameters(program.module, module)  # also those that the graph does not read, such as a mask token
     return program
 
@@ -55,15 +68,21 @@ def _program(
     kwargs: Mapping[str, Any],
     batch: int | None,
     start: float,
+    settings: Mapping[str, bool] = MappingProxyType({}),
 ) -> Program:
     notes: tuple[str, ...] = ()
     if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
-        place = compat.specialised_by(exported) or "a line that PyTorch did not record"
-        notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
-        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
+        line = compat.specialised_by(exported) or "a line that PyTorch did not record"
+        notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {line}",)
+        warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=5)
         batch = None
+    exported = _functional(exported)
+    if changed := list(exported.graph_signature.buffers_to_mutate.values()):
+        notes += (f"the model changes {first_few(changed)} whenever it runs",)
+        warnings.warn(f"{notes[-1]}; the transformed one leaves its buffers as they are now", stacklevel=5)
     graph_module = graph_of(exported)
-    program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch))
+    _check_sizes(graph_module)
+    program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch, settings))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
     stage = Stage("capture", time.perf_counter() - start, {"operators": size}, notes)
     return program.replace(stages=(stage,))
@@ -73,22 +92,43 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int | None
 ) -> ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(module):
             return compat.export(module, args, kwargs, batch)
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        raise CaptureError(
-            f"torch.export could not capture {type(module).__name__}: {_first_line(error)}",
-            where=_user_frame(error),
-            remedy="make that line independent of tensor values; torch.export.draft_export(model, args) "
-            "lists every such place",
-        ) from error
+        raise _failure(module, args, kwargs, error) from error
+
+
+def _failure(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> CaptureError:
+    """Why there is no graph: the model does not run on the example, or it does and cannot be exported."""
+    name = type(module).__name__
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), unchanged(module):
+            found = module(*args, **kwargs)
+    except Exception as own:  # noqa: BLE001  whatever the model's own code raises
+        return CaptureError(
+            f"{name} does not run on the example: {_first_line(own)}",
+            where=_user_frame(own),
+            remedy="give an example that the model takes, as it is: of its shape, precision and device; an "
+            "input that is a list or a mapping itself is given in a tuple, example=(input,)",
+        )
+    if advice := unregistered(compat.tree_leaves((args, dict(kwargs), found))):
+        return CaptureError(
+            f"PyTorch does not look into all that {name} takes and returns: {_first_line(error)}",
+            remedy=advice,
+        )
+    advice = BY_VALUES if compat.is_of_values(error) else IN_OPERATORS
+    return CaptureError(
+        f"torch.export could not capture {name}: {_first_line(error)}",
+        where=_user_frame(error),
+        remedy=f"{advice}, or give within= a part of the model that does not hold that line",
+    )
 
 
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     """The exported program as one functional graph: flat inputs, flat outputs, no guards."""
-    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
-        exported = compat.functionalised(exported)
-    graph_module = compat.unlifted(exported)
+    graph_module = compat.unlifted(_functional(exported))
     graph = graph_module.graph
     compat.make_flat(graph)
     for node in list(graph.nodes):
@@ -97,6 +137,26 @@ def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     graph_module._forward_pre_hooks.clear()  # the same, for keywords that a flat call has no longer
     graph_module.recompile()
     return graph_module
+
+
+def _check_sizes(graph_module: fx.GraphModule) -> None:
+    """CaptureError where there are as many rows as the values of a tensor say."""
+    for node in graph_module.graph.nodes:
+        leaves = [leaf for leaf in compat.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+        if any(compat.hint(size) is None for leaf in leaves for size in leaf.shape):
+            raise CaptureError(
+                "how many rows this line gives depends on the values of a tensor",
+                where=place(node),
+                remedy="make it give a fixed number (torch.topk, a mask with torch.where), or give within= a "
+                "part of the model that does not hold that line",
+            )
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program with nothing done in place."""
+    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+        return compat.functionalised(exported)
+    return exported
 
 
 def _signature(exported: ExportedProgram) -> inspect.Signature:
@@ -118,6 +178,7 @@ def _interface(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     batch: int | None,
+    settings: Mapping[str, bool],
 ) -> Interface:
     parameters = signature.parameters.values()
     named = tuple(
@@ -136,6 +197,8 @@ def _interface(
         out_spec=out_spec,
         example=tuple(example),
         batch=batch,
+        signature=signature,
+        settings=settings,
     )
 
 
@@ -145,7 +208,24 @@ def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
     ]
     if not tensors:
         raise UsageError("the example holds no tensor", remedy="give example=(image,) with an image batch")
-    return next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
+    batch = next((int(tensor.shape[0]) for tensor in tensors if tensor.dim() == 4), int(tensors[0].shape[0]))
+    if batch == 0:
+        raise UsageError("the example holds no image: its batch is 0", remedy="give a batch of two images")
+    if tensors[0].dim() == 3 and any(map(_is_list_of_images, (*args, *kwargs.values()))):
+        warnings.warn(
+            "the images are given one by one in a list: the result takes as many as the example holds, of "
+            "their sizes",
+            stacklevel=5,
+        )
+        return None
+    return batch
+
+
+def _is_list_of_images(value: Any) -> bool:
+    """Whether an input is images without a batch dimension, side by side."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(each, torch.Tensor) and each.dim() == 3 for each in value
+    )
 
 
 def _batch_is_symbolic(

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import compat, graph, ops
+from prunec.borrowing import unchanged
 from prunec.errors import VerificationError
 from prunec.interface import images_in
 from prunec.program import Program
@@ -47,6 +48,7 @@ from prunec.verify.differences import (
     tolerance_of,
     worst,
 )
+from prunec.verify.original import check_original
 from prunec.verify.refusals import REPORT
 
 __all__ = ["TOLERANCE", "Certificate", "certify", "keep_all", "own_words", "relative_difference"]
@@ -109,8 +111,9 @@ def certify(
     exact: Run = (dense, pruned, flat)
     if tolerance >= HALF:
         exact, sharper = in_float32(*exact), TOLERANCE[torch.float32]
+    itself = dense.module if original is None else _flat_call(original, dense)
     with torch.no_grad(), torch.random.fork_rng():  # randomness of the model's own repeats itself
-        expected = seeded(dense.module if original is None else _flat_call(original, dense), flat)
+        expected = seeded(itself, flat)
         identity = worst(seeded(_Keeping(pruned, permute=False).run, flat), expected)
         wanted = expected if exact[0] is dense else seeded(exact[0].module, exact[2])
         permutation = worst(seeded(_Keeping(exact[1], permute=True).run, exact[2]), wanted)
@@ -121,7 +124,7 @@ def certify(
     )
     for name, difference, allowed in comparisons:
         if difference > allowed:
-            _check_capture(dense, flat, expected, tolerance)
+            check_original(itself, dense, flat, tolerance)
             raise VerificationError(
                 f"the rewritten model differs from the original under {name}: {difference:.1e}, "
                 f"at most {allowed:.0e} is allowed",
@@ -160,21 +163,10 @@ def _flat_call(original: nn.Module, program: Program) -> Callable[..., list[Any]
 
     def call(*flat: Any) -> list[Any]:
         args, kwargs = compat.tree_unflatten(list(flat), program.interface.in_spec)
-        return compat.tree_flatten(original(*args, **kwargs))[0]
+        with unchanged(original):
+            return compat.tree_flatten(original(*args, **kwargs))[0]
 
     return call
-
-
-def _check_capture(dense: Program, flat: tuple[Any, ...], expected: Any, tolerance: float) -> None:
-    """Whether it was the capture, and not the rewriting, that changed what the module computes."""
-    with torch.no_grad(), torch.random.fork_rng():
-        difference = worst(seeded(dense.module, flat), expected)
-    if difference > tolerance:
-        raise VerificationError(
-            f"the graph that torch.export captured differs from the model itself: {difference:.1e}, "
-            f"at most {tolerance:.0e} is allowed",
-            remedy="the fault is before any rewriting: the model does something else while it is exported",
-        )
 
 
 class _Keeping(fx.Interpreter):

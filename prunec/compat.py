@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +24,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.eval_frame import OptimizedModule as OptimizedModule
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, disable_fake_tensor_cache
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv
 from torch.fx.graph import CodeGen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +70,11 @@ def export(
     return exported
 
 
+def is_of_values(error: Exception) -> bool:
+    """Whether PyTorch could not trace a line because that depends on the values of tensors."""
+    return isinstance(error, GuardOnDataDependentSymNode)
+
+
 def functionalised(exported: ExportedProgram) -> ExportedProgram:
     """The same program with in-place operators made functional and nothing else decomposed."""
     with warnings.catch_warnings():
@@ -99,6 +105,13 @@ def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
     assert inputs is not None
     assert outputs is not None
     return inputs, outputs
+
+
+def leaf_names(inputs: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """For each leaf of named inputs where it is: `x`, `batch['extra'][0]`."""
+    for name, value in inputs:
+        paths, _ = pytree.tree_flatten_with_path(value)
+        yield from (name + pytree.keystr(path) for path, _ in paths)
 
 
 def argument_names(exported: ExportedProgram) -> list[str] | None:

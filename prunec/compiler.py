@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from prunec.agreement import agree
+from prunec.borrowing import alone
 from prunec.calibrate import Calibration, calibrate
 from prunec.capture import adopt, capture
 from prunec.certificate import Certificate, certify
@@ -38,6 +39,7 @@ class Compiled:
     calibration: Calibration | None = None  # of a policy with learned parts or thresholds
 
 
+@alone
 def recognise(source: Source) -> Program:
     """A module as a normalised graph with its anatomy."""
     if source.exported is not None:
@@ -71,6 +73,7 @@ def compile_source(
     )
 
 
+@alone
 def compile_recognised(
     original: nn.Module,
     dense: Program,

@@ -8,15 +8,17 @@ They have a batch of two: torch.export takes a size of one for a constant of the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from prunec import compat
 from prunec.errors import UsageError, shown
 
 #: The largest image that is made up as an example: 3 channels of 6,000 x 6,000 pixels.
@@ -37,16 +39,26 @@ _SHAPE = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d{1,6}(?:x\d{1,6})*)", re.ASCII)
 def inputs(example: Example) -> Inputs:
     """An example as positional and keyword inputs, a batch of one repeated to two."""
     args, kwargs = call_inputs(example)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    leaves, spec = compat.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
         raise UsageError(
             f"an example must hold a tensor, got a {type(example).__name__}",
             where="example=",
-            remedy="give a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+            remedy=unregistered(leaves)
+            or "give a tensor, a tuple of positional inputs, or a dict of keyword inputs",
         )
     if tensors[0].shape[:1] != (1,):
         return args, kwargs
-    return tuple(map(two, args)), {key: two(value) for key, value in kwargs.items()}
+    args, kwargs = compat.tree_unflatten(list(map(two, leaves)), spec)
+    return args, kwargs
+
+
+def unregistered(leaves: Iterable[Any]) -> str | None:
+    """What to do about a dataclass that PyTorch does not look into, if there is one."""
+    kinds = (type(leaf).__name__ for leaf in leaves if dataclasses.is_dataclass(leaf))
+    kind = next(kinds, None)
+    return kind and f"tell PyTorch of the dataclass first: torch.export.register_dataclass({kind})"
 
 
 def call_inputs(example: Example) -> Inputs:

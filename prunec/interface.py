@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
 from prunec import compat
-from prunec.errors import UsageError
+from prunec.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Interface:
     out_spec: compat.TreeSpec
     example: tuple[Any, ...]  # flat example inputs, batch first
     batch: int | None  # the example's batch, None when the batch is fixed
+    signature: inspect.Signature | None = None  # of the model's own forward
+    settings: Mapping[str, bool] = field(
+        default_factory=dict
+    )  # what the model's configuration says of inputs
 
     def flatten(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Sequence[Tensor | None] | None = None
@@ -42,6 +47,12 @@ class Interface:
         weights = [None] * len(self.example) if weights is None else weights
         self._check_names(args, kwargs, weights)
         given = {**dict(zip(self.parameters, args, strict=False)), **kwargs}
+        for name, value in self._captured().items():
+            if name in given:
+                given[name] = _in_order_of(given[name], value)
+            # the same in another spelling, such as None and False
+            if self.is_usual(name, value) and (name not in given or self.is_usual(name, given[name])):
+                given[name] = value
         call = (tuple(given[name] for name in self.positional), {name: given[name] for name in self.keyword})
         flat, spec = compat.tree_flatten(call)
         if spec != self.in_spec:
@@ -68,25 +79,43 @@ class Interface:
         for name, value in (*given.items(), *kwargs.items()):
             if name in given and name in kwargs:
                 raise wrong(f"input {name!r} is given twice, by position and by name")
-            if name not in captured and value is not self.defaults.get(name):
+            if name not in captured and not self._takes(name):
+                raise wrong(f"forward has no input {name!r}{did_you_mean(name, self.parameters)}")
+            if name not in captured and not self.is_usual(name, value):
+                example = ", ".join(f"{key!r}: ..." for key in (*captured, name))
                 raise wrong(
                     f"input {name!r} was not given at capture, so the graph has no place for it",
-                    ", or transform the model again with an example that holds this input",
+                    ", or transform the model again with an example that holds this input: "
+                    f"example={{{example}}}",
                 )
-        for name in captured:
-            if name not in given and name not in kwargs:
+        for name, value in self._captured().items():
+            if name not in given and name not in kwargs and not self.is_usual(name, value):
                 raise wrong(f"missing input {name!r}")
+
+    def is_usual(self, name: str, value: Any) -> bool:
+        """Whether the model takes an input of this value as it takes one that is left out."""
+        if _is_same(value, self.defaults.get(name)):
+            return True
+        return name in self.settings and _is_same(value, self.settings[name])
+
+    def _captured(self) -> dict[str, Any]:
+        """The inputs of the example by name."""
+        args, kwargs = compat.tree_unflatten(list(self.example), self.in_spec)
+        return {**dict(zip(self.positional, args, strict=True)), **kwargs}
+
+    def _takes(self, name: str) -> bool:
+        """Whether the model's forward has a parameter for a keyword."""
+        every = () if self.signature is None else self.signature.parameters.values()
+        return name in self.parameters or any(one.kind is one.VAR_KEYWORD for one in every)
 
     def unflatten(self, outputs: Any) -> Any:
         """The model's own output structure (a tensor, a tuple, a ModelOutput) from the flat tuple."""
         return compat.tree_unflatten(list(outputs), self.out_spec)
 
     def leaf_names(self) -> tuple[str, ...]:
-        """A name for each flat input; nested inputs repeat their parameter's name."""
-        names: list[str] = []
-        for name, child in zip((*self.positional, *self.keyword), _children(self.in_spec), strict=True):
-            names.extend([name] * child.num_leaves)
-        return tuple(names)
+        """A name for each flat input; nested ones say where: `batch['extra'][0]`."""
+        args, kwargs = compat.tree_unflatten(list(self.example), self.in_spec)
+        return tuple(compat.leaf_names((*zip(self.positional, args, strict=True), *kwargs.items())))
 
     def call(self, weights: Sequence[Tensor | None] | None = None) -> str:
         """The expected call in words, such as `pixel_values=float32[B, 3, 224, 224]`."""
@@ -137,6 +166,22 @@ class Interface:
         )
 
 
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two options are the same; tensors, whose numbers a graph may read, never are."""
+    return value is other or (isinstance(value, bool | int | float | str) and value == other)
+
+
+def _in_order_of(value: Any, like: Any) -> Any:
+    """The value with the entries of its mappings in the order of another's, where the keys are the same."""
+    if type(value) is not type(like):
+        return value
+    if type(value) is dict and value.keys() == like.keys():
+        return {key: _in_order_of(value[key], like[key]) for key in like}
+    if type(value) in (list, tuple) and len(value) == len(like):
+        return type(value)(_in_order_of(one, other) for one, other in zip(value, like, strict=True))
+    return value
+
+
 def _is_cast(value: Tensor, example: Tensor) -> bool:
     """Whether autocast gives an input the precision that each operator wants."""
     kind = value.device.type
@@ -159,8 +204,3 @@ def images_in(flat: Sequence[Any]) -> int:
 def name_of(dtype: torch.dtype) -> str:
     """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def _children(spec: compat.TreeSpec) -> list[compat.TreeSpec]:
-    arguments, keywords = spec.children()
-    return [*arguments.children(), *keywords.children()]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, graph, ops
 from prunec.anatomy import Anatomy
+from prunec.attributes import Attributes
 from prunec.errors import UsageError
 from prunec.interface import Interface, name_of
 from prunec.lowering import Lowering
@@ -183,33 +187,90 @@ def _check_single(program: Program, flat: Sequence[Any]) -> None:
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
+#: What the flag does not do.
+TRAINING = (
+    "the model was captured in eval mode, and training mode does not change that: it has no dropout and no "
+    "stochastic depth, and batch norm keeps its statistics; gradients flow as usual"
+)
+
+
+class _Forward:
+    """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
+
+    def __get__(self, module: ProgramModule | None, owner: type | None = None) -> Any:
+        return self if module is None else MethodType(module.__dict__["_signed"], module)
+
+
+def _signed(signature: inspect.Signature | None) -> Callable[..., Any]:
+    """What runs a program module, as a function of this signature."""
+
+    def forward(self: ProgramModule, *args: Any, **kwargs: Any) -> Any:
+        return self.call(args, kwargs)
+
+    if signature is not None:
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        own = signature.replace(parameters=[this, *signature.parameters.values()])
+        vars(forward)["__signature__"] = own
+    return forward
+
+
 class ProgramModule(nn.Module):
     """A program as an ordinary module: the original's signature, outputs and parameter names.
+
+    What the original says of itself (its configuration, its device) it says too.
 
     The parameters are the original model's own, so a change of them (training, `.to(...)`) is a change of
     both; `copy.deepcopy` gives a module with parameters of its own.
 
-    It computes what the model does in eval mode, and starts in it. `.train()` changes nothing but the flag:
-    gradients flow either way, dropout and stochastic depth stay off, and batch norm keeps its statistics.
+    It computes what the model does in eval mode, and starts in it. `.train()` changes nothing but the flag,
+    and says so once: gradients flow either way, dropout and stochastic depth stay off, and batch norm keeps
+    its statistics.
     """
 
-    def __init__(self, program: Program) -> None:
+    forward = _Forward()
+
+    def __init__(self, program: Program, original: nn.Module | None = None) -> None:
         super().__init__()
         # The graph module is kept out of the module tree, and its tables are shared, so that state_dict() has
         # the original's names and .to() moves what the graph reads.
         self.__dict__["program"] = program
+        self.__dict__["_signed"] = _signed(program.interface.signature)
+        self.__dict__["_told"] = None if original is None else Attributes(original)
         for table in _TABLES:
             setattr(self, table, getattr(program.module, table))
         example = program.interface.example
         self.__dict__["_input_weights"] = [_weight_like(leaf, program) for leaf in example]
         self.__dict__["_input_conversions"] = [_conversion_to(leaf, program) for leaf in example]
+        self.__dict__["_said"] = False  # what training mode does not do
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The original model's forward, with fewer tokens."""
         program: Program = self.__dict__["program"]
-        flat = self.flat(args, kwargs)
-        return program.interface.unflatten(within_bound(program, lambda: program.module(*flat)))
+        run, flat = self._runs(), self.flat(args, kwargs)
+        return program.interface.unflatten(within_bound(program, lambda: run(*flat)))
+
+    def _runs(self) -> Callable[..., Any]:
+        """What runs the flat inputs."""
+        program: Program = self.__dict__["program"]
+        return program.module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            told = self.__dict__.get("_told")
+            if told is None or name.startswith("_"):
+                raise
+            return told.read(name, self)
+
+    def train(self, mode: bool = True) -> ProgramModule:
+        """Set the flag; the first time for training, say what that does not do."""
+        if mode and not self.__dict__["_said"]:
+            self.__dict__["_said"] = True
+            warnings.warn(TRAINING, stacklevel=2)
+        super().train(mode)
+        return self
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""

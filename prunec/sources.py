@@ -26,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from prunec import compat, documents, files, folders, processors
+from prunec.capturable import check_capturable
 from prunec.data import tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.example_inputs import Example, exported_inputs
@@ -197,8 +198,9 @@ def from_module(
         preprocess: as for `load`.
 
     Raises:
-        UsageError: the example is no input, or none can be inferred.
+        UsageError: it is no model that can be captured, the example is no input, or none can be inferred.
     """
+    check_capturable(module)
     notes: tuple[str, ...] = ()
     if any(part.training for part in module.modules()):
         module, notes = (

@@ -97,7 +97,7 @@ def transform(
         compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
         for doubt in compiled.calibration.doubts if compiled.calibration else ():
             warnings.warn(doubt, stacklevel=3)
-        return ProgramModule(compiled.pruned)
+        return ProgramModule(compiled.pruned, source.module)
 
     if within is None:
         return pruned(sources.from_module(model, example))
@@ -239,7 +239,7 @@ def optimize(
         planned=planned,
         preprocess=pictures.preprocess if pictures else None,
     )
-    return Result(targets.LoweredModule(pruned, lowered["pruned"]), report)
+    return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def load(
     _check_names(compiled.pruned, state, folder)
     own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}
     compiled.pruned.module.load_state_dict(own, strict=False)
-    return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned))
+    return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned), source.module)
 
 
 def _source_of(

@@ -46,7 +46,7 @@ def as_source(source: Source | nn.Module | str, example: Any = None, preprocess:
     """A source from what people give."""
     if isinstance(source, str):
         return sources.load(source, example=example, preprocess=preprocess)
-    if isinstance(source, nn.Module):
+    if not isinstance(source, Source):
         return sources.from_module(source, example, preprocess=preprocess)
     if example is not None or preprocess is not None:
         raise UsageError(

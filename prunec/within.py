@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec import compat
+from prunec.borrowing import unchanged
 from prunec.errors import UsageError, did_you_mean
 from prunec.example_inputs import Example, Inputs, call_inputs, infer, two
 
@@ -73,7 +74,7 @@ def _seen(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(whole):
             whole(*args, **kwargs)
     finally:
         handle.remove()

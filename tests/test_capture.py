@@ -168,7 +168,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     (
         {"pair": {"one": torch.zeros(2, 3)}},
         "the inputs nest differently from the example",
-        "expected image=float32[B, 3, 8, 8], pair=float32[B, 3], pair=float32[B, 3], "
+        "expected image=float32[B, 3, 8, 8], pair['one']=float32[B, 3], pair['two']=float32[B, 3], "
         "scale=float32[3], flag=True",
     ),
 ]
@@ -184,12 +184,27 @@ def test_a_wrong_input_is_named_with_what_was_expected(
     assert remedy in (caught.value.remedy or "")
 
 
+def test_a_mapping_may_have_its_entries_in_any_order(mixed: ProgramModule) -> None:
+    given = inputs(5)
+    turned = {**given, "pair": dict(reversed(given["pair"].items()))}
+    torch.testing.assert_close(mixed(**turned), Inputs()(**given))
+
+
+def test_a_leaf_is_named_by_where_it_is(mixed: ProgramModule) -> None:
+    given = inputs()
+    given["pair"]["two"] = torch.zeros(2, 4)
+    with pytest.raises(UsageError, match=r"input \"pair\['two'\]\" is float32\[B, 4\], expected float32"):
+        mixed(**given)
+
+
 def test_a_missing_input_is_named_with_the_whole_call(mixed: ProgramModule) -> None:
     given = inputs()
     del given["scale"]
     with pytest.raises(UsageError, match="missing input 'scale'") as caught:
         mixed(**given)
-    assert (caught.value.remedy or "").startswith("call the model with image=float32[B, 3, 8, 8], pair=")
+    assert (caught.value.remedy or "").startswith(
+        "call the model with image=float32[B, 3, 8, 8], pair['one']="
+    )
 
 
 def test_too_many_inputs_are_counted(mixed: ProgramModule) -> None:
@@ -248,6 +263,59 @@ def test_inputs_without_names_are_numbered() -> None:
     assert made.interface.call() == "input_0=float32[B, 3], input_1=float32[B, 3]"
 
 
+class Lists(ViT):
+    """Images one by one, as detectors take them."""
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return super().forward(torch.stack(images))
+
+
+def test_images_in_a_list_are_a_batch_that_is_fixed_by_the_example() -> None:
+    images = list(pixels(2))
+    with pytest.warns(UserWarning, match="one by one in a list: the result takes as many as the example"):
+        made = captured(Lists(), images)
+    assert made.interface.batch is None
+    module = ProgramModule(made)
+    torch.testing.assert_close(module(images), module(list(torch.stack(images))))
+    with pytest.raises(UsageError, match="the inputs nest differently") as caught:
+        module([*images, images[0]])
+    assert caught.value.remedy == ("expected images[0]=float32[3, 20, 20], images[1]=float32[3, 20, 20]")
+
+
+def test_batches_in_a_list_are_batches() -> None:
+    class Halves(ViT):
+        def forward(self, halves: list[Tensor]) -> Tensor:
+            return super().forward(torch.cat(halves, dim=-1))
+
+    model, halves = Halves().eval(), [pixels()[..., :10], pixels()[..., 10:]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = captured(model, halves)
+    x = pixels(5)
+    torch.testing.assert_close(
+        ProgramModule(made)([x[..., :10], x[..., 10:]]), model([x[..., :10], x[..., 10:]])
+    )
+
+
+@dataclass
+class Unknown:
+    """A dataclass that PyTorch was not told of."""
+
+    logits: Tensor
+
+
+def test_a_dataclass_that_pytorch_does_not_know_is_to_be_registered() -> None:
+    class Returns(ViT):
+        def forward(self, pixels: Tensor) -> Unknown:
+            return Unknown(super().forward(pixels))
+
+    with pytest.raises(CaptureError, match="does not look into all that Returns takes and returns") as caught:
+        captured(Returns())
+    assert caught.value.remedy == (
+        "tell PyTorch of the dataclass first: torch.export.register_dataclass(Unknown)"
+    )
+
+
 # --- what cannot be done ----------------------------------------------------------------------
 
 
@@ -260,6 +328,11 @@ def test_a_model_in_training_mode_is_refused() -> None:
 def test_an_example_without_a_tensor_is_refused() -> None:
     with pytest.raises(UsageError, match="the example holds no tensor"):
         capture(ViT().eval(), (), {"pixels": 3})
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="the example holds no image: its batch is 0"):
+        captured(ViT(), pixels(0))
 
 
 class Fixed(nn.Module):
@@ -318,9 +391,47 @@ def test_an_error_of_the_model_itself_is_told_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError("no tokens left")
 
-    with pytest.raises(CaptureError, match="Broken: ZeroDivisionError: no tokens left") as caught:
+    with pytest.raises(
+        CaptureError, match="Broken does not run on the example: ZeroDivisionError: no tokens left"
+    ) as caught:
         captured(Broken(), torch.randn(2, 4))
     assert line_of("raise ZeroDivisionError") in (caught.value.where or "")
+
+
+@pytest.mark.parametrize("example", [pixels().double(), pixels().to("meta"), pixels()[0], pixels(side=6)])
+def test_an_example_that_the_model_does_not_take_is_the_reason(vit: ViT, example: Tensor) -> None:
+    with pytest.raises(CaptureError, match="ViT does not run on the example") as caught:
+        captured(vit, example)
+    assert (caught.value.remedy or "").startswith(
+        "give an example that the model takes, as it is: of its shape, precision and device"
+    )
+    assert "tiny.py:" in (caught.value.where or "")
+
+
+class ThroughNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() * 2)
+
+
+def test_code_that_is_not_pytorch_is_to_be_written_in_it() -> None:
+    with pytest.raises(CaptureError, match=r"torch\.export could not capture ThroughNumpy") as caught:
+        captured(ThroughNumpy(), torch.randn(2, 4))
+    assert line_of("torch.from_numpy(x.numpy() * 2)") in (caught.value.where or "")
+    assert (caught.value.remedy or "").startswith(
+        "write that line in operators of PyTorch on tensors, or give"
+    )
+
+
+class Chooses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[(x.sum(1) > 0).nonzero()[:, 0]] + 1
+
+
+def test_rows_whose_number_depends_on_values_are_refused_with_the_line() -> None:
+    with pytest.raises(CaptureError, match="how many rows this line gives depends on the values") as caught:
+        captured(Chooses(), torch.randn(2, 4))
+    assert line_of("(x.sum(1) > 0).nonzero()") in (caught.value.where or "")
+    assert "torch.topk" in (caught.value.remedy or "")
 
 
 def test_a_model_may_be_copied_after_it_was_captured(vit: ViT) -> None:

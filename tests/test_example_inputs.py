@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -53,6 +54,29 @@ def test_a_batch_of_one_is_repeated() -> None:
     assert torch.equal(doubled, x.expand(2, 4))
     assert other is table
     assert inputs({"x": x})[1]["x"].shape == (2, 4)
+
+
+def test_nested_inputs_are_inputs() -> None:
+    x, scale = torch.rand(1, 4), torch.tensor(2.0)
+    batch = {"x": x, "extra": {"scale": scale, "names": ["a"]}}
+    for example, place in (((batch,), 0), ([batch], 0), ({"batch": batch}, "batch")):
+        args, kwargs = inputs(example)
+        (found,) = (*args, *kwargs.values())
+        assert place in (0, *kwargs)
+        assert found["x"].shape == (2, 4)
+        assert found["extra"] == {"scale": scale, "names": ["a"]}
+    args, _ = inputs(([x, x],))
+    assert [each.shape for each in args[0]] == [(2, 4), (2, 4)]
+
+
+def test_a_dataclass_is_to_be_registered() -> None:
+    @dataclasses.dataclass
+    class Batch:
+        x: Tensor
+
+    with pytest.raises(UsageError, match="an example must hold a tensor, got a tuple") as caught:
+        inputs((Batch(torch.rand(2, 4)),))
+    assert "torch.export.register_dataclass(Batch)" in (caught.value.remedy or "")
 
 
 @pytest.mark.parametrize("batch", [2, 5])

@@ -428,3 +428,13 @@ def test_a_result_may_be_saved_twice_and_moved(saved: tuple[Path, Result], tmp_p
     saved[1].save(first)
     moved = first.rename(tmp_path / "two")
     assert same(prunec.load(moved, vit()), saved[1].module, images())
+
+
+def test_optimize_takes_an_example() -> None:
+    model, x = tiny.ViT().eval(), tiny.pixels()
+    options = {"keep": 0.5, "blocks": (1,), "target": "eager", "batch": 2, "rounds": 1}
+    with pytest.raises(UsageError, match="no example input can be inferred"):
+        prunec.optimize(model, "norm", **options)
+    result = prunec.optimize(model, "norm", example=x, **options)
+    expected = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=x)
+    assert torch.equal(result.module(x), expected(x))

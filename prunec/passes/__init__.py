@@ -11,6 +11,7 @@ import time
 from typing import Protocol
 
 from prunec import graph
+from prunec.borrowing import alone
 from prunec.lowering import Lowering
 from prunec.passes.absorb import Absorb
 from prunec.passes.flatten_grid import FlattenGrid
@@ -57,6 +58,7 @@ def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
     return (LowerMasked(),) if lowering.mode == "masked" else ()
 
 
+@alone
 def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:
     """Run passes in order; each leaves a stage record."""
     for step in passes:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 
 from prunec.errors import TargetError, did_you_mean
 from prunec.lowering import Mode
-from prunec.program import Program, ProgramModule, within_bound
+from prunec.program import Program, ProgramModule
 
 Flat = Callable[..., Any]
 
@@ -63,15 +64,13 @@ def find(name: str) -> Target:
 class LoweredModule(ProgramModule):
     """A lowered program as a module: the original's signature, the backend's code."""
 
-    def __init__(self, program: Program, lowered: Flat) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, lowered: Flat, original: nn.Module | None = None) -> None:
+        super().__init__(program, original)
         self.__dict__["lowered"] = lowered
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original model's forward, on this backend."""
-        program, lowered = self.__dict__["program"], self.__dict__["lowered"]
-        flat = self.flat(args, kwargs)
-        return program.interface.unflatten(within_bound(program, lambda: lowered(*flat)))
+    def _runs(self) -> Flat:
+        lowered: Flat = self.__dict__["lowered"]
+        return lowered
 
 
 def device_of(program: Program) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from prunec.verify.choices import Choice
 from prunec.verify.differences import one, relative_difference, worst
 from prunec.verify.reference import Reference, UnprovenError
 from prunec.verify.refusals import REPORT
+from prunec.verify.together import Shared, how_shared, together
 
 #: What a dense graph may hold that counts as random and, in eval mode, is not.
 _QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")
@@ -42,9 +44,13 @@ def difference(
             runs.check_outputs(found.outputs, shapes)
         try:
             made = _references(dense, program, found.chosen, flat)
+            alone = [reference.outputs for reference in made]
+            expected = together(alone, found.outputs, partial(_shared, dense, flat))
         except UnprovenError as error:
             return None, error.reason
-        most = max(most, worst(found.outputs, _together(made, found.outputs)))
+        most = max(most, worst(found.outputs, expected))
+        if most > tolerance and (reason := _incomparable(dense, flat, tolerance)):
+            return None, reason
         if most > tolerance:
             raise VerificationError(
                 "the rewritten model at its own counts differs from the dense graph that leaves out the same "
@@ -84,21 +90,22 @@ def _references(
     return made
 
 
-def _together(references: Sequence[Reference], like: Sequence[Any]) -> list[Any]:
-    """The outputs of single images as one batch."""
-    made = []
-    for place, whole in enumerate(like):
-        parts = [reference.outputs[place] for reference in references]
-        if isinstance(whole, Tensor) and len(parts) > 1:
-            axes = [
-                axis
-                for axis, (one, all_) in enumerate(zip(parts[0].shape, whole.shape, strict=True))
-                if one != all_
-            ]
-            made.append(torch.cat(parts, dim=axes[0]) if axes else parts[0])
-        else:
-            made.append(parts[0])
-    return made
+def _incomparable(dense: Program, flat: Sequence[Any], tolerance: float) -> str | None:
+    """Why even the dense graph gives something else for one image by itself."""
+    expected, images = dense.module(*flat), images_in(flat)
+    if worst(dense.module(*flat), expected) > tolerance:  # random numbers, for they are not drawn anew
+        return "the model draws random numbers"
+    alone = [dense.module(*(one(leaf, image, images) for leaf in flat)) for image in range(images)]
+    if worst(together(alone, expected, partial(_shared, dense, flat)), expected) > tolerance:
+        return "the images of a batch change each other's outputs, so no image runs by itself"
+    return None
+
+
+def _shared(dense: Program, flat: Sequence[Any], place: int) -> Shared:
+    """How the dense graph makes an output of all images together."""
+    images = images_in(flat)
+    alone = [dense.module(*(one(leaf, image, images) for leaf in flat))[place] for image in range(images)]
+    return how_shared(alone, dense.module(*flat)[place], place)
 
 
 def _first_difference(

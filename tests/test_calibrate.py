@@ -214,7 +214,7 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     fitted_on = source.calibration_images(64)
     assert fitted_on is not None
     calibrate.calibrate(dense, program, fitted_on.images, fitted_on.name)
-    scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 512, 512)
+    scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 512, 384)
     images, area = shapes.normalize(scenes.image), scenes.area.sum(dim=1).double()
     batches = images.split(64)
     kept = torch.cat([torch.stack(counts(program, batch)) for batch in batches], dim=1).double()
@@ -229,7 +229,10 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     assert fitting.rank_correlation(kept.mean(dim=0), scenes.area.sum(dim=1).double()) > 0.6
 
 
-def test_optimize_calibrates_reports_and_saves_what_it_fitted(tmp_path: Path) -> None:
+def test_optimize_calibrates_reports_and_saves_what_it_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunec.pictures.MOST", 96)  # images to measure on; six models see each
     result = prunec.optimize("shapes", "dynamic", keep=0.5, target="eager", batch=4, rounds=5)
     report = result.report.text()
     assert "calibrated   on 64 other held-out Shapes images, scorers rank held-out tokens at" in report

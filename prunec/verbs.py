@@ -93,6 +93,9 @@ def transform(
 
     def pruned(source: Source) -> nn.Module:
         compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
+        assert compiled.dense.anatomy is not None
+        for note in compiled.dense.anatomy.notes:
+            warnings.warn(note, stacklevel=4)
         return ProgramModule(compiled.pruned)
 
     if within is None:

@@ -73,7 +73,7 @@ class _Exchanged(fx.Interpreter):
         self.args_iter = iter(inputs)
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            for node in self.module.graph.nodes:
+            for node in state.graph.nodes:
                 self.env[node] = self.run_node(node)
                 if node is state:
                     break

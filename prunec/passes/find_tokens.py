@@ -85,7 +85,7 @@ def find_tokens(module: fx.GraphModule, states: tuple[str, ...], trunk: set[str]
         token_dim=dim,
         learned=learned,
         class_token=_class_token(head_reads, prefix),
-        head=_head(module, states, repairs, head_reads, prefix, length - suffix),
+        head=_head(module, states, repairs, head_reads),
         taps=_taps(names, states, trunk, repairs),
         axes=repairs.axes,
         notes=tuple(_notes(between, prefix, length - suffix, reads, names)),
@@ -208,9 +208,10 @@ def _picks_only(read: RowRead, rows: frozenset[int]) -> bool:
 def _wanted(read: RowRead, names: Mapping[str, fx.Node], repairs: Repairs) -> Iterator[RowRead]:
     """A read of several rows as one or more of those that anybody reads in the end."""
     node = names[read.node]
-    (axis,) = next(axes for source in node.all_input_nodes if (axes := repairs.axes.get(source.name)))
-    apart = graph.is_tensor(node) and len(read.rows) > 1 and not repairs.axes[read.node]
-    if not apart or axis >= len(graph.shape(node)) or graph.shape(node)[axis] != len(read.rows):
+    axes = next(axes for source in node.all_input_nodes if (axes := repairs.axes.get(source.name)))
+    sizes = graph.shape(node) if graph.is_tensor(node) else ()
+    axis = axes[0]
+    if len(read.rows) == 1 or repairs.axes[read.node] or sizes[axis : axis + 1] != (len(read.rows),):
         yield read
         return
     found = set()
@@ -281,12 +282,10 @@ def _head(
     states: tuple[str, ...],
     repairs: Repairs,
     reads: list[RowRead],
-    prefix: int,
-    patches_end: int,
 ) -> tuple[str, ...]:
     """How the axis ends after the last state, in words."""
     names = graph.by_name(module.graph)
-    rows = [(read.node, read.rows) for read in reads]
+    picked = [(read.node, read.rows) for read in reads]
     found: list[str] = []
     for node in sorted(graph.reachable([names[states[-1]]]), key=list(module.graph.nodes).index):
         if not any(repairs.axes.get(source.name) for source in graph.data_inputs(node)):
@@ -295,19 +294,21 @@ def _head(
             found.append("tokens")
         elif node.name not in repairs.axes:
             found.append("grid")
-        elif picks := [picked for name, picked in rows if name == node.name]:
-            found += (_picked(picked, prefix, patches_end) for picked in picks)
-        elif not repairs.axes[node.name]:
-            places = any(read.node == node.name for read in repairs.reads)  # of patches
-            found.append("grid" if places else _SUMMARIES.get(graph.op(node), graph.op(node)))
-    return tuple(dict.fromkeys(filter(None, found)))
+        elif repairs.axes[node.name]:
+            continue
+        elif picks := [rows for name, rows in picked if name == node.name]:
+            found += map(_named, picks)
+        else:
+            by_place = any(read.node == node.name for read in repairs.reads)  # and none that are protected
+            found.append("grid" if by_place else _SUMMARIES.get(graph.op(node), graph.op(node)))
+    return tuple(dict.fromkeys(found))
 
 
-def _picked(rows: tuple[int, ...], prefix: int, patches_end: int) -> str:
-    """The words for protected rows that are read by position."""
-    if len(rows) == 1:
-        return "class token" if rows[0] == 0 else f"token {rows[0]}"
-    return f"tokens {rows[0]}..{rows[-1]}" if rows[-1] < prefix or rows[0] >= patches_end else ""
+def _named(rows: tuple[int, ...]) -> str:
+    """Protected rows that are read by position, in words."""
+    if len(rows) > 1:
+        return f"tokens {rows[0]}..{rows[-1]}"
+    return "class token" if rows[0] == 0 else f"token {rows[0]}"
 
 
 def _taps(

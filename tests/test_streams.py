@@ -1,4 +1,4 @@
-"""Several streams in one model: tokens of the image are pruned, learned queries never, and what is left is told."""
+"""Several streams in one model: the image's is pruned, learned queries never, and what is left is told."""
 
 from __future__ import annotations
 
@@ -91,13 +91,12 @@ def test_of_a_detector_the_encoder_is_the_stream(form: str) -> None:
     found = anatomy(Detector(form=form))
     assert (found.tokens, found.depth, found.path) == (25, 2, "blocks.0 to blocks.1")
     assert found.head == ("attention pooling",)
-    told = [miss.reason for miss in found.unmatched]
-    assert told == [
-        "this attention is in a stream of learned queries, [s99, 40, 16], which is left alone".replace(
-            "s99", told[0].split("[")[1].split(",")[0]
-        )
-    ] * len(told)
-    assert {miss.place.split(",")[0].split(" in ")[1].split(".")[0] for miss in found.unmatched} == {"decoder"}
+    for miss in found.unmatched:
+        assert miss.reason.startswith("this attention is in a stream of learned queries, [")
+        assert miss.reason.endswith(", 40, 16], which is left alone")
+    assert {miss.place.split(",")[0].split(" in ")[1].split(".")[0] for miss in found.unmatched} == {
+        "decoder"
+    }
 
 
 def test_its_image_tokens_are_pruned_as_by_hand() -> None:
@@ -117,7 +116,9 @@ def test_queries_that_start_from_places_of_the_image_are_queries() -> None:
 
 
 def test_a_model_with_nothing_but_queries_is_refused_with_its_module() -> None:
-    with pytest.raises(RecognitionError, match="the rows of this model's stream are learned queries") as caught:
+    with pytest.raises(
+        RecognitionError, match="the rows of this model's stream are learned queries"
+    ) as caught:
         anatomy(Detector(depth=0))
     assert caught.value.where is not None
     assert "in decoder.0" in caught.value.where
@@ -181,8 +182,8 @@ def test_a_tower_for_two_images_says_that_one_call_is_pruned_and_how_to_prune_bo
     model, x, y = Pair(shared=True).eval(), pixels(), pixels()
     (note,) = anatomy(model, x, y).notes
     assert note.startswith(
-        "the blocks of this stream are called 2 times, and pruned is what the first call makes, the rest stays "
-        "dense: transform(..., within='tower') prunes all calls (node scaled_dot_product_attention_2 in tower."
+        "the blocks of this stream are called 2 times, and pruned is what the first call makes, the rest "
+        "stays dense: transform(..., within='tower') prunes all calls (node scaled_dot_product_attention_2 "
     )
     with pytest.warns(UserWarning, match="the blocks of this stream are called 2 times"):
         prunec.transform(model, policy(), example=(x, y))

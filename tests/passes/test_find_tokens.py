@@ -28,10 +28,6 @@ def few(x: Tensor) -> Tensor:
     return F.layer_norm(x[:, :5], (16,))
 
 
-def few(x: Tensor) -> Tensor:
-    return F.layer_norm(x[:, :5], (16,))
-
-
 # learned rows at both ends, what the head reads; then: protected in front, at the end, class row, head
 READERS: dict[
     str, tuple[int, int, Callable[[Tensor], Tensor], tuple[int, int, int | None, tuple[str, ...]]]

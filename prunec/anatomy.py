@@ -98,6 +98,21 @@ class Anatomy:
     states: tuple[str, ...]  # every value of the residual stream, in order
     pixels: str  # the image input
     unmatched: tuple[NoMatch, ...] = ()
+    learned: int = 0  # how many of the rows in front come from no pixel, such as a class token
+    notes: tuple[str, ...] = ()  # what its user should know
+
+    @property
+    def scoring_token(self) -> int | None:
+        """The row whose attention can score: the class token, or a dense model's first learned row."""
+        if self.class_token is None and self.wants_all and self.learned:
+            return 0
+        return self.class_token
+
+    @property
+    def path(self) -> str:
+        """From which block to which, by their paths in the model."""
+        first, last = self.blocks[0].path, self.blocks[-1].path
+        return first if first == last else f"{first} to {last}"
 
     @property
     def grid(self) -> int:

@@ -392,6 +392,7 @@ def _explained(anatomy: Anatomy) -> Iterator[str]:
     yield anatomy.summary()
     yield f"token axis   dimension {anatomy.token_dim} of the stream, {anatomy.tokens} tokens"
     row = "none that a head reads" if anatomy.class_token is None else f"row {anatomy.class_token}"
+    row += ", row 0 can score" if anatomy.scoring_token != anatomy.class_token else ""
     yield f"class token  {row}"
     yield f"taps         {', '.join(anatomy.taps) or 'none'}"
     yield ""
@@ -399,6 +400,8 @@ def _explained(anatomy: Anatomy) -> Iterator[str]:
         yield _described(block)
     for miss in anatomy.unmatched:
         yield f"not recognised: {miss}"
+    for note in anatomy.notes:
+        yield f"note: {note}"
 
 
 def _described(block: Block) -> str:

@@ -137,7 +137,13 @@ def _even(prefix: int, patches: int) -> int:
 
 
 def _warnings(policy: Policy, anatomy: Anatomy) -> Iterator[str]:
-    """What works, but costs more than its user may think."""
+    """What works, but is or costs something else than its user may think."""
+    yield from anatomy.notes
+    if anatomy.class_token is None and any(step.scorer.kind == "cls_attention" for step in policy.steps):
+        yield (
+            "tokens are scored by the attention of token 0, the first learned one in front of the patches, "
+            "which the head does not read"
+        )
     branches = [branch for block in anatomy.blocks for branch in block.branches]
     fused = any(core.form == "fused" for branch in branches for core in branch.cores)
     if fused and any(step.scorer.kind == "received_attention" for step in policy.steps):
@@ -149,7 +155,7 @@ def _warnings(policy: Policy, anatomy: Anatomy) -> Iterator[str]:
 
 def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
     kinds = {step.scorer.kind for step in policy.steps}
-    if "cls_attention" in kinds and anatomy.class_token is None:
+    if "cls_attention" in kinds and anatomy.scoring_token is None:
         lacking = {"class token", "class scores of tokens"}
         fits = [name for name, other in presets().items() if not other.needs & lacking]
         raise PolicyError(

@@ -105,6 +105,8 @@ class Report:
             f"{self.source} ({f'weights of {self.arch}' if self.arch else f'{self.weights} weights'})",
         )
         yield "recognised", self.anatomy.summary()
+        if self.anatomy.unmatched and self.anatomy.blocks:
+            yield "", f"in {self.anatomy.path}"
         for miss in self.anatomy.unmatched:
             yield "", f"not recognised: {miss}"
         yield (

@@ -4,8 +4,8 @@
     x[:, 5:]     leaves 0..4 out  -> rows 0 to 4 must stay in front
     x[:, -100:]  picks the last   -> the last 100 rows must stay at the end
 
-The operator is run on rows that carry random numbers, twice. If what comes out are those numbers, and the
-same rows both times, it moves rows by position; a mean or a maximum does not pass.
+The operator is run on rows that carry random numbers, four times. If what comes out are those numbers, and
+the same rows each time, it moves rows by position; a mean or a maximum does not pass.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ class RowRead:
     rows: tuple[int, ...]
 
 
-def rows_picked(node: fx.Node, source: fx.Node, axis: int, length: int) -> tuple[int, ...] | None:
-    """The rows of `source` along `axis` that come out of the node, in order; None if it computes values."""
-    once, again = (_watch(node, source, axis, length, seed) for seed in (0, 1))
-    return once if once == again else None
+def rows_picked(
+    node: fx.Node, source: fx.Node, axis: int, length: int, element: int | None = None
+) -> tuple[int, ...] | None:
+    """The rows of `source` along `axis` that come out of the node, in order; None if it computes values.
+
+    Of a node that yields a tuple, the rows of one element, if one is asked for.
+    """
+    found = {_watch(node, source, axis, length, seed, element) for seed in range(4)}
+    return found.pop() if len(found) == 1 else None
 
 
 def rows_apart(
@@ -59,7 +64,9 @@ def rows_apart(
     return RowRead(name, max(front, default=0), max(back, default=0), tuple(rows))
 
 
-def _watch(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) -> tuple[int, ...] | None:
+def _watch(
+    node: fx.Node, source: fx.Node, axis: int, length: int, seed: int, element: int | None
+) -> tuple[int, ...] | None:
     numbers = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     shape = [1] * source.meta["val"].dim()
     shape[axis] = length
@@ -69,9 +76,10 @@ def _watch(node: fx.Node, source: fx.Node, axis: int, length: int, seed: int) ->
     )
     assert callable(node.target)
     try:
-        outputs = compat.tree_leaves(node.target(*args, **kwargs))
+        result = node.target(*args, **kwargs)
     except Exception:  # noqa: BLE001  what does not run on such rows does not move them
         return None
+    outputs = compat.tree_leaves(result if element is None else result[element])
     row_of = {float(number): row for row, number in enumerate(numbers)}
     rows: list[int] = []
     for output in outputs:

@@ -157,7 +157,7 @@ class Scoring:
         return self.names[mlp.state], self.names[mlp.add]
 
     def _class_attention(self, *, times_values: bool) -> fx.Node:
-        core, row, call = self._attention(), self.anatomy.class_token, self.writer.call
+        core, row, call = self._attention(), self.anatomy.scoring_token, self.writer.call
         if core.form == "spelled":
             score = call("score", ops.class_row, (self.names[core.node], row))
         else:

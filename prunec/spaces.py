@@ -31,7 +31,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
 from prunec.counted import Given, Numbers
-from prunec.graph import is_size, place, with_graph
+from prunec.graph import is_getitem, is_size, operand, place, with_graph
 from prunec.literals import Literals
 from prunec.padding import Padding
 from prunec.rows import RowRead, rows_apart, rows_picked
@@ -224,13 +224,13 @@ class TokenAxis:
             for source in node.all_input_nodes
             if self._is_foreign(source, space) and of_these_images(node, source, space)
         ]
-        for operand in foreign:
-            for dims in self.tables.axes(node, operand):
-                swap = {self.new[operand]: self.tables.take(node, operand, dims, space)}
+        for source in foreign:
+            for dims in self.tables.axes(node, source):
+                swap = {self.new[source]: self.tables.take(node, source, dims, space)}
                 new_args, new_kwargs = _swapped((args, kwargs), swap)
                 value = self._type_of(node, new_args, new_kwargs)
                 if value is not None:
-                    self.repairs.gathered.append(operand.name)
+                    self.repairs.gathered.append(source.name)
                     return self._place(node, new_args, new_kwargs, value)
         return None
 
@@ -326,17 +326,19 @@ class TokenAxis:
 
         Found by running the operator on numbered rows, twice: the same rows must come out both times.
         """
-        args, kwargs = self._mapped(node)
-        tensors = [source for source in node.all_input_nodes if not is_size(source)]
-        if len(tensors) != 1 or not compat.is_aten(node.target):
+        call = operand(node, 0) if is_getitem(node) else node  # x.split([1, 20], 1)[0]
+        element = node.args[1] if is_getitem(node) else None
+        args, kwargs = self._mapped(call)
+        tensors = [source for source in call.all_input_nodes if not is_size(source)]
+        if len(tensors) != 1 or not compat.is_aten(call.target):
             return None
-        key = (node.target, signature(args), signature(kwargs))
+        key = (call.target, element, signature(args), signature(kwargs))
         if key not in self.rows:
-            self.rows[key] = self._find_rows(node, tensors[0], made)
+            self.rows[key] = self._find_rows(node, call, tensors[0], made)
         found = self.rows[key]
         return None if found is None else RowRead(node.name, found.front, found.back, found.rows)
 
-    def _find_rows(self, node: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
+    def _find_rows(self, node: fx.Node, call: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
         value = self.new[source].meta["val"]
         axes = self._axes(value) if isinstance(value, torch.Tensor) else ()
         outputs = [leaf for leaf in compat.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
@@ -347,7 +349,9 @@ class TokenAxis:
         length = self.calls.at_full_length(sizes_of(value)[axes[0]])
         if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
             return None
-        picked = rows_picked(node, source, axes[0], int(length))
+        element = node.args[1] if call is not node else None
+        assert element is None or isinstance(element, int)
+        picked = rows_picked(call, source, axes[0], int(length), element)
         if picked is None:
             return None
         follows = any(self._axes(leaf) for leaf in outputs)

@@ -95,8 +95,10 @@ def transform(
 
     def pruned(source: Source) -> nn.Module:
         compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
-        for doubt in compiled.calibration.doubts if compiled.calibration else ():
-            warnings.warn(doubt, stacklevel=3)
+        assert compiled.dense.anatomy is not None
+        doubts = compiled.calibration.doubts if compiled.calibration else ()
+        for told in (*compiled.dense.anatomy.notes, *doubts):
+            warnings.warn(told, stacklevel=4)
         return ProgramModule(compiled.pruned, source.module)
 
     if within is None:

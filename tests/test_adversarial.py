@@ -18,7 +18,20 @@ from prunec.program import ProgramModule
 
 from .families import difference
 from .references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
-from .test_own_models import HEADS, WIDTH, Block, Fused, Model, compiled, counts, images, mlp, ready, right
+from .test_own_models import (
+    HEADS,
+    WIDTH,
+    Block,
+    Fused,
+    Model,
+    compiled,
+    counts,
+    file_and_line,
+    images,
+    mlp,
+    ready,
+    right,
+)
 
 TOLERANCE = 1e-5
 POLICIES = pytest.mark.parametrize(("policy", "pruning"), [("evit", EVIT), ("norm", NORM)])
@@ -146,6 +159,70 @@ def test_a_context_of_each_token_moves_with_it(policy: str, pruning: Pruning) ->
     result = compiled(model, policy)
     assert counts(result)["gathered"] == {"evit": 2, "norm": 3}[policy]
     agree(model, result, lambda image: model.by_hand(image, pruning))
+
+
+# --- class tokens in unusual places -------------------------------------------------------------------
+
+
+class Middle(Model):
+    """A class token between the patches."""
+
+    def embed(self, image: Tensor) -> Tensor:
+        x = super().embed(image)
+        return torch.cat([x[:, 1:11], x[:, :1], x[:, 11:]], dim=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.embed(image)
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(self.norm(x)[:, 10])
+
+
+@POLICIES
+def test_a_class_token_in_the_middle_stays_with_the_patches_in_front_of_it(
+    policy: str, pruning: Pruning
+) -> None:
+    model = ready(Middle())
+    result = compiled(model, policy)
+    found = result.dense.anatomy
+    assert found is not None
+    assert (found.class_token, found.head) == (10, ("token 10",))
+    (note,) = found.notes
+    assert note.startswith(
+        "row 10 of the stream is read by itself and stands between patches, so all 10 in front of it stay "
+        "too: put it in front of all patches (node select"
+    )
+    assert file_and_line(Middle.forward, "[:, 10]") in note
+    assert note in result.pruned.plan.notes
+
+    def by_hand(image: Tensor) -> Tensor:
+        layers = [scored_by(plain_layer(block), 10) for block in model.blocks]
+        return model.classifier(model.norm(walk(start(model, image, 11), layers, pruning).x[10]))
+
+    agree(model, result, by_hand, prefix=11)
+
+
+def scored_by(layer: Layer, row: int) -> Layer:
+    """The same with the weights of this row in the place of the first one's, which references look at."""
+
+    def attention(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        y, weights = layer.attention(x, rows)
+        return y, torch.cat([weights[:, row : row + 1], weights[:, 1:]], dim=1)
+
+    return Layer(attention, layer.mlp)
+
+
+def test_a_class_token_that_a_dense_head_leaves_out_scores() -> None:
+    model = ready(Model(head=lambda x: x[:, 1:]))
+    result = compiled(model, "evit")
+    assert result.dense.anatomy is not None
+    assert (result.dense.anatomy.class_token, result.dense.anatomy.head) == (None, ("tokens",))
+
+    def by_hand(image: Tensor) -> Tensor:
+        layers = [plain_layer(block) for block in model.blocks]
+        return model.classifier(model.norm(walk(start(model, image), layers, EVIT).whole()))[1:]
+
+    agree(model, result, by_hand)
 
 
 # --- a long skip ----------------------------------------------------------------------------------

@@ -135,6 +135,18 @@ def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> No
     assert sites(mean) == [(1, 26, 13, 14)]
 
 
+def test_a_learned_row_scores_where_a_dense_head_does_not_read_it() -> None:
+    dense = anatomy(class_token=None, head=("tokens",), learned=1)
+    made = make_plan(policy(scorer="cls_attention"), dense)
+    assert made.notes[0] == (
+        "tokens are scored by the attention of token 0, the first learned one in front of the patches, which "
+        "the head does not read"
+    )
+    for other in (dataclasses.replace(dense, learned=0), dataclasses.replace(dense, head=("mean",))):
+        with pytest.raises(PolicyError, match="this model's head reads none"):
+            make_plan(policy(scorer="cls_attention"), other)
+
+
 def test_a_block_whose_parts_stand_side_by_side_has_no_place_between_them() -> None:
     beside = anatomy(blocks=(block(0), block(1, parallel=True), block(2)))
     with pytest.raises(PolicyError, match="block 1 computes both from the same state") as caught:

@@ -6,24 +6,39 @@ following it through the graph).
 
     two images --embedding--> s0, s0'    rows that are equal in both: class token, registers, queries
     s0[b, n, c] ------------> every reader of rows 0, 5:, -100: ... and every place where the axis ends
+
+Of a few rows that are read together, norm(x[:, :5])[:, 0], those count that anybody reads in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from prunec import graph, ops
+from prunec.boxes import Box, Lengths, Span
 from prunec.compat import fake_mode_of, hint
-from prunec.errors import RecognitionError
+from prunec.errors import RecognitionError, first_few
+from prunec.passes.liveness import Needs
+from prunec.reads import Reader
 from prunec.rows import RowRead
 from prunec.spaces import Repairs, TokenAxis
 
 #: A constant read of more rows than this share of the stream reads the grid, not protected tokens.
 _LARGEST_PROTECTED_SHARE = 0.5
+#: How a head puts tokens together, in words; any other operator in which the token axis ends is named itself.
+_SUMMARIES = {
+    "mean": "mean",
+    "sum": "mean",
+    "adaptive_avg_pool1d": "mean",
+    "amax": "max",
+    "scaled_dot_product_attention": "attention pooling",
+    "matmul": "attention pooling",
+    "bmm": "attention pooling",
+}
 
 
 @dataclass(frozen=True)
@@ -34,39 +49,50 @@ class Tokens:
     prefix: int
     suffix: int
     token_dim: int
+    learned: int  # rows in front that do not come from pixels
     class_token: int | None
     head: tuple[str, ...]
     taps: tuple[str, ...]
     axes: Mapping[str, tuple[int, ...]]  # node -> its token axes
+    notes: tuple[str, ...] = ()
 
 
 def find_tokens(module: fx.GraphModule, states: tuple[str, ...], trunk: set[str], pixels: fx.Node) -> Tokens:
     """Length, protected ends, readers of the stream whose states are `states` (first to last)."""
     names = graph.by_name(module.graph)
     first = names[states[0]]
-    token_dim = _token_dim(first)
-    length = graph.shape(first)[token_dim]
+    dim = token_dim(first)
+    length = graph.shape(first)[dim]
     assert isinstance(length, int)
-    pixel_free = _pixel_free_rows(module, first, pixels, token_dim)
-    prefix, suffix = _ends(pixel_free, length)
-    repairs = _probe(module, states, length, token_dim)
-    reads = [read for read in repairs.reads if _is_protected_read(read, prefix, suffix, length)]
-    prefix = max([prefix, *(read.front for read in reads)])
+    pixel_free = _pixel_free_rows(module, first, pixels, dim)
+    learned, suffix = _ends(pixel_free, length)
+    between = _between(pixel_free, learned, suffix)
+    repairs = _probe(module, states, length, dim)
+    reads = [
+        read
+        for read in repairs.reads
+        if _is_protected_read(read, learned, suffix, length) or _picks_only(read, between)
+    ]
+    prefix = max([learned, *(read.front for read in reads)])
     suffix = max([suffix, *(read.back for read in reads)])
-    head_reads = [read for read in reads if read.node not in trunk]
+    head_reads = [
+        wanted for read in reads if read.node not in trunk for wanted in _wanted(read, names, repairs)
+    ]
     return Tokens(
         tokens=length,
         prefix=prefix,
         suffix=suffix,
-        token_dim=token_dim,
+        token_dim=dim,
+        learned=learned,
         class_token=_class_token(head_reads, prefix),
-        head=_head(module, states, repairs, head_reads, prefix, length - suffix),
+        head=_head(module, states, repairs, head_reads),
         taps=_taps(names, states, trunk, repairs),
         axes=repairs.axes,
+        notes=tuple(_notes(between, prefix, length - suffix, reads, names)),
     )
 
 
-def _token_dim(state: fx.Node) -> int:
+def token_dim(state: fx.Node) -> int:
     """The dimension of [B, T, C] or [T, B, C] that counts tokens."""
     sizes = graph.shape(state)
     symbolic = [dim for dim, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
@@ -80,18 +106,22 @@ def _token_dim(state: fx.Node) -> int:
     return 0 if symbolic == [1] else 1
 
 
-def _pixel_free_rows(module: fx.GraphModule, first: fx.Node, pixels: fx.Node, token_dim: int) -> list[bool]:
+def _pixel_free_rows(module: fx.GraphModule, first: fx.Node, pixels: fx.Node, dim: int) -> list[bool]:
     """For each row of the first state, whether it is the same for two different images."""
     embedding = _until(module, first)
     results = []
     for seed in (0, 1):
-        generator = torch.Generator().manual_seed(seed)
-        inputs = [_example(node, generator if node is pixels else None) for node in module.graph.nodes
-                  if node.op == "placeholder"]  # fmt: skip
         with torch.no_grad():
-            results.append(embedding(*inputs))
-    same = (results[0] == results[1]).movedim(token_dim, -1).flatten(0, -2).all(dim=0)
+            results.append(embedding(*example_inputs(module, pixels, seed)))
+    same = (results[0] == results[1]).movedim(dim, -1).flatten(0, -2).all(dim=0)
     return [bool(row) for row in same]
+
+
+def example_inputs(module: fx.GraphModule, pixels: fx.Node, seed: int = 0) -> list[object]:
+    """An image of noise, and zeros for all other inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return [_example(node, generator if node is pixels else None) for node in inputs]
 
 
 def _example(node: fx.Node, generator: torch.Generator | None) -> object:
@@ -133,32 +163,112 @@ def _ends(pixel_free: list[bool], length: int) -> tuple[int, int]:
     return front, back
 
 
-def _probe(module: fx.GraphModule, states: tuple[str, ...], length: int, token_dim: int) -> Repairs:
+def _between(pixel_free: list[bool], front: int, back: int) -> frozenset[int]:
+    """Rows that do not come from pixels, and have patches in front of them and behind them."""
+    inside = range(front, len(pixel_free) - back)
+    return frozenset(row for row in inside if pixel_free[row])
+
+
+def _probe(module: fx.GraphModule, states: tuple[str, ...], length: int, dim: int) -> Repairs:
     """Make the token axis of the first state a symbol and follow it through the graph."""
     copy = graph.copy(module)
     first = graph.by_name(copy.graph)[states[0]]
     users = list(first.users)
     mode = fake_mode_of(copy.graph)
     with copy.graph.inserting_after(first):
-        score = copy.graph.call_function(ops.token_norm, (first, token_dim))
+        score = copy.graph.call_function(ops.token_norm, (first, dim))
     with copy.graph.inserting_after(score):
         selection = copy.graph.call_function(ops.select, (score, length, 0, 0))
     with copy.graph.inserting_after(selection):
-        gathered = copy.graph.call_function(ops.gather, (first, selection, token_dim))
+        gathered = copy.graph.call_function(ops.gather, (first, selection, dim))
     for user in users:
         user.replace_input_with(first, gathered)
     value = first.meta["val"]
     with mode:
-        score.meta["val"] = value.movedim(token_dim, 1)[..., 0]
+        score.meta["val"] = value.movedim(dim, 1)[..., 0]
         selection.meta["val"] = score.meta["val"].to(torch.int64)
     gathered.meta["val"] = value
-    axis = TokenAxis(copy, tokens=length, prefix=0, suffix=0, token_dim=token_dim, states=states, probe=True)
+    axis = TokenAxis(copy, tokens=length, prefix=0, suffix=0, token_dim=dim, states=states, probe=True)
     return axis.run()[1]
 
 
 def _is_protected_read(read: RowRead, prefix: int, suffix: int, length: int) -> bool:
     """A read of a few rows at the ends protects them; one that reaches into the middle reads the grid."""
     return read.front + read.back <= max(prefix + suffix, length * _LARGEST_PROTECTED_SHARE, 1)
+
+
+def _picks_only(read: RowRead, rows: frozenset[int]) -> bool:
+    """Whether it takes nothing but some of these rows, all on one side of the middle.
+
+    They are protected with all that stands in front of them, or behind them.
+    """
+    return rows.issuperset(read.rows) and not (read.front and read.back)
+
+
+def _wanted(read: RowRead, names: Mapping[str, fx.Node], repairs: Repairs) -> Iterator[RowRead]:
+    """A read of several rows as one or more of those that anybody reads in the end."""
+    node = names[read.node]
+    axes = next(axes for source in node.all_input_nodes if (axes := repairs.axes.get(source.name)))
+    sizes = graph.shape(node) if graph.is_tensor(node) else ()
+    axis = axes[0]
+    if len(read.rows) == 1 or repairs.axes[read.node] or sizes[axis : axis + 1] != (len(read.rows),):
+        yield read
+        return
+    found = set()
+    for box in _boxes_asked(node):
+        rows = dict(box).get(axis)
+        start, stop = rows.at(len(read.rows)) if isinstance(rows, Span) else (0, len(read.rows))
+        found.add(read.rows[start:stop])
+    yield from (replace(read, rows=rows) for rows in sorted(found))
+
+
+class _Apart(Needs):
+    """What is asked for, box by box, also where computing each apart would not pay."""
+
+    def _boxes(self, node: fx.Node) -> list[Box]:
+        boxes = list(dict.fromkeys(self.asked[node])) if node in self.asked else []
+        self.reads.update({(node, box): self._read(node, box) for box in boxes})
+        return boxes
+
+
+def _boxes_asked(first: fx.Node) -> list[Box]:
+    """What all that follows reads of a value."""
+    behind = graph.reachable([first]) - {first}
+    part, made = fx.Graph(), dict[fx.Node, fx.Node]()
+
+    def given(source: fx.Node) -> fx.Node:
+        if source not in made:
+            made[source] = part.placeholder(source.name)
+            made[source].meta = dict(source.meta)
+        return made[source]
+
+    for node in (node for node in first.graph.nodes if node in behind):
+        for source in node.all_input_nodes:
+            given(source)
+        made[node] = part.node_copy(node, given)
+    return _Apart(part, Reader([Lengths({})]), set()).asked[made[first]]
+
+
+def _notes(
+    between: frozenset[int], prefix: int, end: int, reads: list[RowRead], names: Mapping[str, fx.Node]
+) -> Iterator[str]:
+    """What becomes of rows that are no patches and stand between them."""
+    free = [row for row in sorted(between) if prefix <= row < end]
+    if free:
+        yield (
+            f"rows {_listed(free)} of the stream come from no pixel, stand between patches and are pruned as "
+            "these are: put them in front of all patches, or behind them"
+        )
+    for read in (read for read in reads if _picks_only(read, between)):
+        side = f"{read.front - 1} in front of" if read.front else f"{read.back - 1} behind"
+        yield (
+            f"row {_listed(read.rows)} of the stream is read by itself and stands between patches, so all "
+            f"{side} it stay too: put it in front of all patches ({graph.place(names[read.node])})"
+        )
+
+
+def _listed(rows: Sequence[int]) -> str:
+    return first_few([str(row) for row in rows])
 
 
 def _class_token(reads: list[RowRead], prefix: int) -> int | None:
@@ -172,34 +282,33 @@ def _head(
     states: tuple[str, ...],
     repairs: Repairs,
     reads: list[RowRead],
-    prefix: int,
-    patches_end: int,
 ) -> tuple[str, ...]:
     """How the axis ends after the last state, in words."""
     names = graph.by_name(module.graph)
-    rows = {read.node: read.rows for read in reads}
+    picked = [(read.node, read.rows) for read in reads]
     found: list[str] = []
     for node in sorted(graph.reachable([names[states[-1]]]), key=list(module.graph.nodes).index):
-        if not any(repairs.axes.get(source.name) for source in node.all_input_nodes):
+        if not any(repairs.axes.get(source.name) for source in graph.data_inputs(node)):
             continue
         if node.op == "output":
             found.append("tokens")
         elif node.name not in repairs.axes:
             found.append("grid")
-        elif node.name in rows:
-            picked = rows[node.name]
-            if len(picked) == 1:
-                found.append("class token" if picked[0] == 0 else f"token {picked[0]}")
-            elif picked[-1] < prefix or picked[0] >= patches_end:
-                found.append(f"tokens {picked[0]}..{picked[-1]}")
-        elif graph.op(node) in ("mean", "sum", "amax", "adaptive_avg_pool1d"):
-            found.append("mean" if graph.op(node) != "amax" else "max")
-        elif (
-            graph.op(node) in ("scaled_dot_product_attention", "matmul", "bmm")
-            and not repairs.axes[node.name]
-        ):
-            found.append("attention pooling")  # the last product of an attention with queries of its own
+        elif repairs.axes[node.name]:
+            continue
+        elif picks := [rows for name, rows in picked if name == node.name]:
+            found += map(_named, picks)
+        else:
+            by_place = any(read.node == node.name for read in repairs.reads)  # and none that are protected
+            found.append("grid" if by_place else _SUMMARIES.get(graph.op(node), graph.op(node)))
     return tuple(dict.fromkeys(found))
+
+
+def _named(rows: tuple[int, ...]) -> str:
+    """Protected rows that are read by position, in words."""
+    if len(rows) > 1:
+        return f"tokens {rows[0]}..{rows[-1]}"
+    return "class token" if rows[0] == 0 else f"token {rows[0]}"
 
 
 def _taps(

@@ -25,8 +25,9 @@ from prunec import graph
 from prunec.anatomy import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 from prunec.errors import RecognitionError
 from prunec.flow import NORMS, DataFlow, Link, chains, leads, residual_adds
-from prunec.passes.find_tokens import find_tokens
+from prunec.passes.find_tokens import example_inputs, find_tokens, token_dim
 from prunec.program import Program
+from prunec.streams import holds_image_tokens, left_alone
 
 PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm"}
 ACTIVATIONS = {
@@ -48,6 +49,7 @@ _BETWEEN_PRODUCTS = {
     "reshape", "expand", "type_as", "contiguous", "clone", "linear", "permute", "transpose",
     "slice", "slice_scatter", "copy",
 }  # fmt: skip
+_BESIDE = "this attention is in no residual branch of the token stream"
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,28 @@ def recognise(module: fx.GraphModule) -> Anatomy:
             where=_nearest_miss(flow, adds, cores),
             remedy="prunec works on Vision Transformers: residual blocks with softmax attention over tokens",
         )
-    chain = max(attending, key=lambda links: _work(links, cores, flow))
+    ranked = sorted(attending, key=lambda links: _work(links, cores, flow), reverse=True)
+    chain = next((links for links in ranked if _is_of_image(module, links, flow)), None)
+    if chain is None:
+        raise RecognitionError(
+            "the rows of this model's stream are learned queries, and none stands for a part of the image",
+            where=graph.place(ranked[0][0].add),
+            remedy="prunec prunes tokens of the image: name the part that makes them (within=), if it has "
+            "attention",
+        )
+    queries = ranked[: ranked.index(chain)]
     branches = [_branch(link, cores, flow) for link in chain]
     matched = {core.node for branch in branches for core in branch.cores}
     last = flow.order[chain[-1].add]
     elsewhere = {
-        core.node: graph.shape(links[0].state)
+        core.node: _elsewhere(graph.shape(links[0].state), queries=links in queries)
         for links in attending
         for link in links
         for core in _cores_in(link.region, cores)
         if _sized(links[0].state, 1) > 1  # no class token that attends by itself (CaiT's last blocks)
     }
     misses = [
-        _miss(_elsewhere(elsewhere.get(core.node)), flow.nodes[core.node])
+        _miss(elsewhere.get(core.node, _BESIDE), flow.nodes[core.node])
         for core in cores.values()
         if core.node not in matched and (core.node in elsewhere or flow.order[flow.nodes[core.node]] < last)
     ]
@@ -124,6 +135,8 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         states=states,
         pixels=flow.pixels.name,
         unmatched=tuple(misses) + tuple(wrong),
+        learned=tokens.learned,
+        notes=(*tokens.notes, *left_alone(module.graph, matched, flow)),
     )
 
 
@@ -158,10 +171,18 @@ def _scores(core: Core, flow: DataFlow) -> tuple[fx.Node, int]:
     return node, len(graph.shape(node)) - (2 if core.form == "fused" else 1)
 
 
-def _elsewhere(shape: tuple[int | torch.SymInt, ...] | None) -> str:
-    if shape is None:
-        return "this attention is in no residual branch of the token stream"
-    return f"this attention is in another stream, {list(shape)}, which is left alone"
+def _is_of_image(module: fx.GraphModule, links: list[Link], flow: DataFlow) -> bool:
+    """Whether a chain's rows are tokens of the image; feature maps are left to find_tokens."""
+    state = links[0].state
+    if len(graph.shape(state)) != 3:
+        return True
+    inputs = example_inputs(module, flow.pixels)
+    return holds_image_tokens(module, state, token_dim(state), inputs, flow)
+
+
+def _elsewhere(shape: tuple[int | torch.SymInt, ...], *, queries: bool) -> str:
+    what = "a stream of learned queries" if queries else "another stream"
+    return f"this attention is in {what}, {list(shape)}, which is left alone"
 
 
 def _without_long_skips(links: list[Link], cores: dict[str, Core], flow: DataFlow) -> list[Link]:

@@ -24,6 +24,10 @@ def grid(x: Tensor) -> Tensor:
     return x[:, 1:].mT.reshape(x.shape[0], 16, 5, 5).amax(dim=(2, 3))
 
 
+def few(x: Tensor) -> Tensor:
+    return F.layer_norm(x[:, :5], (16,))
+
+
 # learned rows at both ends, what the head reads; then: protected in front, at the end, class row, head
 READERS: dict[
     str, tuple[int, int, Callable[[Tensor], Tensor], tuple[int, int, int | None, tuple[str, ...]]]
@@ -50,6 +54,25 @@ READERS: dict[
     "a patch row": (1, 0, lambda x: x[:, 3], (4, 0, 3, ("token 3",))),
     "the last patch row": (1, 0, lambda x: x[:, -1], (1, 1, None, ("token 25",))),
     "the first patch row": (0, 0, class_row, (1, 0, 0, ("class token",))),
+    "the patch in the middle": (0, 0, lambda x: x[:, 12], (0, 0, None, ("grid",))),
+    "largest and where": (1, 0, lambda x: x.max(dim=1).values, (1, 0, None, ("max",))),
+    "median": (1, 0, lambda x: x.median(dim=1).values, (1, 0, None, ("median",))),
+    "largest three": (1, 0, lambda x: x.topk(3, dim=1).values.mean(dim=1), (1, 0, None, ("topk",))),
+    "standard deviation": (1, 0, lambda x: x.std(dim=1), (1, 0, None, ("std",))),
+    "class token that is split off": (1, 0, lambda x: x.split([1, 25], 1)[0], (1, 0, 0, ("class token",))),
+    "class token of five normed rows": (5, 0, lambda x: few(x)[:, 0], (5, 0, 0, ("class token",))),
+    "class token and registers of five normed rows": (
+        5,
+        0,
+        lambda x: few(x)[:, 0] + few(x)[:, 1:].mean(dim=1),
+        (5, 0, 0, ("class token", "tokens 1..4")),
+    ),
+    "five rows that look at each other": (
+        5,
+        0,
+        lambda x: few(x).softmax(dim=1)[:, 0],
+        (5, 0, None, ("tokens 0..4",)),
+    ),
 }
 
 
@@ -144,6 +167,9 @@ def test_protected_are_the_rows_at_the_ends_that_do_not_come_from_pixels(name: s
     make, expected = ROWS[name]
     found = anatomy(Mixed(make))
     assert (found.prefix, found.suffix) == expected
+    told = ["rows 9 of the stream come from no pixel, stand between patches and are pruned as these are: put "
+            "them in front of all patches, or behind them"]  # fmt: skip
+    assert [*found.notes] == (told if name == "learned row in the middle" else [])
 
 
 def test_a_stream_that_does_not_depend_on_the_image_is_refused() -> None:

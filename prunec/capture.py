@@ -21,7 +21,7 @@ from torch.export.graph_signature import InputKind
 
 from prunec import compat
 from prunec.errors import CaptureError, UsageError
-from prunec.graph import keep_parameters
+from prunec.graph import keep_parameters, op, operand, place
 from prunec.interface import Interface
 from prunec.program import Program, Stage
 
@@ -62,6 +62,10 @@ def _program(
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {place}",)
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=4)
         batch = None
+    idle = _idle_autocast(exported, args, kwargs)
+    if idle is not None:
+        notes = (*notes, idle)
+        warnings.warn(f"{idle}; give an example on that device", stacklevel=4)
     graph_module = graph_of(exported)
     program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
@@ -84,9 +88,30 @@ def _export(
         ) from error
 
 
+def _is_autocast(node: fx.Node) -> bool:
+    return op(node) == compat.AUTOCAST_REGION
+
+
+def _idle_autocast(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """What to say of an autocast of a device on which the example is not."""
+    leaves = compat.tree_flatten((args, dict(kwargs)))[0]
+    here = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    for node in filter(_is_autocast, exported.graph.nodes):
+        device, _, enabled = node.args[:3]
+        if enabled and device not in here:
+            body = exported.graph_module.get_submodule(str(operand(node, 4).target))
+            assert isinstance(body, fx.GraphModule)
+            first = next(each for each in body.graph.nodes if each.op == "call_function")
+            return (
+                f"torch.autocast({device!r}) does nothing to an example on {', '.join(sorted(here))}, so the "
+                f"captured program has nothing of it, on any device ({place(first)})"
+            )
+    return None
+
+
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
-    """The exported program as one functional graph: flat inputs, flat outputs, no guards."""
-    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+    """The exported program as one functional graph: flat inputs, flat outputs, no guards, no autocast."""
+    if any(compat.mutates(node.target) or _is_autocast(node) for node in compat.every_node(exported)):
         exported = compat.functionalised(exported)
     graph_module = compat.unlifted(exported)
     graph = graph_module.graph

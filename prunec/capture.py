@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 
 from prunec import compat
 from prunec.attributes import settings_of
+from prunec.autocast import idle_autocast, is_region
 from prunec.borrowing import unchanged
 from prunec.capturable import check_capturable
 from prunec.errors import CaptureError, UsageError, first_few
@@ -76,6 +77,9 @@ def _program(
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {line}",)
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=5)
         batch = None
+    if idle := idle_autocast(exported, compat.tree_leaves((args, dict(kwargs)))):
+        notes += (idle,)
+        warnings.warn(f"{idle}; give an example on that device", stacklevel=5)
     exported = _functional(exported)
     if changed := list(exported.graph_signature.buffers_to_mutate.values()):
         notes += (f"the model changes {first_few(changed)} whenever it runs",)
@@ -127,7 +131,7 @@ def _failure(
 
 
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
-    """The exported program as one functional graph: flat inputs, flat outputs, no guards."""
+    """The exported program as one functional graph: flat inputs, flat outputs, no guards, no autocast."""
     graph_module = compat.unlifted(_functional(exported))
     graph = graph_module.graph
     compat.make_flat(graph)
@@ -153,8 +157,8 @@ def _check_sizes(graph_module: fx.GraphModule) -> None:
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:
-    """The program with nothing done in place."""
-    if any(compat.mutates(node.target) for node in exported.graph.nodes if node.op == "call_function"):
+    """The program with nothing done in place, and no region of a precision."""
+    if any(compat.mutates(node.target) or is_region(node) for node in compat.every_node(exported)):
         return compat.functionalised(exported)
     return exported
 

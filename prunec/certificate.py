@@ -131,7 +131,7 @@ def certify(
                 where=_first_difference(*exact, sharper, permute="permutation" in name),
                 remedy=REPORT,
             )
-    padding = _padding(exact[1], exact[2], batch)
+    padding = _padding(*exact, batch)
     if padding is not None and padding > sharper:
         raise VerificationError(
             f"images that keep different numbers of tokens see each other's padding: {padding:.1e}, "
@@ -187,14 +187,17 @@ class _Keeping(fx.Interpreter):
         return keep_all(args[0], self.prefix, self.suffix, self.generator)
 
 
-def _padding(pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
+def _padding(dense: Program, pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
     """A batch of images that keep different numbers of tokens beside each image by itself.
 
-    None where every image keeps as many, or where the batch is fixed. A budget that images share is set
-    aside: what one of them keeps then depends on the others, but what it computes from that must not.
+    None where every image keeps as many, or where none runs by itself as it does in the batch: it is fixed,
+    the code joins images, or random numbers are drawn. A budget that images share is set aside: what one of
+    them keeps then depends on the others, but what it computes from that must not.
     """
     ragged = any(node.target in ops.RAGGED for node in pruned.graph.nodes)
-    if not ragged or pruned.interface.batch != batch or batch < 2:
+    if not ragged or pruned.interface.batch != batch or batch < 2 or runs.random_call(dense) is not None:
+        return None
+    if not runs.runs_on(dense, tuple(one(leaf, 0, batch) for leaf in flat)):
         return None
     with torch.no_grad(), torch.random.fork_rng():
         whole = partial(runs.unbroken, Scattering(pruned, range(batch), budgets=False).run)

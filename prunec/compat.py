@@ -46,6 +46,8 @@ _NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file_
 
 #: Names of the higher-order operators whose body may be inlined without changing a value.
 INLINABLE_REGIONS = ("wrap_with_set_grad_enabled",)
+#: The name of the one whose body computes in the precision that a `with torch.autocast(...)` says.
+AUTOCAST_REGION = "wrap_with_autocast"
 #: What a pickled tensor calls.
 REBUILD_TENSOR = "torch._utils._rebuild_tensor_v2"
 
@@ -76,11 +78,29 @@ def is_of_values(error: Exception) -> bool:
 
 
 def functionalised(exported: ExportedProgram) -> ExportedProgram:
-    """The same program with in-place operators made functional and nothing else decomposed."""
-    with warnings.catch_warnings():
-        # PyTorch 2.11 warns of a class of its own that it copies.
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-        return cast("ExportedProgram", exported.run_decompositions({}))
+    """The same program with in-place operators made functional and regions opened; nothing is decomposed.
+
+    What autocast converts in its region becomes conversions in the graph.
+    """
+    parts = [part for part in exported.graph_module.modules() if isinstance(part, fx.GraphModule)]
+    bodies = [part for part in parts if part is not exported.graph_module]
+    for body in bodies:  # node by node, so that each keeps its source line and its module
+        vars(body)["forward"] = fx.Interpreter(body).run
+    try:
+        with warnings.catch_warnings():
+            # PyTorch 2.11 warns of a class of its own that it copies.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            return cast("ExportedProgram", exported.run_decompositions({}))
+    finally:
+        for body in bodies:
+            del vars(body)["forward"]
+
+
+def every_node(exported: ExportedProgram) -> Iterator[fx.Node]:
+    """The nodes of an exported program, those of its regions too."""
+    for part in exported.graph_module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from part.graph.nodes
 
 
 def unlifted(exported: ExportedProgram) -> fx.GraphModule:

@@ -31,6 +31,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.calls import CallTypes, signature
 from prunec.counted import Given, Numbers
+from prunec.errors import PolicyError
 from prunec.graph import is_getitem, is_size, operand, place, with_graph
 from prunec.literals import Literals
 from prunec.padding import Padding
@@ -111,6 +112,7 @@ class TokenAxis:
         counts = (tokens, spare)
         self.numbers = Numbers(module.graph, counts, self.new, self.behind, self.sizes, self._call)
         self.ended: set[fx.Node] = set()  # old nodes that are made of the whole stream again
+        self.leaving = False  # what is made whole is an output
 
     # --- the walk ---------------------------------------------------------------------------
 
@@ -160,6 +162,7 @@ class TokenAxis:
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""
+        self.leaving = not self.probe
         return self._copy(node, self.full)
 
     def _open_space(self, node: fx.Node, parent: Space | None) -> fx.Node:
@@ -257,6 +260,13 @@ class TokenAxis:
             result = self.full(source)
         elif space and (node.name in self.states or node.target is ops.merge):
             result = self._way_back(node, made, space)
+        elif self.leaving and node.name in self.cores:
+            raise PolicyError(
+                "the model returns what an attention makes of all tokens, such as its map, and this one has "
+                "only those that are left",
+                where=place(node),
+                remedy="let the model not return it (output_attentions=False), or prune behind that block",
+            )
         else:
             result = self._copy(node, self.full, suffix="_full")
         self.whole[node] = result

@@ -6,6 +6,7 @@
     image.to(float32), of a float32 image           ->  image
     copy(x, y)                                      ->  y        as x's type: the copy has no gradient
     chunk(table) in block 1, chunk(table) again in block 2  ->  one chunk(table)
+    _to_copy(x, dtype=bfloat16)                     ->  to(x, bfloat16)
     arange(tensor([[1, 8, 8]])[0, 1].item())        ->  arange(8)              a number read off a constant
     _assert_tensor_metadata(x, ...)                 ->  gone
 
@@ -50,6 +51,7 @@ class Normalise:
             "masks": _drop_masks(module),
             "no-ops": _drop_no_ops(module),
             "views": _free_views(module),
+            "conversions": _plain_conversions(module),
             "repeats": _share_repeats(module),
         }
         return program.replace(module=module), counts
@@ -198,6 +200,16 @@ def _free_views(module: fx.GraphModule) -> int:
     for node in views:
         node.target = aten.reshape.default
     return len(views)
+
+
+def _plain_conversions(module: fx.GraphModule) -> int:
+    """Write the conversions that opening a region made as the model's own code would have."""
+    aten, written = torch.ops.aten, 0
+    for node in module.graph.nodes:
+        if node.target is aten._to_copy.default and set(node.kwargs) == {"dtype"}:
+            node.target, node.args, node.kwargs = aten.to.dtype, (*node.args, node.kwargs["dtype"]), {}
+            written += 1
+    return written
 
 
 def _share_repeats(module: fx.GraphModule) -> int:

@@ -13,6 +13,7 @@ followed through the whole graph, which tells the heads, the taps and the rows t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         for core in cores.values()
         if core.node not in matched and (core.node in elsewhere or flow.order[flow.nodes[core.node]] < last)
     ]
-    states = tuple(dict.fromkeys(name for branch in branches for name in (branch.state, branch.add)))
+    end = _norm_of_the_last(chain, branches, flow)
+    names = (name for branch in branches for name in (branch.state, branch.add))
+    states = tuple(dict.fromkeys((*names, *([end.name] if end is not None else ()))))
     blocks = _blocks(branches, flow)
     trunk = {node.name for link in chain for node in (*link.region, link.add)}
     tokens = find_tokens(module, states, trunk, flow.pixels)
@@ -342,6 +345,30 @@ def _norm_place(link: Link, flow: DataFlow) -> NormPlace:
         node = inputs[0]
     normed = len(link.add.users) == 1 and any(graph.op(user) in NORMS for user in link.add.users)
     return "post" if normed else "none"
+
+
+def _norm_of_the_last(chain: list[Link], branches: list[Branch], flow: DataFlow) -> fx.Node | None:
+    """Where the last block ends if not at its add: x = norm(x + f(x)) has a norm there, as every block has.
+
+    A token that sits blocks out has had its last norm, so it comes back behind this one.
+    """
+    before = [
+        place
+        for place, (link, after) in enumerate(itertools.pairwise(chain))
+        if branches[place].kind == branches[-1].kind and after.state is not link.state
+    ]
+    if not before:
+        return None
+    steps = _in_order(flow.region(chain[before[-1]].add, chain[before[-1] + 1].state), flow)
+    after_last = _in_order(graph.reachable([chain[-1].add]) - {chain[-1].add}, flow)[: len(steps)]
+    if not steps or list(map(graph.op, after_last)) != list(map(graph.op, steps)):
+        return None
+    end = after_last[-1]
+    return end if flow.region(chain[-1].add, end) == set(after_last) else None
+
+
+def _in_order(nodes: set[fx.Node], flow: DataFlow) -> list[fx.Node]:
+    return sorted(nodes, key=flow.order.__getitem__)
 
 
 def _has_layer_scale(link: Link) -> bool:

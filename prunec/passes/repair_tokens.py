@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from prunec import compat, ops
+from prunec.enough import check_enough
 from prunec.graph import output_node
 from prunec.program import Program
 from prunec.spaces import TokenAxis
@@ -45,6 +46,11 @@ class RepairTokens:
             restore=plan.rules.restored,
         )
         module, repairs = axis.run()
+        if plan.lowering.fixed:
+            selections = [node for node in module.graph.nodes if node.target in ops.SELECTIONS]
+            counts = [compat.expression(node.meta["val"].shape[1]) for node in selections]
+            left = {count: site.leaves for count, site in zip(counts, plan.sites, strict=True)}
+            check_enough(module.graph, left, anatomy.tokens)
         return program.replace(module=module), repairs.counts()
 
     def ensures(self, program: Program) -> None:

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from prunec import compat, graph, heads
+from prunec import graph, heads
 from prunec.counted import operands_that_follow
 from prunec.errors import VerificationError
 from prunec.interface import images_in
@@ -21,8 +21,7 @@ from prunec.verify.reference import Reference, UnprovenError
 from prunec.verify.refusals import REPORT
 from prunec.verify.together import Shared, how_shared, together
 
-#: What a dense graph may hold that counts as random and, in eval mode, is not.
-_QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")
+NOT_ALONE = "the model's own code joins several images, such as the frames of a clip, so none runs by itself"
 
 
 def difference(
@@ -71,7 +70,7 @@ def _references(
     batch = images_in(flat)
     if batch > 1 and dense.interface.batch != batch:
         raise UnprovenError("the model's own code fixes the batch, so no image runs by itself")
-    random = next((node for node in dense.graph.nodes if _is_random(node)), None)
+    random = runs.random_call(dense)
     if random is not None:
         raise UnprovenError(f"the model draws random numbers: {graph.place(random)}")
     counting = next((node for node in dense.graph.nodes if operands_that_follow(node)), None)
@@ -85,7 +84,13 @@ def _references(
     for image in range(batch):
         those = [images[image] for images in chosen]
         reference = Reference(dense, program, those, scores)
-        reference.outputs = reference.run(*(one(leaf, image, batch) for leaf in flat))
+        alone = tuple(one(leaf, image, batch) for leaf in flat)
+        try:
+            reference.outputs = reference.run(*alone)
+        except (RuntimeError, IndexError, ZeroDivisionError) as error:
+            if runs.runs_on(dense, alone):
+                raise
+            raise UnprovenError(NOT_ALONE) from error
         made.append(reference)
     return made
 
@@ -133,7 +138,3 @@ def _first_difference(
             if len(found) == len(rows) and relative_difference(found, wanted) > 10 * tolerance:
                 return graph.place(names[name])
     return None
-
-
-def _is_random(node: fx.Node) -> bool:
-    return compat.is_random(node.target) and compat.op_name(node.target) not in _QUIET

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from prunec import compat, graph
 from prunec.anatomy import Anatomy
 from prunec.errors import VerificationError
 from prunec.interface import images_in
@@ -17,6 +18,9 @@ from prunec.scattering import Scattering
 from prunec.verify import invariants
 from prunec.verify.choices import Choice, choices, sites_of
 from prunec.verify.refusals import REPORT
+
+#: What a dense graph may hold that counts as random and, in eval mode, is not.
+_QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,21 @@ def unbroken(call: Callable[..., Any], *flat: Any) -> Any:
         raise VerificationError(
             f"the rewritten model fails at its own counts: {str(error).splitlines()[0]}", remedy=REPORT
         ) from error
+
+
+def runs_on(dense: Program, flat: Sequence[Any]) -> bool:
+    """Whether the dense graph takes these inputs: one image of a batch, where its code joins several."""
+    try:
+        dense.module(*flat)
+    except (RuntimeError, IndexError, ZeroDivisionError):
+        return False
+    return True
+
+
+def random_call(dense: Program) -> fx.Node | None:
+    """A call that draws random numbers, of which an image by itself gets others than in a batch."""
+    calls = (node for node in dense.graph.nodes if compat.is_random(node.target))
+    return next((node for node in calls if graph.op(node) not in _QUIET), None)
 
 
 def check_pixel_free(dense: Program, anatomy: Anatomy, flat: Sequence[Any]) -> None:

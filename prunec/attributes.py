@@ -1,5 +1,6 @@
-"""What a module says of itself beside its weights: attributes of its own, of its class, and properties.
+"""What a module says of itself beside its weights: attributes, properties, and how its forward is called.
 
+    inspect.signature(model.forward)  that of the model's own
     model.config, model.num_classes   shared, as the weights are
     model.main_input_name             of the class
     model.device, model.dtype         properties, computed on the module that takes the model's place
@@ -12,6 +13,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -45,15 +48,35 @@ class Attributes:
         return made
 
 
-def settings_of(module: nn.Module) -> dict[str, bool]:
+def settings_of(module: nn.Module) -> dict[str, Any]:
     """The switches of a model's configuration: what an input of that name stands for when it is left out."""
     config = getattr(module, "config", None)
-    found: dict[str, bool] = {}
+    found: dict[str, Any] = {}
     for name, value in getattr(config, "__dict__", {}).items():
         name = name.removeprefix("_")  # of an attribute behind a property
         if isinstance(value, bool) and getattr(config, name, None) is value:
             found[name] = value
     return found
+
+
+class Forward:
+    """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
+
+    def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
+        return self if module is None else MethodType(module.__dict__["_signed"], module)
+
+
+def signed(signature: inspect.Signature | None) -> Callable[..., Any]:
+    """What runs a module's `call`, as a function of this signature."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.call(args, kwargs)
+
+    if signature is not None:
+        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        own = signature.replace(parameters=[this, *signature.parameters.values()])
+        vars(forward)["__signature__"] = own
+    return forward
 
 
 def _is_told(name: str, value: Any) -> bool:

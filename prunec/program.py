@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, graph, ops
 from prunec.anatomy import Anatomy
-from prunec.attributes import Attributes
+from prunec.attributes import Attributes, Forward, signed
 from prunec.errors import UsageError
 from prunec.interface import Interface, name_of
 from prunec.lowering import Lowering
@@ -194,26 +192,6 @@ TRAINING = (
 )
 
 
-class _Forward:
-    """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
-
-    def __get__(self, module: ProgramModule | None, owner: type | None = None) -> Any:
-        return self if module is None else MethodType(module.__dict__["_signed"], module)
-
-
-def _signed(signature: inspect.Signature | None) -> Callable[..., Any]:
-    """What runs a program module, as a function of this signature."""
-
-    def forward(self: ProgramModule, *args: Any, **kwargs: Any) -> Any:
-        return self.call(args, kwargs)
-
-    if signature is not None:
-        this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        own = signature.replace(parameters=[this, *signature.parameters.values()])
-        vars(forward)["__signature__"] = own
-    return forward
-
-
 class ProgramModule(nn.Module):
     """A program as an ordinary module: the original's signature, outputs and parameter names.
 
@@ -227,14 +205,14 @@ class ProgramModule(nn.Module):
     its statistics.
     """
 
-    forward = _Forward()
+    forward = Forward()
 
     def __init__(self, program: Program, original: nn.Module | None = None) -> None:
         super().__init__()
         # The graph module is kept out of the module tree, and its tables are shared, so that state_dict() has
         # the original's names and .to() moves what the graph reads.
         self.__dict__["program"] = program
-        self.__dict__["_signed"] = _signed(program.interface.signature)
+        self.__dict__["_signed"] = signed(program.interface.signature)
         self.__dict__["_told"] = None if original is None else Attributes(original)
         for table in _TABLES:
             setattr(self, table, getattr(program.module, table))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from prunec import capture as capturing
 from prunec import compat, graph
 from prunec.capture import capture
 from prunec.errors import CaptureError, UsageError
@@ -147,8 +148,10 @@ def test_operators_in_place_become_functional_in_a_region_too() -> None:
 
 
 def test_autocast_of_another_device_is_a_warning_with_the_line() -> None:
+    x = torch.empty(3, 4, 8, device="meta")
+    exported = compat.export(Precisions("cpu").eval().to("meta"), (x,), {}, 3)
     with pytest.warns(UserWarning, match="does nothing") as seen:
-        program = captured(Precisions("cpu").to("meta"), torch.empty(3, 4, 8, device="meta"))
+        program = capturing.adopt(exported, (x,), {})
     said = next(str(each.message) for each in seen if "does nothing" in str(each.message))
     assert said.startswith(
         "torch.autocast('cpu') does nothing to an example on meta, so the captured program"

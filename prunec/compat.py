@@ -79,7 +79,7 @@ def functionalised(exported: ExportedProgram) -> ExportedProgram:
     parts = [part for part in exported.graph_module.modules() if isinstance(part, fx.GraphModule)]
     bodies = [part for part in parts if part is not exported.graph_module]
     for body in bodies:  # node by node, so that each keeps its source line and its module
-        body.forward = fx.Interpreter(body).run  # type: ignore[method-assign]
+        body.forward = fx.Interpreter(body).run
     try:
         with warnings.catch_warnings():
             # PyTorch 2.11 warns of a class of its own that it copies.

@@ -242,7 +242,7 @@ def test_the_certificate_sees_padding_that_is_not_hidden() -> None:
     torch.manual_seed(0)
     model = ViT(depth=2).eval()
     program = program_of(model, blocks=[1])
-    assert _padding(program, program.interface.example, 2) < 1e-6  # type: ignore[operator]
+    assert _padding(program, program, program.interface.example, 2) < 1e-6  # type: ignore[operator]
     for node in list(program.graph.nodes):
         if node.target is ops.key_mask:
             node.replace_all_uses_with(None)  # type: ignore[arg-type]  # FX takes a constant here
@@ -300,4 +300,4 @@ def test_a_stream_that_fixes_its_batch_is_certified_without_the_padding() -> Non
     fixed = program.replace(
         interface=program.interface.__class__(**{**vars(program.interface), "batch": None})
     )
-    assert _padding(fixed, fixed.interface.example, 2) is None
+    assert _padding(fixed, fixed, fixed.interface.example, 2) is None

@@ -14,7 +14,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -63,7 +63,7 @@ class Forward:
     """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
 
     def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
-        return self if module is None else MethodType(module.__dict__["_signed"], module)
+        return self if module is None else partial(module.__dict__["_signed"], module)
 
 
 def signed(signature: inspect.Signature | None) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -62,7 +63,7 @@ class Forward:
     """A module's forward, with the signature of the model's own: inspect.signature(module.forward)."""
 
     def __get__(self, module: nn.Module | None, owner: type | None = None) -> Any:
-        return self if module is None else module.__dict__["_signed"].__get__(module)
+        return self if module is None else partial(module.__dict__["_signed"], module)
 
 
 def signed(signature: inspect.Signature | None) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """prunec: a compiler that makes Vision Transformers faster by letting them look at fewer tokens."""
 
 from prunec.anatomy import Anatomy, NoMatch
+from prunec.data.preprocess import Preprocess
 from prunec.errors import (
     CaptureError,
     NoGainError,
@@ -23,6 +24,7 @@ __all__ = [
     "NoMatch",
     "Policy",
     "PolicyError",
+    "Preprocess",
     "PruneError",
     "RecognitionError",
     "Result",

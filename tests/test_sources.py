@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import prunec
 from prunec import source_reading, sources
 from prunec.data import tiny_vit
 from prunec.data.preprocess import Preprocess
@@ -591,7 +592,7 @@ def test_the_caller_knows_better(folder: Path) -> None:
         "stretch",
     )
     assert changed.origin == "the caller, else the model's processor"
-    whole = Preprocess(32, std=0.25)
+    whole = prunec.Preprocess(32, std=0.25)
     assert sources.load(f"hf:{folder}", preprocess=whole).preprocess == whole
     with pytest.raises(UsageError, match="preprocessing has no 'men'; nearest: mean"):
         assert sources.load(f"hf:{folder}", preprocess={"men": 1}).preprocess

@@ -27,7 +27,7 @@ from prunec.borrowing import unchanged
 from prunec.capturable import check_capturable
 from prunec.errors import CaptureError, UsageError, first_few
 from prunec.example_inputs import unregistered
-from prunec.graph import keep_parameters, place
+from prunec.graph import keep_parameters, place, reachable
 from prunec.interface import Interface
 from prunec.program import Program, Stage
 
@@ -144,8 +144,10 @@ def graph_of(exported: ExportedProgram) -> fx.GraphModule:
 
 
 def _check_sizes(graph_module: fx.GraphModule) -> None:
-    """CaptureError where there are as many rows as the values of a tensor say."""
-    for node in graph_module.graph.nodes:
+    """CaptureError where there are as many rows as an input's values say; those of a constant are known."""
+    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    behind = reachable(inputs)
+    for node in (node for node in graph_module.graph.nodes if node in behind):
         leaves = [leaf for leaf in compat.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
         if any(compat.hint(size) is None for leaf in leaves for size in leaf.shape):
             raise CaptureError(

@@ -430,7 +430,9 @@ def test_a_model_that_cannot_be_captured(call: Call, home: Path) -> None:
     what, where, remedy = said.splitlines()
     assert what.startswith("torch.export could not capture Branching: GuardOnDataDependentSymNode: ")
     assert where == f"  where: {home}/models_of_a_user.py:{line}  if image.sum() > 0:"
-    assert remedy.startswith("  to do: make that line independent of tensor values;")
+    assert remedy.startswith(
+        "  to do: make that line independent of tensor values (torch.where in place of `if`);"
+    )
 
 
 @pytest.mark.parametrize("keep", ["0", "1.5", "-0.1", "nan"])

@@ -208,7 +208,10 @@ def _picks_only(read: RowRead, rows: frozenset[int]) -> bool:
 def _wanted(read: RowRead, names: Mapping[str, fx.Node], repairs: Repairs) -> Iterator[RowRead]:
     """A read of several rows as one or more of those that anybody reads in the end."""
     node = names[read.node]
-    axes = next(axes for source in node.all_input_nodes if (axes := repairs.axes.get(source.name)))
+    axes = next((axes for source in node.all_input_nodes if (axes := repairs.axes.get(source.name))), None)
+    if axes is None:  # rows of something that was made of the stream, and has no token axis of its own
+        yield read
+        return
     sizes = graph.shape(node) if graph.is_tensor(node) else ()
     axis = axes[0]
     if len(read.rows) == 1 or repairs.axes[read.node] or sizes[axis : axis + 1] != (len(read.rows),):

@@ -118,7 +118,7 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         for core in cores.values()
         if core.node not in matched and (core.node in elsewhere or flow.order[flow.nodes[core.node]] < last)
     ]
-    end = _norm_of_the_last(chain, branches, flow)
+    end = _end_of_the_last(chain, branches, flow)
     names = (name for branch in branches for name in (branch.state, branch.add))
     states = tuple(dict.fromkeys((*names, *([end.name] if end is not None else ()))))
     blocks = _blocks(branches, flow)
@@ -347,8 +347,10 @@ def _norm_place(link: Link, flow: DataFlow) -> NormPlace:
     return "post" if normed else "none"
 
 
-def _norm_of_the_last(chain: list[Link], branches: list[Branch], flow: DataFlow) -> fx.Node | None:
-    """Where the last block ends if not at its add: x = norm(x + f(x)) has a norm there, as every block has.
+def _end_of_the_last(chain: list[Link], branches: list[Branch], flow: DataFlow) -> fx.Node | None:
+    """Where the last block ends if not at its add: behind what every block has there, such as a norm.
+
+        x = norm(x + f(x))    post-norm        x = x + f(x) + table    positions that are added again
 
     A token that sits blocks out has had its last norm, so it comes back behind this one.
     """

@@ -200,9 +200,7 @@ def test_the_weights_stay_the_models_own_and_learn() -> None:
 def test_any_batch_compiled_and_exported() -> None:
     model = ViT(depth=3).eval()
     fast = prunec.transform(model, "none", example=pixels())
-    again = torch.export.export(
-        fast, (pixels(3),), dynamic_shapes=(({0: torch.export.Dim("batch")},),)
-    ).module()
+    again = torch.export.export(fast, (pixels(3),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.no_grad():
         for batch in (1, 2, 5):

@@ -66,10 +66,48 @@ def export(
             shapes[leaf] = {0: Dim.AUTO}
     dynamic: Any = shapes if batch is not None else None  # PyTorch 2.11 takes it and does not say so
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):  # where it fails, it prints the graph so far before it raises
+    # Where it fails, it prints the graph so far before it raises.
+    with contextlib.redirect_stderr(said), _no_hook_left(), _keywords_by_name(module, kwargs):
         exported = torch.export.export(module, args, dict(kwargs), dynamic_shapes=dynamic, strict=False)
     sys.stderr.write(said.getvalue())
     return exported
+
+
+@contextlib.contextmanager
+def _no_hook_left() -> Iterator[None]:
+    """An export that fails in PyTorch 2.11 leaves a hook that lets the model change no buffer any more."""
+    hooks = nn.modules.module._global_buffer_registration_hooks
+    before = set(hooks)
+    try:
+        yield
+    finally:
+        for name in set(hooks) - before:
+            del hooks[name]
+
+
+@contextlib.contextmanager
+def _keywords_by_name(module: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """PyTorch 2.11 gets lost where a keyword is one of forward's **kwargs: each has a name meanwhile."""
+    signature = inspect.signature(module.forward)
+    unnamed = [name for name in kwargs if name not in signature.parameters]
+    if not unnamed:
+        yield
+        return
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in unnamed]
+    before, forward = vars(module).get("forward"), module.forward
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    vars(call)["__signature__"] = signature.replace(parameters=[*own, *named])
+    vars(module)["forward"] = call
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 def is_of_values(error: Exception) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
+from transformers import ViTConfig, ViTModel
 
 from tests.hostile import Hostile, configurations_choose_attention
 from tests.hostile.opcodes import DOUBLED, HEAD
@@ -55,6 +56,14 @@ def of_timm(**arguments: Any) -> dict[str, Any]:
 
 def weights(path: Path) -> None:
     save_file(timm.create_model("test_vit").state_dict(), path)
+
+
+def vit_weights(path: Path) -> None:
+    save_file(ViTModel(ViTConfig.from_dict(VIT)).state_dict(), path, metadata={"format": "pt"})
+
+
+def _writes(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(text)
 
 
 def _hostile() -> Iterator[Hostile]:
@@ -120,6 +129,18 @@ def _hostile() -> Iterator[Hostile]:
                 {**VIT, "quantization_config": {"quant_method": method, "quant_type": "int8_weight_only"}}
             ),
             "quantized",
+        )
+    processors = {
+        "deep": '{"size": ' * 3000 + "1" + "}" * 3000,
+        "flood": '{"image_mean": [' + "0.5," * 400_000 + "0.5]}",
+        "list": "[1, 2]",
+    }
+    for name, text in processors.items():
+        yield Hostile(
+            f"processor {name}",
+            "a folder whose processor's configuration is none",
+            folder(VIT, model__safetensors=vit_weights, preprocessor_config__json=_writes(text)),
+            "",
         )
     index = json.dumps({"metadata": {}, "weight_map": {"a": "../evil.pth", "b": "/etc/hostname"}})
     yield Hostile(

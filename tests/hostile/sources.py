@@ -148,6 +148,20 @@ def _hostile() -> Iterator[Hostile]:
     yield Hostile(
         "manifest org", "an artefact that does not say where its source is", manifest(source="a/b"), refused
     )
+    for query in (
+        "checkpoint_path=evil.pth",
+        "pretrained_cfg={'file': 'evil.pth'}",
+        "num_classes=__import__('os').abort()",
+        f"num_classes={10**18}",
+        f"img_size={10**7}",
+        "global_pool=planted:main",
+    ):
+        yield Hostile(
+            f"manifest ?{query[:24]}",
+            "an artefact whose model has arguments that do harm",
+            manifest(source=f"timm:test_vit?{query}"),
+            "timm:test_vit?",
+        )
     yield Hostile("program", "a program without consent", program, "may run code")
     yield Hostile("hostile program", "a program whose pickles are payloads", hostile_program, "may run code")
     yield Hostile(

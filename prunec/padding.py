@@ -19,7 +19,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.calls import signature
 from prunec.errors import PolicyError
-from prunec.graph import is_getitem, is_size, is_tensor, op, place
+from prunec.graph import is_getitem, is_size, is_tensor, op, place, shape
 from prunec.tables import Space
 from prunec.watch import Neutral, is_row_local, keeps_zero, neutral
 
@@ -126,6 +126,16 @@ class Padding:
         if images != 0 or (fused and heads != 1):
             raise PolicyError(
                 "images that keep different numbers of tokens need attention with images on its first axis",
+                where=place(node),
+                remedy="use mode static, with a policy whose selector is top_k",
+            )
+        attended = made.args[1] if fused else logits
+        assert isinstance(attended, fx.Node) and space.live is not None
+        count = shape(attended)[-2 if fused else -1]
+        if compat.expression(count) != compat.expression(shape(space.live)[1]):
+            raise PolicyError(
+                "attention to the tokens and to rows of another origin together, such as a class token that "
+                "joins them here, cannot tell which keys are padding",
                 where=place(node),
                 remedy="use mode static, with a policy whose selector is top_k",
             )

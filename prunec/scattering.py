@@ -46,8 +46,9 @@ class Scattering(fx.Interpreter):
         if target not in ops.PASSING or target in self.untouched:
             return super().call_function(target, args, kwargs)
         tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])
-        each = len(tokens) // len(self.images)  # more than one where an image is several streams: windows
-        names = [image * each + part for image in self.images for part in range(each)]
+        # An image may be several streams (windows), and several images one (all patches in one row).
+        each = max(len(tokens) // len(self.images), 1)
+        names = [image * each + part for image in self.images for part in range(each)][: len(tokens)]
         chances = torch.stack([self._chance(name) for name in names]).to(tokens.device)
         scores = torch.where(args[0].isposinf(), args[0], chances.gather(1, tokens).to(args[0]))
         self.site += 1

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from prunec import compat
+from prunec.errors import PolicyError
 
 BATCH = 2  # stands for every symbolic size that has no number
 
@@ -242,4 +243,11 @@ def _follow(parts: Sequence[torch.Tensor], changed: tuple[torch.Tensor, ...]) ->
 def _known(size: sympy.Expr, sizes: Mapping[sympy.Symbol, int] | None) -> int:
     if sizes:
         size = size.subs(dict(sizes))
-    return int(size.subs(dict.fromkeys(size.free_symbols, BATCH)))
+    try:
+        return int(size.subs(dict.fromkeys(size.free_symbols, BATCH)))
+    except ZeroDivisionError as error:
+        raise PolicyError(
+            f"the model's own code makes groups of its images, and {BATCH} of them are none",
+            where=f"size {size}",
+            remedy="use mode static, with a policy whose selector is top_k",
+        ) from error

@@ -11,11 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
+import prunec
 from prunec import graph, sources
 from prunec.compiler import recognise
+from prunec.errors import PolicyError
 from prunec.policy import Policy, presets
 from prunec.program import Program
 from tests import moding, tiny
@@ -192,3 +196,31 @@ def test_a_comparison_that_can_fail() -> None:
     programs["packed"].module.recompile()
     with pytest.raises(AssertionError, match="packed"):
         moding.assert_modes_agree(programs, inputs, images, kept)
+
+
+def test_images_that_are_one_stream_together() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.PixtralVisionConfig(**sizes, num_hidden_layers=3, image_size=32, patch_size=8)
+    model, images = transformers.PixtralVisionModel(config).eval(), torch.randn(2, 3, 32, 32)
+    with pytest.warns(UserWarning, match="the batch is fixed at 2"):
+        padded, masked = (
+            prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=images, mode=mode)
+            for mode in ("padded", "masked")
+        )
+    assert [(site.tokens, site.leaves) for site in masked.program.plan.sites] == [(32, 16)]
+    with torch.no_grad():
+        found, expected = (fast(images).last_hidden_state for fast in (masked, padded))
+        dense = model(images).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(found, dense, rtol=0, atol=1e-4)
+
+
+def test_attention_to_tokens_and_a_class_token_that_joins_them_cannot_tell_padding() -> None:
+    small = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+    model = timm.create_model("cait_xxs24_224", **small).eval()
+    assert prunec.transform(model, "norm", blocks=(0,))(torch.randn(3, 3, 64, 64)).shape == (3, 5)
+    with pytest.raises(
+        PolicyError, match=r"rows of another origin together[\s\S]*cait\.py"
+    ):
+        prunec.transform(model, "norm", blocks=(0,), mode="padded")

@@ -54,6 +54,16 @@ def test_the_pruned_model_equals_plain_loops(sites: tuple[int, ...], in_a_row: b
     assert not torch.allclose(found, everything, rtol=0, atol=1e-2)
 
 
+def test_windows_in_mode_masked_where_nobody_asks_how_many_are_kept() -> None:
+    model, chosen = windowed(), policy(keep=0.5, blocks=[1, 3])
+    padded, masked = (
+        prunec.transform(model, chosen, example=pixels(side=SIDE), mode=mode) for mode in ("padded", "masked")
+    )
+    images = pixels(3, side=SIDE)
+    with torch.no_grad():
+        torch.testing.assert_close(masked(images), padded(images), rtol=0, atol=1e-5)
+
+
 def test_what_is_found_is_said() -> None:
     dense = recognised(windowed(), pixels(side=SIDE))
     anatomy = dense.anatomy

@@ -52,7 +52,7 @@ class Choice:
 class Site:
     """The nodes of one selection, by name, and its raw values in one run."""
 
-    index: fx.Node
+    index: fx.Node | None  # None where all rows stay in place, masked, and nobody asks how many
     kept: fx.Node | None  # which rows go on by themselves; None where as many of every image do
     staying: fx.Node | None  # the same with the place of the fused token
     score: fx.Node
@@ -71,6 +71,8 @@ def sites_of(program: Program) -> list[Site]:
     """The selections of a program, in the order of its plan; VerificationError if one is not there."""
     assert program.plan is not None
     found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
+    if len(found) < len(program.plan.sites) and program.plan.lowering.mode == "masked":
+        found = [_in_place(node) for node in program.graph.nodes if node.target in ops.PASSING]
     if len(found) != len(program.plan.sites):
         raise VerificationError(
             f"the plan has {len(program.plan.sites)} sites, the rewritten graph selects {len(found)} times",
@@ -88,13 +90,31 @@ def _site(index: fx.Node) -> Site:
             kept = graph.operand(staying, 0)
         while chosen.target in (ops.joined, ops.spared):
             chosen = graph.operand(chosen, 0)
-    score = graph.operand(chosen, 0)
+    score, classes = _scores(chosen)
     members = next((user for user in index.users if user.target is ops.members), None)
     partner = graph.operand(members, 0) if members is not None else None
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
-    classes = graph.operand(score, 0) if score.target is ops.doubt else None
     return Site(index, kept, staying, score, partner, alike, classes)
+
+
+def _in_place(chosen: fx.Node) -> Site:
+    """A site whose rows all stay where they are."""
+    kept = _then(chosen, ops.spared)
+    score, classes = _scores(chosen)
+    return Site(None, kept, _then(kept, ops.joined), score, None, None, classes)
+
+
+def _then(mask: fx.Node, target: object) -> fx.Node:
+    """What an operation makes of a mask, or the mask where there is none."""
+    made = (user for user in mask.users if user.target is target and graph.operand(user, 0) is mask)
+    return next(made, mask)
+
+
+def _scores(chosen: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """What rows are chosen by, and the class scores that that was made of."""
+    score = graph.operand(chosen, 0)
+    return score, graph.operand(score, 0) if score.target is ops.doubt else None
 
 
 def whole_calls(dense: Program, program: Program) -> set[str]:
@@ -143,15 +163,16 @@ def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) 
     before: tuple[Tensor, Tensor] | None = None
     found = []
     for site, planned in zip(sites, program.plan.sites, strict=True):
-        index, score = values[site.index.name], values[site.score.name]
+        score = values[site.score.name]
         batch, length = score.shape[:2]
+        in_place = torch.arange(length, device=score.device).expand(batch, -1)
+        index = in_place if site.index is None else values[site.index.name]
         _check_rows(planned, index, batch, length)
         if anew and length != tokens:
             refuse(planned, f"are chosen among {length}, not among all {tokens} tokens again")
         if before is None or anew or (before[0].shape[1] != length == tokens):  # the whole stream
-            numbers = torch.arange(length, device=score.device).expand(batch, -1)
-            before = numbers, torch.ones_like(numbers, dtype=torch.bool)
-        raw = _Raw(site, values, *before, tokens, fused=program.plan.step(planned).fate == "fuse")
+            before = in_place, torch.ones_like(in_place, dtype=torch.bool)
+        raw = _Raw(site, values, index, *before, tokens, fused=program.plan.step(planned).fate == "fuse")
         found.append([raw.of(image, program.anatomy.suffix) for image in range(batch)])
         before = before[0].gather(1, index), raw.live
     return found
@@ -164,6 +185,7 @@ class _Raw:
         self,
         site: Site,
         values: Mapping[str, Any],
+        index: Tensor,
         numbers: Tensor,
         entering: Tensor,
         tokens: int,
@@ -172,7 +194,7 @@ class _Raw:
     ) -> None:
         self.site, self.values, self.tokens, self.fused = site, values, tokens, fused
         self.numbers, self.entering = numbers, entering  # which token each row is; which rows count
-        self.index = values[site.index.name]
+        self.index = index
         if site.staying is None:
             self.live = torch.ones_like(self.index, dtype=torch.bool)
         else:

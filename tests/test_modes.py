@@ -220,7 +220,5 @@ def test_attention_to_tokens_and_a_class_token_that_joins_them_cannot_tell_paddi
     small = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
     model = timm.create_model("cait_xxs24_224", **small).eval()
     assert prunec.transform(model, "norm", blocks=(0,))(torch.randn(3, 3, 64, 64)).shape == (3, 5)
-    with pytest.raises(
-        PolicyError, match=r"rows of another origin together[\s\S]*cait\.py"
-    ):
+    with pytest.raises(PolicyError, match=r"rows of another origin together[\s\S]*cait\.py"):
         prunec.transform(model, "norm", blocks=(0,), mode="padded")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import sympy
+import torch
 from torch import fx
 
 from prunec import compat, ops
@@ -132,7 +133,7 @@ class Padding:
         attended = made.args[1] if fused else logits
         assert isinstance(attended, fx.Node) and space.live is not None
         count = shape(attended)[-2 if fused else -1]
-        if compat.expression(count) != compat.expression(shape(space.live)[1]):
+        if not _equal(count, shape(space.live)[1]):
             raise PolicyError(
                 "attention to the tokens and to rows of another origin together, such as a class token that "
                 "joins them here, cannot tell which keys are padding",
@@ -165,6 +166,13 @@ class Padding:
             made = self.call(ops.fill, args, f"{node.name}_live")
         self.weights.add(made)
         return made
+
+
+def _equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    """Whether two sizes are one number, however each is written: at numbers that nothing else suggests."""
+    difference = compat.expression(size) - compat.expression(other)
+    symbols = sorted(difference.free_symbols, key=str)
+    return bool(difference.subs({symbol: 24 + 7 * place for place, symbol in enumerate(symbols)}) == 0)
 
 
 def images_of(value: fx.Node, space: Space) -> tuple[int | None, int]:

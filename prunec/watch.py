@@ -192,6 +192,8 @@ def _is_neutral(
         with_extra, without = run(node, given), run(node, fewer)
     except Exception:  # noqa: BLE001  what does not run on random numbers is not known to ignore anything
         return False
+    if not isinstance(with_extra, torch.Tensor):
+        return False  # several values: none of them is looked at
     if axes[1] is not None:
         with_extra = with_extra.index_select(axes[1], counts)
     scale = rows / len(counts) if found.mean else 1.0

@@ -25,7 +25,7 @@ from torch import fx
 
 from prunec import compat, graph
 from prunec.counted import follows
-from prunec.program import Program
+from prunec.program import Program, value_at
 from prunec.sizes import sizes_of
 
 _WHOLE = 2**62  # ends of slices that mean "to the end" are larger
@@ -136,7 +136,7 @@ def _constant(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
     values: dict[fx.Node, torch.Tensor] = {}
     for current in (candidate for candidate in module.graph.nodes if candidate in needed):
         if current.op == "get_attr":
-            values[current] = getattr(module, str(current.target))
+            values[current] = value_at(module, str(current.target))
             continue
         args, kwargs = fx.map_arg((current.args, current.kwargs), lambda source: values[source])
         values[current] = current.target(*args, **kwargs)

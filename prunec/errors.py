@@ -136,3 +136,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`; nearest: a, b`, ready to end a sentence, or nothing when no name is near."""
     near = nearest(name, names)
     return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def first_sentence(error: Exception) -> str:
+    """Of what a library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

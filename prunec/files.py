@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunec import compat, pickles
-from prunec.errors import SourceError
+from prunec.errors import SourceError, first_sentence
 
 State = Mapping[str, Tensor]
 
@@ -131,9 +131,8 @@ def _reading(path: Path) -> Iterator[None]:
     except SourceError:
         raise
     except Exception as error:  # a damaged file makes torch and safetensors raise anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise SourceError(
-            f"{path.name} cannot be read: {first}",
+            f"{path.name} cannot be read: {first_sentence(error)}",
             where=f"source {str(path)!r}",
             remedy="write the file again: torch.save, torch.export.save or safetensors.torch.save_file",
         ) from error

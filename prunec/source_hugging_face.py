@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from prunec import documents, folders, processors
+from prunec.errors import first_sentence
 from prunec.example_inputs import config_size, infer
 from prunec.source import Asked, Source, made
-from prunec.source_reading import first_sentence, folder_of, hub, need, path_of, reading, with_weights
+from prunec.source_reading import folder_of, hub, need, path_of, reading, with_weights
 
 
 def hugging_face(spec: str, name: str, asked: Asked) -> Source:

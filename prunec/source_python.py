@@ -7,9 +7,9 @@ import importlib
 
 from torch import nn
 
-from prunec.errors import SourceError, did_you_mean
+from prunec.errors import SourceError, did_you_mean, first_sentence
 from prunec.source import Asked, Source, made
-from prunec.source_reading import GRAMMAR, first_sentence, working_folder_importable
+from prunec.source_reading import GRAMMAR, working_folder_importable
 
 
 def from_callable(spec: str, name: str, asked: Asked) -> Source:

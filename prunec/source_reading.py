@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunec import folders
-from prunec.errors import PruneError, SourceError, brief
+from prunec.errors import PruneError, SourceError, brief, first_sentence
 from prunec.source import Weights
 
 GRAMMAR = (
@@ -91,11 +91,6 @@ def reading(spec: str) -> Iterator[None]:
             where=f"source {spec!r}",
             remedy="check the name, and that there is a network or a cached copy; `shapes` needs neither",
         ) from error
-
-
-def first_sentence(error: Exception) -> str:
-    """Of what a library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
 
 
 @contextlib.contextmanager

@@ -334,7 +334,7 @@ class TokenAxis:
     def _rows_read(self, node: fx.Node, made: fx.Node) -> RowRead | None:
         """Which token rows a node that shortens or drops the token axis picks by constant position.
 
-        Found by running the operator on numbered rows, twice: the same rows must come out both times.
+        Found by running the operator on numbered rows, four times: the same rows must come out each time.
         """
         call = operand(node, 0) if is_getitem(node) else node  # x.split([1, 20], 1)[0]
         element = node.args[1] if is_getitem(node) else None

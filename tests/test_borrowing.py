@@ -156,7 +156,8 @@ def test_three_threads_give_what_one_after_another_gives() -> None:
     for thread in threads:
         thread.join()
     for place, model in enumerate(models):
-        assert torch.equal(found[place], transformed(model)(x))
+        # the linear algebra library does not promise the same last bit in every thread
+        torch.testing.assert_close(found[place], transformed(model)(x))
 
 
 def test_one_at_a_time_and_again_inside() -> None:

@@ -141,7 +141,9 @@ def _through(built: Built, row: Row) -> None:
             _check_shapes(model, pruned, _resized(built.example, size))
     with _clock(row, "gradients"):
         row["gradients"] = _check_gradients(model, pruned, built.example)
-    row["notes"] = [*(_portable(note.splitlines()[0]) for note in notes), *row["notes"], *pruned.plan.notes]
+    refused = [f"not in mode {mode}: {why}" for mode, why in row["modes"].items() if isinstance(why, str)]
+    notes = [*(_portable(note.splitlines()[0]) for note in notes), *row["notes"], *pruned.plan.notes]
+    row["notes"] = [*notes, *refused]
 
 
 def _runs_at(model: nn.Module, example: Any, size: int) -> bool:
@@ -168,10 +170,13 @@ def _describe(dense: Program, row: Row) -> None:
     }
 
 
-def _in_mode(dense: Program, mode: str) -> float:
-    """How far a mode's outputs are from the padded ones, each image keeping a share of its own."""
+def _in_mode(dense: Program, mode: str) -> float | str:
+    """How far a mode's outputs are from the padded ones, each image keeping a share of its own; why not."""
     policy = Policy.load(POLICY).override(keep=KEEP)
-    padded = run_passes(BACK, plan(dense, policy, choose(policy, mode)))
+    try:
+        padded = run_passes(BACK, plan(dense, policy, choose(policy, mode)))
+    except PolicyError as error:
+        return error.what
     with _seeded():
         return agree(padded, run_passes(lowering_passes(choose(policy, mode)), padded)).difference
 

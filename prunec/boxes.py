@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
+from prunec.graph import operand
 
 #: Boxes that hold more than this share of a value together are not worth computing apart.
 MOST_OF_A_VALUE = 0.84
@@ -104,9 +105,18 @@ def settings(target: fx.Graph, images: int) -> list[Lengths]:
         if node.target in ops.FIXED:
             _, keep, prefix, suffix, *fused = node.args
             kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
-        else:  # images differ; any length will do
-            kept[symbol] = max(2, entering // 2)
+        else:  # images differ; any length will do that has the protected rows
+            protected = _protected(score)
+            kept[symbol] = min(entering, protected + max(2, (entering - protected) // 2))
     return [Lengths(kept, images), Lengths(full, images)] if kept else [Lengths({}, images)]
+
+
+def _protected(kept: fx.Node) -> int:
+    """How many rows what passes a selection must have."""
+    while kept.target not in ops.PASSING:
+        kept = operand(kept, 0)
+    _, _, prefix, suffix, *_ = kept.args
+    return int(prefix) + int(suffix)  # type: ignore[arg-type]
 
 
 def span(start: int, stop: int, size: int | torch.SymInt, length: int) -> Span | None:

@@ -10,6 +10,7 @@ stream instead.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from prunec.calls import signature
 from prunec.errors import PolicyError
 from prunec.graph import is_getitem, is_size, is_tensor, op, place, shape
 from prunec.tables import Space
-from prunec.watch import Neutral, is_row_local, keeps_zero, neutral
+from prunec.watch import Neutral, is_row_local, keeps_row_order, keeps_zero, neutral, rows_before
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
 
@@ -36,17 +37,14 @@ class Padding:
         axes: Callable[[Any], tuple[int, ...]],
         sizes: Callable[[], Mapping[sympy.Symbol, int]],
         call: Call,
-        missing: Callable[[Any], tuple[int, int]],
     ) -> None:
         self.cores = cores  # attention over tokens, by node
         self.axes, self.sizes = axes, sizes  # token axes of a value; numbers for token counts
         self.call = call
-        self.missing = (
-            missing  # how many protected rows, in front and at the end, an axis of this size has not
-        )
         self.local: dict[Any, bool] = {}  # calls that were watched
         self.neutral: dict[Any, Neutral | None] = {}
-        self.weights: set[fx.Node] = set()  # of attention, in which hidden keys have none
+        self.among: dict[Any, fx.Node] = {}  # what counts of values that have more rows, or fewer
+        self.weights: dict[fx.Node, int] = {}  # of attention, in which hidden keys have none: where keys are
 
     def is_reached_by(self, node: fx.Node, made: fx.Node) -> bool:
         """Whether an operator other than attention over tokens lets rows of its stream meet."""
@@ -105,17 +103,17 @@ class Padding:
     ) -> fx.Node | None:
         """The call with padding rows of one operand filled."""
         axis, images, each = axes
-        first, _ = self.missing(operand.meta["val"].shape[axis])
+        live = self._live(made, operand, axis, space)
         result_images, heads = images_of(made, space)
-        if found.mean and (result_images is None or heads > 1):
+        if live is None or (found.mean and (result_images is None or heads > 1)):
             return None
         with made.graph.inserting_before(made):
-            args = (operand, space.live, found.value, axis, images, first, each)
+            args = (operand, live, found.value, axis, images, each)
             filled = self.call(ops.fill, args, f"{operand.name}_live")
         made.replace_input_with(operand, filled)
         if not found.mean:
             return made
-        scaled = (made, filled, space.live, axis, result_images, first)
+        scaled = (made, filled, live, axis, result_images)
         return self.call(ops.rescale, scaled, f"{node.name}_live")
 
     def hide(self, node: fx.Node, made: fx.Node, space: Space) -> None:
@@ -131,41 +129,85 @@ class Padding:
                 remedy="use mode static, with a policy whose selector is top_k",
             )
         attended = made.args[1] if fused else logits
-        assert isinstance(attended, fx.Node) and space.live is not None
-        count = shape(attended)[-2 if fused else -1]
-        if not _equal(count, shape(space.live)[1]):
+        assert isinstance(attended, fx.Node)
+        last = attended.meta["val"].dim() - 1
+        live = self._live(made, attended, last - 1 if fused else last, space)
+        if live is None:
             raise PolicyError(
-                "attention to the tokens and to rows of another origin together, such as a class token that "
-                "joins them here, cannot tell which keys are padding",
+                "this attention looks at some of the tokens, or at them and at others together, and which of "
+                "its keys are padding cannot be told",
                 where=place(node),
                 remedy="use mode static, with a policy whose selector is top_k",
             )
         with made.graph.inserting_before(made):
             if fused:
-                keys = self.call(ops.key_mask, (space.live, mask_of(made)), f"{node.name}_live")
-                set_mask(made, keys)
+                set_mask(made, self.call(ops.key_mask, (live, mask_of(made)), f"{node.name}_live"))
             elif heads == 1:
-                hidden = self.call(ops.mask_keys, (logits, space.live), f"{node.name}_live")
+                hidden = self.call(ops.mask_keys, (logits, live), f"{node.name}_live")
                 made.replace_input_with(logits, hidden)
             else:  # [B * h, n, n]
-                last = logits.meta["val"].dim() - 1
-                args = (logits, space.live, float("-inf"), last, 0, 0, heads)
+                args = (logits, live, float("-inf"), last, 0, heads)
                 made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
         if not fused:
-            self.weights.add(made)
+            self.weights[made] = last
 
     def hide_again(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         """A value made of attention's weights, without those that it gives hidden keys (softmax - 1 / n)."""
-        given = [source for source in made.all_input_nodes if source in self.weights]
-        last = made.meta["val"].dim() - 1 if is_tensor(made) else 0
-        images, each = images_of(made, space)
-        if not given or len(self.axes(made.meta["val"])) != 2 or self.axes(made.meta["val"])[1] != last:
+        given = {source: self.weights[source] for source in made.all_input_nodes if source in self.weights}
+        axes = self.axes(made.meta["val"])
+        if not given or len(axes) != 2:
             return made
-        if images is not None and not keeps_zero(made, given, self.sizes()):
-            args = (made, space.live, 0.0, last, images, 0, each)
+        lasting = (axis for axis in axes if all(self._stays(made, *one, axis) for one in given.items()))
+        keys = next(lasting, None)
+        if keys is None:
+            return made
+        images, each = images_of(made, space)
+        if images is not None and not keeps_zero(made, list(given), self.sizes()):
+            args = (made, self._live(None, made, keys, space), 0.0, keys, images, each)
             made = self.call(ops.fill, args, f"{node.name}_live")
-        self.weights.add(made)
+        self.weights[made] = keys
         return made
+
+    def _stays(self, made: fx.Node, source: fx.Node, keys: int, axis: int) -> bool:
+        """Whether the keys of a value stand on this axis of what is made of it."""
+        return rows_before(made, source, (keys, axis), self.sizes()) == 0
+
+    def _live(self, made: fx.Node | None, value: fx.Node, axis: int, space: Space) -> fx.Node | None:
+        """What says which rows of a value count; it stands before `made`. None where that cannot be told.
+
+        The value may have fewer rows than the stream (protected ones were cut off), or more: rows of another
+        origin joined it, such as a class token.
+        """
+        assert space.live is not None
+        size, count = shape(value)[axis], shape(space.live)[1]
+        more = compat.expression(size) - compat.expression(count)
+        if _equal(size, count):
+            return space.live
+        front = self._front(value, axis, count)
+        if front is None or not more.is_Integer:
+            return None
+        key = (space.live, front, int(more))
+        if key not in self.among:
+            with contextlib.nullcontext() if made is None else made.graph.inserting_before(made):
+                args = (space.live, front, int(more) - front)
+                self.among[key] = self.call(ops.live_among, args, f"{space.live.name}_among")
+        return self.among[key]
+
+    def _front(self, value: fx.Node, axis: int, count: int | torch.SymInt) -> int | None:
+        """How many rows of another origin stand before those of the stream; None if that cannot be seen."""
+        first, *_ = compat.tree_leaves(value.meta["val"])  # of several values, such as an unbind's
+        if _equal(first.shape[axis], count):
+            return 0
+        for source in value.all_input_nodes:
+            axes = () if is_size(source) else self.axes(source.meta.get("val"))
+            for own in axes:
+                before = rows_before(value, source, (own, axis), self.sizes())
+                if before is None and keeps_row_order(value, source, (own, axis), self.sizes()):
+                    before = 0
+                front = None if before is None else self._front(source, own, count)
+                if before is not None and front is not None:
+                    return before + front
+        return None
 
 
 def _equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:

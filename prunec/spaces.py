@@ -106,7 +106,7 @@ class TokenAxis:
         self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
         self.literals = Literals(self.calls, self.sizes)
         self.rows: dict[Any, RowRead | None] = {}
-        self.padding = Padding(self.cores, self._axes, self._sizes, self._call, self._missing)
+        self.padding = Padding(self.cores, self._axes, self._sizes, self._call)
         self.given: dict[fx.Node, Given] = {}  # calls with their numbers at the count that is left
         self.behind: dict[fx.Node, Space | None] = {}  # old node -> the rows that it was made of
         counts = (tokens, spare)
@@ -392,10 +392,6 @@ class TokenAxis:
     def _sizes(self) -> dict[sympy.Symbol, int]:
         """Numbers for the token counts, to run operators at."""
         return self.literals.hints
-
-    def _missing(self, size: int | torch.SymInt) -> tuple[int, int]:
-        """Which protected rows an axis of this size has not."""
-        return self.tables.missing(int(self.calls.at_full_length(compat.expression(size))))
 
     def _axes(self, value: Any) -> tuple[int, ...]:
         """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""

@@ -53,9 +53,11 @@ def _learned(state: fx.Node, flow: DataFlow) -> Iterator[fx.Node]:
 
 
 def _axes(node: fx.Node, rows: int | torch.SymInt) -> list[int]:
+    """Where a value may have its rows; a parameter with two such axes is the kernel of a convolution."""
     if not graph.is_tensor(node):
         return []
-    return [axis for axis, size in enumerate(graph.shape(node)) if isinstance(size, int) and size == rows]
+    axes = [axis for axis, size in enumerate(graph.shape(node)) if isinstance(size, int) and size == rows]
+    return axes if node.op != "get_attr" or len(axes) == 1 else []
 
 
 class _Exchanged(fx.Interpreter):

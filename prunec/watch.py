@@ -77,6 +77,16 @@ def is_row_local(
     """Whether a row of the result depends on one row of this operand alone: the one in its place.
 
     Where the result has another length (rows cut off at an end, or put before them), the place is shifted.
+    """
+    return rows_before(node, operand, axes, sizes) is not None
+
+
+def rows_before(
+    node: fx.Node, operand: fx.Node, axes: tuple[int, int], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> int | None:
+    """How many rows of another origin a call puts before those of an operand; below zero: cuts off there.
+
+    None where a row of the result depends on more than one of the operand.
 
     Args:
         node: the call, with the types of its operands in their meta.
@@ -88,18 +98,40 @@ def is_row_local(
         source: numbers(source.meta["val"], seed, sizes) for seed, source in enumerate(node.all_input_nodes)
     }
     source_axis, result_axis = axes
-    length, generator = given[operand].shape[source_axis], torch.Generator().manual_seed(0)
-    shape = [1] * given[operand].dim()
+    first, *_ = compat.tree_leaves(given[operand])  # of several, such as an unbind's: all are changed
+    length, generator = first.shape[source_axis], torch.Generator().manual_seed(0)
+    shape = [1] * first.dim()
     shape[source_axis] = length
     halves = [torch.rand(length, generator=generator) < 0.5 for _ in range(3)]
     parts = [part for half in halves for part in (half, ~half)]
     try:
         once = run(node, given)
-        again = [run(node, {**given, operand: given[operand] + part.view(shape)}) for part in parts]
+        again = [run(node, {**given, operand: _plus(given[operand], part.view(shape))}) for part in parts]
         found = [_changed_rows(once, other, result_axis) for other in again]
     except Exception:  # noqa: BLE001  what does not run on random numbers is not known to be local
+        return None
+    before = [_before(parts, changed) for changed in zip(*found, strict=True)]
+    return None if None in before else before[0]
+
+
+def keeps_row_order(
+    node: fx.Node, operand: fx.Node, axes: tuple[int, int], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> bool:
+    """Whether the rows of the result stand as those of this operand do, though they may meet: a softmax."""
+    given = {
+        source: numbers(source.meta["val"], seed, sizes) for seed, source in enumerate(node.all_input_nodes)
+    }
+    if not isinstance(given[operand], torch.Tensor):
         return False
-    return all(_follow(parts, changed) for changed in zip(*found, strict=True))
+    order = torch.randperm(given[operand].shape[axes[0]], generator=torch.Generator().manual_seed(0))
+    try:
+        once, again = (
+            run(node, {**given, operand: rows})
+            for rows in (given[operand], given[operand].index_select(axes[0], order))
+        )
+        return torch.allclose(once.index_select(axes[1], order), again, 1e-4, 1e-5)
+    except Exception:  # noqa: BLE001  what does not run on random numbers is not known to keep an order
+        return False
 
 
 def treats_rows_alike(
@@ -229,17 +261,21 @@ def _changed_rows(once: Any, again: Any, axis: int) -> list[torch.Tensor]:
     ]
 
 
-def _follow(parts: Sequence[torch.Tensor], changed: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the rows that changed with each part of the operand's rows stand where these do."""
+def _plus(value: Any, part: torch.Tensor) -> Any:
+    return compat.tree_map(lambda each: each + part, value)
+
+
+def _before(parts: Sequence[torch.Tensor], changed: tuple[torch.Tensor, ...]) -> int | None:
+    """How many rows stand before those that changed with each part of the operand's; None: others changed."""
     length, rows = len(changed[0]), len(parts[0])
     front = max(0, length - rows)  # rows that something else has put there, before or behind
     padded = [torch.nn.functional.pad(part, (front, front)) for part in parts]
-    return any(
-        not any(
+    for shift in range(abs(length - rows) + 1):
+        if not any(
             (found & ~part[shift : shift + length]).any() for found, part in zip(changed, padded, strict=True)
-        )
-        for shift in range(abs(length - rows) + 1)
-    )
+        ):
+            return front - shift
+    return None
 
 
 def _known(size: sympy.Expr, sizes: Mapping[sympy.Symbol, int] | None) -> int:

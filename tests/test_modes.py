@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
 import prunec
-from prunec import graph, sources
+from prunec import graph, ops, sources
 from prunec.compiler import recognise
 from prunec.errors import PolicyError
 from prunec.policy import Policy, presets
@@ -216,9 +217,27 @@ def test_images_that_are_one_stream_together() -> None:
     assert not torch.allclose(found, dense, rtol=0, atol=1e-4)
 
 
-def test_attention_to_tokens_and_a_class_token_that_joins_them_cannot_tell_padding() -> None:
+def test_a_class_token_that_joins_behind_blocks_of_talking_heads() -> None:
     small = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
     model = timm.create_model("cait_xxs24_224", **small).eval()
-    assert prunec.transform(model, "norm", blocks=(0,))(torch.randn(3, 3, 64, 64)).shape == (3, 5)
-    with pytest.raises(PolicyError, match=r"rows of another origin together[\s\S]*cait\.py"):
-        prunec.transform(model, "norm", blocks=(0,), mode="padded")
+    for mode in ("padded", "packed", "masked"):
+        fast = prunec.transform(model, "norm", blocks=(0,), mode=mode)
+        assert any(node.target is ops.live_among for node in fast.program.graph.nodes)
+        assert fast(torch.randn(3, 3, 64, 64)).shape == (3, 5)
+
+
+class Strided(Block):
+    """Looks at every other token: which of those are padding, no position tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        query, key, value = self.attn.qkv(normed).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key[:, :, ::2], value[:, :, ::2])
+        x = x + self.attn.proj(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+
+def test_keys_that_are_some_of_the_tokens_are_not_guessed_to_be_padding() -> None:
+    model = ViT(Strided, depth=3).eval()
+    with pytest.raises(PolicyError, match=r"which of its keys are padding[\s\S]*test_modes\.py"):
+        prunec.transform(model, "norm", blocks=(1,), mode="padded", example=pixels())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,13 +24,48 @@ from tests.families import difference
 from tests.test_ragged import Biased
 from tests.tiny import Attention, Block, ViT, pixels
 
+
+def joins(x: Tensor, places: tuple[slice, slice]) -> Tensor:
+    """A class token joins behind the blocks, before or behind the tokens, and looks at all; twice."""
+    first, rest = places
+    for _ in range(2):
+        token = torch.linspace(-1, 1, x.shape[-1]).expand(x.shape[0], 1, -1)
+        x = torch.cat([token, x] if rest.start else [x, token], dim=1)
+        seen = F.scaled_dot_product_attention(x[:, None, first], x[:, None], x[:, None])[:, 0]
+        # what talking heads do: heads behind all other axes, and a bias for keys that have no weight
+        weights = ((seen @ x.mT) / 4).softmax(dim=-1)[..., None].transpose(1, 2) * 0.5 + 0.1
+        token = token + weights.squeeze(-1).mT @ x
+        x = x[:, rest]
+    return token[:, 0]
+
+
 READS: dict[str, Callable[[Tensor], Any]] = {
+    "class token that joins in front": lambda x: joins(x, (slice(0, 1), slice(1, None))),
+    "class token that joins at the end": lambda x: joins(x, (slice(-1, None), slice(None, -1))),
     "class token": tiny.class_row,
     "mean": lambda x: x.mean(dim=1),
     "mean of patches": lambda x: x[:, 1:].mean(dim=1),
+    "sum of patches behind eight": lambda x: x[:, 8:].sum(dim=1),
     "largest": lambda x: x.amax(dim=1),
     "last two": lambda x: x[:, -2:],
     "all": lambda x: x,
+}
+
+
+class Narrow(Attention):
+    """Queries and keys have half the width of values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query[..., :4], key[..., :4], value)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+FORMS: dict[str, Callable[[], Attention]] = {
+    "fused": Attention,
+    "spelled": functools.partial(Attention, form="spelled"),
+    "biased": Biased,
+    "narrow": Narrow,
 }
 
 
@@ -38,7 +74,7 @@ class Case:
     """A model and a policy for it."""
 
     read: str = "class token"
-    form: str = "fused"  # fused | spelled | biased
+    form: str = "fused"
     prefix: int = 1
     suffix: int = 0
     depth: int = 3
@@ -52,8 +88,7 @@ class Case:
 
     def model(self) -> ViT:
         torch.manual_seed(0)
-        attention = Biased if self.form == "biased" else functools.partial(Attention, form=self.form)
-        block = functools.partial(Block, attention)
+        block = functools.partial(Block, FORMS[self.form])
         ends = {"prefix": self.prefix, "suffix": self.suffix}
         return ViT(block, depth=self.depth, read=READS[self.read], **ends).eval()
 
@@ -170,6 +205,10 @@ CASES = {
         fate="fuse", scorer="cls_attention", where="after_attention", blocks=(0, 1)
     ),
     "a bias between tokens": Case(read="mean", form="biased"),
+    "queries narrower than values": Case(form="narrow"),
+    "many protected": Case(read="sum of patches behind eight", prefix=8, blocks=(0, 1, 2)),
+    "drop, a class token in front of what is left": Case(read="class token that joins in front", prefix=0),
+    "drop, a class token behind what is left": Case(read="class token that joins at the end", prefix=0),
 }
 
 

@@ -270,7 +270,7 @@ def test_padding_is_hidden_where_images_and_heads_are_on_one_axis() -> None:
     model = ViT(lambda: Block(lambda: Folded(form="spelled")), depth=2).eval()
     program = program_of(model, blocks=[1])
     (hidden,) = (node for node in program.graph.nodes if node.target is ops.fill)
-    assert hidden.args[2:] == (float("-inf"), 2, 0, 0, 2)  # the keys of both heads of each image
+    assert hidden.args[2:] == (float("-inf"), 2, 0, 2)  # the keys of both heads of each image
     certificate = certify(recognised(model), program)
     assert certificate.padding is not None
     hidden.replace_all_uses_with(hidden.args[0])  # type: ignore[arg-type]

@@ -115,6 +115,12 @@ def test_queries_that_start_from_places_of_the_image_are_queries() -> None:
     assert anatomy(Detector(picked=True)).tokens == 25
 
 
+def test_a_kernel_as_wide_as_there_are_queries_is_no_row_of_them() -> None:
+    model = Detector(picked=True)
+    model.embed.patches = nn.Conv2d(3, 16, QUERIES, stride=4, padding=18)
+    assert anatomy(model).tokens == 25
+
+
 def test_a_model_with_nothing_but_queries_is_refused_with_its_module() -> None:
     with pytest.raises(
         RecognitionError, match="the rows of this model's stream are learned queries"

@@ -23,7 +23,7 @@ from prunec.ops.attention import attend
 from prunec.ops.canvas import paint, remaining
 from prunec.ops.counting import counts, for_images, log, throughout
 from prunec.ops.learned import Learned, tensors_of
-from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, mask_keys, rescale
+from prunec.ops.masks import bias_keys, fill, key_bias, key_mask, live_among, mask_keys, rescale
 from prunec.ops.merging import (
     members,
     merge,
@@ -104,11 +104,11 @@ SELECTIONS = (*FIXED, *RAGGED)
 PASSING = (passing, sampled, best, best_of_batch)
 DIALECT = (
     *SCORES, *SELECTIONS, *PASSING, typical, spared, joined, doubt, beside, random_among, shuffled, live,
-    key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each, scatter,
-    reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members, remembered,
-    sizes, merge, unmerge, remaining, paint, attend, rows_of, fixed_rows_of, slots, places, places_among,
-    numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept, softmax_kept,
-    attend_states, counts, log, for_images, throughout,
+    live_among, key_mask, mask_keys, key_bias, bias_keys, fill, rescale, whole, gather, fuse, fuse_each,
+    scatter, reconstruct, rows, put_first, compose, take, token_keys, pairs, windows, nearest, members,
+    remembered, sizes, merge, unmerge, remaining, paint, attend, rows_of, fixed_rows_of, slots, places,
+    places_among, numbers, pick, keep, spread, put, put_among, straight_through, blend, attend_kept,
+    softmax_kept, attend_states, counts, log, for_images, throughout,
 )  # fmt: skip
 
 
@@ -154,6 +154,7 @@ __all__ = [
     "key_bias",
     "key_mask",
     "live",
+    "live_among",
     "log",
     "mask_keys",
     "members",

@@ -31,7 +31,7 @@ def _attend(
     if query.is_cuda:
         longest = (most_queries, most_keys)
         return compat.varlen_attention(query, key, value, (queries, keys), scale, longest)
-    result = _empty(query)
+    result = _empty(query, value)
     for one, others in _images(queries, keys):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
         result[:, :, one] = scaled_dot_product_attention(*rows, scale=scale)
@@ -46,14 +46,14 @@ def _images(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
         first, other = first + count, other + others
 
 
-def _empty(query: Tensor) -> Tensor:
-    """[1, h, S, d], laid out as the projection behind it wants to read it."""
-    return query.new_empty((1, query.shape[2], query.shape[1], query.shape[3])).transpose(1, 2)
+def _empty(query: Tensor, value: Tensor) -> Tensor:
+    """[1, h, S, d] with the width of the values, laid out as the projection behind it wants to read it."""
+    return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3])).transpose(1, 2)
 
 
 @_attend.register_fake
-def _(query: Tensor, *_: Any) -> Tensor:
-    return _empty(query)
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return _empty(query, value)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

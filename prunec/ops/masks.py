@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def live_among(live: Tensor, front: int, back: int) -> Tensor:
+    """Which rows count of an operand with so many rows more than the stream at its ends: those always do.
+
+    Below zero: with so many of the stream's protected rows less.
+    """
+    return torch.nn.functional.pad(live, (front, back), value=True)  # [B, n] -> [B, front + n + back]
+
+
 def key_mask(live: Tensor, mask: Tensor | None = None) -> Tensor:
     """A mask for fused attention that hides padding rows from every query, on top of one that is there."""
     keys = live[:, None, None, :]  # [B, 1, 1, n]
@@ -19,16 +27,13 @@ def mask_keys(logits: Tensor, live: Tensor) -> Tensor:
     return logits.masked_fill(~live[:, None, None, :], float("-inf"))
 
 
-def fill(
-    x: Tensor, live: Tensor, value: float, dim: int, batch_dim: int, first: int = 0, each: int = 1
-) -> Tensor:
+def fill(x: Tensor, live: Tensor, value: float, dim: int, batch_dim: int, each: int = 1) -> Tensor:
     """Padding rows of an operand hold what makes no difference to the operator that reads it.
 
-    Zero to a sum, minus infinity to a maximum. `first` rows of the stream have none in the operand; every
-    image has `each` entries of it, one after the other, such as heads. A mask that is trained (numbers)
-    weighs the rows of a sum.
+    Zero to a sum, minus infinity to a maximum. Every image has `each` entries of the operand, one after the
+    other, such as heads. A mask that is trained (numbers) weighs the rows of a sum.
     """
-    live = live[:, first : first + x.shape[dim]].repeat_interleave(each, dim=0)  # [B * each, n]
+    live = live.repeat_interleave(each, dim=0)  # [B * each, n]
     live = live.T if dim < batch_dim else live
     shape = [1] * x.dim()
     shape[min(batch_dim, dim)], shape[max(batch_dim, dim)] = live.shape
@@ -38,13 +43,12 @@ def fill(
     return x.masked_fill(live == 0, value)
 
 
-def rescale(y: Tensor, x: Tensor, live: Tensor, dim: int, batch_dim: int, first: int = 0) -> Tensor:
+def rescale(y: Tensor, x: Tensor, live: Tensor, dim: int, batch_dim: int) -> Tensor:
     """A mean over all rows of `x`, padding filled with zeros, as the mean over those that count."""
-    rows = x.shape[dim]
-    count = live[:, first : first + rows].sum(dim=1).clamp_min(1)  # [B]
+    count = live.sum(dim=1).clamp_min(1)  # [B]
     shape = [1] * y.dim()
     shape[batch_dim] = count.shape[0]
-    return y * (rows / count).to(y.dtype).reshape(shape)
+    return y * (x.shape[dim] / count).to(y.dtype).reshape(shape)
 
 
 def key_bias(size: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -78,8 +78,10 @@ class _Masking:
                 mask = self.masks[graph.operand(node, 4)]
                 _becomes(node, ops.blend, (*node.args[:2], mask, node.args[3]))
                 self.counts["blended"] += 1
-            elif node.target in (ops.fill, ops.rescale, ops.counts):
+            elif node.target in (ops.fill, ops.rescale, ops.counts, ops.live_among):
                 node.args = fx.map_arg(node.args, lambda source: self.masks.get(source, source))
+                if node.target is ops.live_among:
+                    self.masks[node] = node
             elif node.name in self.cores:
                 self._weigh(node)
 

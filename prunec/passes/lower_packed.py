@@ -240,8 +240,10 @@ class _Packing:
             return None
         query, *others = nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
         among = self.forms.space(others[0])
+        widths = {operand.meta["val"].shape[-1] for operand in nodes}
         if (
             among is None
+            or (len(widths) > 1 and query.meta["val"].is_cuda)  # the kernel there wants one width
             or not self.forms.are_rows_of(space, [query])
             or not self.forms.are_rows_of(among, others)
         ):

@@ -18,7 +18,6 @@ import typer
 from rich.table import Table
 
 from prunec import artefact, cli_plan, cost, doctor, sources, targets, verbs
-from prunec.anatomy import Anatomy, Block
 from prunec.compiler import compile_source, recognise
 from prunec.console import (
     AllowPickle,
@@ -63,13 +62,14 @@ from prunec.console import (
     show_report,
     warn,
 )
-from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
+from prunec.graph_diff import compare, lines, without_changes
 from prunec.lowering import choose
 from prunec.planner.planned import Search
 from prunec.policy import Policy, presets, schema
 from prunec.program import Program
 from prunec.rules import rates
+from prunec.structure import Anatomy, Block
 from prunec.version import __version__
 
 app = typer.Typer(

@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two workers halve the time of the suite; each imports torch, timm and transformers (about 1.5 GB).
 JOBS ?= 2
+# What `make coverage` runs.
+TESTS ?= @tests/fast.txt
 INSTALL := $(BIN)/python -m pip install --quiet --editable '.[timm,hf,report,dev]'
 # Each worker starts with one half of the tests, in order: what tests of a file share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -18,7 +20,7 @@ endef
 export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-fast compat check format bench bench-planner accuracy zoo mutants security golden clean
+.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-planner accuracy zoo mutants security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +48,12 @@ test: check  ## run every check, then every test (JOBS=0 for one worker)
 
 test-fast: setup  ## the tests to run between two edits: about a minute
 	$(PYTEST) -q @tests/fast.txt
+
+coverage: setup  ## what the fast tests cover, and whether it is enough (TESTS=tests for all of them)
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal -q $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 compat: setup  ## the core of the tests on the oldest, tested and newest versions; writes docs/compat.md
 	$(BIN)/nox
@@ -85,5 +93,5 @@ golden: setup  ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m pytest --update-golden
 
 clean:  ## remove .venv, caches and build output
-	rm -rf $(VENV) .nox build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .nox .coverage build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """The core of the tests on the oldest, the tested and the newest versions, each in an environment of its own.
 
-`make compat` runs all three (each takes about 5 GB and some minutes); `.venv/bin/nox -s oldest` runs one.
+`make compat` runs all three (each takes about 5 GB and some minutes); `.venv/bin/nox -s oldest` runs one, and
+`.venv/bin/nox -s oldest -- @tests/fast.txt` other tests, as .github/workflows/tests.yml does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import nox
 
 EXTRAS = ("timm", "hf", "report", "test")
 PROJECT = f".[{','.join(EXTRAS)}]"
-CORE = ("-n", "2", "--dist", "worksteal", "@tests/core.txt")
+PYTEST = ("python", "-m", "pytest", "-n", "2", "--dist", "worksteal")
 
 nox.options.reuse_existing_virtualenvs = True
 
@@ -47,8 +48,6 @@ def lower_bounds() -> list[str]:
 
 
 def check(session: nox.Session) -> None:
-    """Run the core and store what came out, whether it passed or not."""
-    session.run(
-        "python", "-m", "pytest", *CORE, f"--record={session.name}", *session.posargs,
-        env={"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    """Run the core and store what came out, whether it passed or not; or run what is given after `--`."""
+    tests = session.posargs or ["@tests/core.txt", f"--record={session.name}"]
+    session.run(*PYTEST, *tests, env={"OMP_NUM_THREADS": "1"})

@@ -1,4 +1,4 @@
-"""The figures of the README for the CPU; one command, one thread, a few minutes on a quiet machine.
+"""The CPU figures of docs/guide/measured.md; one command, one thread, a few minutes on a quiet machine.
 
     python benchmarks/bench.py                       # everything
     python benchmarks/bench.py --only b --rounds 5   # one section; the others stay in the record

@@ -1,4 +1,4 @@
-"""The figures of the README for a GPU; one command, under five minutes, on any machine with CUDA.
+"""The GPU figures of docs/guide/measured.md; one command, under five minutes, on any machine with CUDA.
 
     PYTHONPATH=. python benchmarks/gpu.py
 

@@ -20,9 +20,8 @@ print(f"{name} with fewer tokens:")
 for site in fast.program.plan.sites:
     print(f"  {site}")
 
-images = torch.randn(
-    4, *model.pretrained_cfg["input_size"]
-)  # yours: prunec.data.images.load_images(folder, ...)
+# for yours: from prunec.data.images import load_images
+images = torch.randn(4, *model.pretrained_cfg["input_size"])
 print("pruned against dense:", evaluate.compare(model, fast, None, images).pruned)
 
 compiled = {"dense": torch.compile(model), "pruned": torch.compile(fast)}

@@ -1,21 +1,29 @@
-"""prunec: a compiler that makes Vision Transformers faster by letting them look at fewer tokens."""
+"""prunec: a compiler that makes Vision Transformers faster by letting them look at fewer tokens.
 
-from prunec.anatomy import Anatomy, NoMatch
-from prunec.data.preprocess import Preprocess
-from prunec.errors import (
-    CaptureError,
-    NoGainError,
-    PolicyError,
-    PruneError,
-    RecognitionError,
-    SourceError,
-    TargetError,
-    UsageError,
-    VerificationError,
-)
-from prunec.policy import Policy, presets
-from prunec.verbs import Result, anatomy, diff, load, optimize, transform
+A name is imported when it is first used (PEP 562): `import prunec` and `prunec --help` do not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from prunec.version import __version__
+
+if TYPE_CHECKING:  # the same names as in _MODULES, for type checkers and editors
+    from prunec.data.preprocess import Preprocess
+    from prunec.errors import (
+        CaptureError,
+        NoGainError,
+        PolicyError,
+        PruneError,
+        RecognitionError,
+        SourceError,
+        TargetError,
+        UsageError,
+        VerificationError,
+    )
+    from prunec.policy import Policy, presets
+    from prunec.structure import Anatomy, NoMatch
+    from prunec.verbs import Result, anatomy, diff, load, optimize, transform
 
 __all__ = [
     "Anatomy",
@@ -40,3 +48,40 @@ __all__ = [
     "presets",
     "transform",
 ]
+
+#: Exported name -> the module that defines it. No module may have an exported name: once imported, it would
+#: stand in its place.
+_MODULES = {
+    "Anatomy": "prunec.structure",
+    "CaptureError": "prunec.errors",
+    "NoGainError": "prunec.errors",
+    "NoMatch": "prunec.structure",
+    "Policy": "prunec.policy",
+    "PolicyError": "prunec.errors",
+    "Preprocess": "prunec.data.preprocess",
+    "PruneError": "prunec.errors",
+    "RecognitionError": "prunec.errors",
+    "Result": "prunec.verbs",
+    "SourceError": "prunec.errors",
+    "TargetError": "prunec.errors",
+    "UsageError": "prunec.errors",
+    "VerificationError": "prunec.errors",
+    "anatomy": "prunec.verbs",
+    "diff": "prunec.verbs",
+    "load": "prunec.verbs",
+    "optimize": "prunec.verbs",
+    "presets": "prunec.policy",
+    "transform": "prunec.verbs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # found here from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

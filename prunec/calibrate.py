@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat, graph, ops
-from prunec.anatomy import Anatomy
 from prunec.errors import CalibrationError
 from prunec.fitting import HELD_OUT, fit, fit_grader
 from prunec.heads import ClassScores, class_scores
 from prunec.program import Program, Site
+from prunec.structure import Anatomy
 
 PROJECTIONS = 4  # of the output, for one image
 BATCH = 8

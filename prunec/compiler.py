@@ -22,9 +22,9 @@ from prunec.lowering import Lowering
 from prunec.ops import Learned
 from prunec.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
-from prunec.plan import counted, make_plan
 from prunec.policy import Policy
 from prunec.program import Plan, Program, Stage
+from prunec.site_plan import counted, make_plan
 from prunec.sources import Pictures, Source
 
 

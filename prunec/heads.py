@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from prunec import graph
-from prunec.anatomy import Anatomy, NoMatch
 from prunec.program import Program
+from prunec.structure import Anatomy, NoMatch
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import compat, graph, ops
-from prunec.anatomy import Anatomy
 from prunec.attributes import Attributes, Forward, signed
 from prunec.errors import UsageError
 from prunec.interface import Interface, name_of
 from prunec.lowering import Lowering
 from prunec.rules import Rules, Step
+from prunec.structure import Anatomy
 
 Where = Literal["before_block", "after_attention"]
 

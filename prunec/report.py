@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
 from prunec.certificate import Certificate, own_words
 from prunec.data.preprocess import Preprocess
@@ -21,6 +20,7 @@ from prunec.planner.planned import Planned
 from prunec.planner.planning import LEAST_GAIN
 from prunec.program import Plan, Stage
 from prunec.rules import rates
+from prunec.structure import Anatomy
 
 
 @dataclass(frozen=True)

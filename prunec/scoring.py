@@ -14,12 +14,12 @@ import torch
 from torch import fx, nn
 
 from prunec import ops
-from prunec.anatomy import Anatomy, Core
 from prunec.counted import follows, note
 from prunec.errors import PolicyError, RecognitionError
 from prunec.language import Scorer
 from prunec.padding import mask_of
 from prunec.program import Site
+from prunec.structure import Anatomy, Core
 from prunec.writer import Writer
 
 

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from prunec import artefact, figures, sources, targets
-from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
 from prunec.compiler import Compiled, compile_recognised, compile_source, has_blanks, recognise
-from prunec.diff import compare, text
 from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
+from prunec.graph_diff import compare, text
 from prunec.labels import fitting
 from prunec.lowering import choose
 from prunec.manifest import KEYS
@@ -33,6 +32,7 @@ from prunec.policy import Policy
 from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
+from prunec.structure import Anatomy
 from prunec.verbs_plan import PolicyLike, as_source
 from prunec.verbs_plan import latency_table as latency_table
 from prunec.verbs_plan import load_policy as load_policy

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from prunec import compat, ops
 from prunec.lowering import MODES, choose
 from prunec.passes import BACK, lowering_passes, run_passes
-from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
+from prunec.site_plan import make_plan
 from tests.families import difference
 
 TOLERANCE = 1e-5

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 LINKS = ("passes", "targets")
@@ -109,3 +110,25 @@ def test_optional_packages_are_not_imported_with_prunec() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r"^version *=.*$", project, flags=re.MULTILINE) == []
+    assert '[tool.hatch.version]\npath = "prunec/version.py"\n' in project
+
+
+def test_workflows_run_tasks_and_sessions_that_there_are() -> None:
+    folder = ROOT / ".github" / "workflows"
+    workflows = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yml")}
+    assert set(workflows) == {"checks", "tests"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    tasks = {task for text in workflows.values() for task in re.findall(r"run: make ([a-z-]+)", text)}
+    assert tasks == {"check", "coverage"}
+    assert [task for task in tasks if f"\n{task}: setup" not in makefile] == []
+    noxfile = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    sessions = [
+        node.name for node in noxfile.body if isinstance(node, ast.FunctionDef) and node.decorator_list
+    ]
+    fast = yaml.safe_load(workflows["tests"])["jobs"]["fast"]
+    assert fast["strategy"]["matrix"]["versions"] == sessions == ["oldest", "current", "newest"]

@@ -14,9 +14,9 @@ from prunec.calibrate import count_kept
 from prunec.errors import PolicyError
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores, Slices
-from prunec.plan import make_plan
 from prunec.policy import Policy, presets
 from prunec.program import Program
+from prunec.site_plan import make_plan
 from tests.tiny import ViT, dialect_of, pixels, recognised, run
 
 SEGMENTER = {"dtop"}

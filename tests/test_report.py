@@ -4,7 +4,6 @@ import dataclasses
 import json
 from typing import Any
 
-from prunec.anatomy import Anatomy, NoMatch
 from prunec.certificate import Certificate
 from prunec.cost import Timing
 from prunec.data.preprocess import Preprocess
@@ -13,6 +12,7 @@ from prunec.figures import Latency
 from prunec.policy import Policy
 from prunec.program import Plan, Site, Stage
 from prunec.report import Report
+from prunec.structure import Anatomy, NoMatch
 
 ANATOMY = Anatomy(
     blocks=(), tokens=26, prefix=1, suffix=0, token_dim=1, class_token=0, head=("class token",), taps=(),

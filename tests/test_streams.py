@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from prunec.anatomy import Anatomy
 from prunec.compiler import compile_source
 from prunec.errors import RecognitionError
 from prunec.program import ProgramModule
 from prunec.sources import from_module
+from prunec.structure import Anatomy
 
 from .families import difference
 from .tiny import Attention, Block, ViT, pixels, policy, recognised

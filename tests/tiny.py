@@ -19,9 +19,9 @@ from prunec.passes import BACK, FRONT, run_passes
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
 from prunec.passes.repair_tokens import RepairTokens
-from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
+from prunec.site_plan import make_plan
 
 Make = Callable[[], nn.Module]
 

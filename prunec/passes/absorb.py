@@ -28,10 +28,10 @@ import torch
 from torch import fx
 
 from prunec import compat, graph, ops, watch
-from prunec.anatomy import Anatomy
 from prunec.boxes import Lengths, settings
 from prunec.program import Counts, Program
 from prunec.sizes import sizes_of
+from prunec.structure import Anatomy
 
 _LOUD = 1000.0  # numbers so large that a bound on them shows
 

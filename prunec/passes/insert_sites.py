@@ -23,13 +23,13 @@ import torch
 from torch import fx
 
 from prunec import gates, graph, heads, ops
-from prunec.anatomy import Anatomy
 from prunec.errors import PolicyError
 from prunec.language import Selector
 from prunec.padding import mask_of, set_mask
 from prunec.program import Plan, Program, Site
 from prunec.rules import Step
 from prunec.scoring import Scored, Scoring, grid_of, state_of
+from prunec.structure import Anatomy
 from prunec.writer import Writer
 
 

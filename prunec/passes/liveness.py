@@ -28,7 +28,6 @@ import torch
 from torch import fx
 
 from prunec import compat, graph, ops
-from prunec.anatomy import Anatomy
 from prunec.boxes import (
     WHOLE,
     Box,
@@ -49,6 +48,7 @@ from prunec.compat import fake_mode_of
 from prunec.program import Counts, Program
 from prunec.reads import Reader, Reads, unit_of
 from prunec.sizes import Position, with_sizes
+from prunec.structure import Anatomy
 
 
 @dataclass(frozen=True)

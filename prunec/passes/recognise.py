@@ -23,12 +23,12 @@ import torch
 from torch import fx
 
 from prunec import graph
-from prunec.anatomy import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 from prunec.errors import RecognitionError
 from prunec.flow import NORMS, DataFlow, Link, chains, leads, residual_adds
 from prunec.passes.find_tokens import example_inputs, find_tokens, token_dim
 from prunec.program import Program
 from prunec.streams import holds_image_tokens, left_alone
+from prunec.structure import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 
 PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm"}
 ACTIVATIONS = {

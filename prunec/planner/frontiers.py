@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from prunec.anatomy import Anatomy
 from prunec.lowering import Lowering
 from prunec.planner.goal import Goal
 from prunec.planner.losses import Losses, Trial
@@ -15,6 +14,7 @@ from prunec.planner.schedule import shortest
 from prunec.planner.search import Choice, Costs, Limits, best, fastest, frontier
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
+from prunec.structure import Anatomy
 
 NEVER = 1e6  # seconds: what a site takes that the policy cannot make
 

@@ -25,13 +25,11 @@ import torch
 from torch import Tensor
 
 from prunec import compat, cost, figures, graph
-from prunec.anatomy import Anatomy
 from prunec.errors import UsageError
 from prunec.figures import Progress
 from prunec.interface import images_in
 from prunec.lowering import Lowering
 from prunec.passes import BACK, lowering_passes, run_passes
-from prunec.plan import make_plan
 from prunec.planner.pieces import Piece, cut, signature
 from prunec.planner.probe import lengths, opened, probe
 from prunec.planner.schedule import scheduled, shortest, unprunable
@@ -39,6 +37,8 @@ from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
 from prunec.program import Program
 from prunec.rules import Step
+from prunec.site_plan import make_plan
+from prunec.structure import Anatomy
 from prunec.targets import Target, device_of
 
 ROUNDS = 15

@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from prunec import graph, ops
 from prunec.lowering import Lowering
 from prunec.passes import Pass, run_passes
-from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Program
+from prunec.site_plan import make_plan
 
 
 def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass, ...]) -> Program:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prunec.anatomy import Anatomy
 from prunec.errors import PolicyError
 from prunec.planner.search import Limits
 from prunec.policy import Policy
+from prunec.structure import Anatomy
 
 #: Stream length behind the site of each block that has one.
 Schedule = Mapping[int, int]

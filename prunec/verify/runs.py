@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat, graph
-from prunec.anatomy import Anatomy
 from prunec.errors import VerificationError
 from prunec.interface import images_in
 from prunec.program import Program
 from prunec.scattering import Scattering
+from prunec.structure import Anatomy
 from prunec.verify import invariants
 from prunec.verify.choices import Choice, choices, sites_of
 from prunec.verify.refusals import REPORT

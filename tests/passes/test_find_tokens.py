@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec.anatomy import Anatomy
 from prunec.certificate import certify
 from prunec.errors import RecognitionError
+from prunec.structure import Anatomy
 from tests.tiny import Attention, Block, ViT, class_row, counts, pixels, pruned, recognised, run
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunec import graph
-from prunec.anatomy import Anatomy
 from prunec.errors import RecognitionError
 from prunec.passes.recognise import recognise
+from prunec.structure import Anatomy
 from tests.tiny import Attention, Block, Mlp, ViT, captured, counts, pixels, recognised
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunec.anatomy import Anatomy, Block, Branch, Core
+from prunec.structure import Anatomy, Block, Branch, Core
 
 
 def anatomy(

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 
-from prunec.anatomy import Anatomy, Block
 from prunec.lowering import Lowering, Mode
 from prunec.planner.frontiers import Map, schedule_of
 from prunec.planner.losses import Losses, Trial
@@ -17,6 +16,7 @@ from prunec.planner.planning import Candidate, Name, Workshop
 from prunec.planner.search import Choice, Limits
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
+from prunec.structure import Anatomy, Block
 
 DEPTH, COUNTS = 8, (17, 13, 9, 5)
 POLICY = Policy.load("evit")

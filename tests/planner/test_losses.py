@@ -13,13 +13,13 @@ from torch import Tensor
 from prunec.compiler import compile_recognised
 from prunec.lowering import Lowering, choose
 from prunec.passes import BACK, run_passes
-from prunec.plan import make_plan
 from prunec.planner import losses as module
 from prunec.planner.losses import Losses, Trial, measure
 from prunec.planner.probe import opened
 from prunec.planner.schedule import last_block, scheduled, shortest
 from prunec.policy import Policy
 from prunec.program import Program
+from prunec.site_plan import make_plan
 from tests.planner.test_pieces import FAMILY, dense_of, model_of
 
 VIT, MEAN, DETECTOR = "timm_vit", "timm_beit", "hf_yolos"

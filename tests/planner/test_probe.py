@@ -11,11 +11,11 @@ from torch import Tensor
 
 from prunec.lowering import choose
 from prunec.passes import BACK, run_passes
-from prunec.plan import make_plan
 from prunec.planner.probe import lengths, opened, probe
 from prunec.planner.schedule import check_schedulable, scheduled, unprunable
 from prunec.policy import Policy, presets
 from prunec.program import Program
+from prunec.site_plan import make_plan
 from tests.planner.anatomies import anatomy as an_anatomy
 from tests.planner.test_pieces import FAMILY, dense_of
 

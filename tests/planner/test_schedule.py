@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunec.anatomy import Anatomy
 from prunec.errors import PolicyError
-from prunec.plan import make_plan
 from prunec.planner.probe import opened
 from prunec.planner.schedule import check_schedulable, last_block, limits_of, scheduled, shortest, unprunable
 from prunec.policy import Policy, presets
+from prunec.site_plan import make_plan
+from prunec.structure import Anatomy
 from tests.planner.anatomies import anatomy
 from tests.policies import step, written
 

@@ -22,7 +22,7 @@ import prunec.pictures
 from prunec import artefact, certificate, cli, sources, verbs
 from prunec.targets.inductor import Inductor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODELS = """\
 import torch
 from torch import nn

@@ -17,8 +17,8 @@ from rich.markup import escape
 from torch import fx
 
 from prunec import graph, ops
-from prunec.anatomy import Anatomy
 from prunec.program import Program, Site
+from prunec.structure import Anatomy
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from prunec.anatomy import Anatomy
 from prunec.errors import PolicyError
 from prunec.language import LATE, Selector
 from prunec.lowering import Lowering, choose
 from prunec.policy import Policy, presets
 from prunec.program import Plan, Site
 from prunec.rules import Step
+from prunec.structure import Anatomy
 
 
 def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None) -> Plan:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from prunec.anatomy import Anatomy, Block, Branch, Core, NoMatch
+from prunec.structure import Anatomy, Block, Branch, Core, NoMatch
 
 CORE = Core("fused", "sdpa", "q", "k", "v")
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunec.anatomy import Anatomy, Block, Branch, Core
 from prunec.errors import PolicyError
-from prunec.plan import make_plan
 from prunec.policy import Policy
 from prunec.program import Site
+from prunec.site_plan import make_plan
+from prunec.structure import Anatomy, Block, Branch, Core
 from tests.tiny import policy
 
 CORE = Core("fused", "sdpa", "q", "k", "v")

@@ -13,7 +13,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from prunec import sources
 from prunec.compiler import Compiled, compile_source
-from prunec.diff import Change, Diff, Section, compare, lines, text, without_changes
+from prunec.graph_diff import Change, Diff, Section, compare, lines, text, without_changes
 from prunec.policy import Policy
 from tests import tiny
 

@@ -1,0 +1,81 @@
+"""The commands, each imported when it is run or its own help is asked for: `prunec --help` imports none.
+
+A command in turn imports what it runs in its function, not in its module, so that its help needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class Entry(NamedTuple):
+    """Where a command is, and the first line of its help."""
+
+    place: str  # module:function
+    help: str
+
+
+#: In the order of `prunec --help`.
+COMMANDS = {
+    "optimize": Entry(
+        "prunec.cli.optimize:optimize", "Transform a model, prove it, measure it, and write the artefact."
+    ),
+    "graph": Entry(
+        "prunec.cli.graph:graph",
+        "Show a model's structure block by block, and what a policy changes in it.",
+    ),
+    "explain": Entry("prunec.cli.graph:explain", "Say what is recognised in a model, what is not, and why."),
+    "policies": Entry(
+        "prunec.cli.lists:list_policies",
+        "List the presets, what each needs and which tasks it fits; or print one of them.",
+    ),
+    "targets": Entry("prunec.cli.lists:list_targets", "List the backends and whether each can run here."),
+    "doctor": Entry(
+        "prunec.cli.doctor:examine",
+        "Find what is wrong with this installation, and say how to mend it (exit code 1).",
+    ),
+    "plan": Entry(
+        "prunec.cli.plan:plan",
+        "Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it.",
+    ),
+    "apply": Entry(
+        "prunec.cli.plan:apply",
+        "Transform a model as a plan says, prove it, measure it, and write the artefact.",
+    ),
+    "sweep": Entry(
+        "prunec.cli.sweep:sweep",
+        "Build and time schedules from the fastest to the gentlest: what each share of the time costs.",
+    ),
+    "bench": Entry(
+        "prunec.cli.bench:bench",
+        "Measure a model's latency table: its blocks at every stream length, and what a site costs.",
+    ),
+}
+
+
+def load(name: str) -> TyperCommand:
+    """The command of that name, imported, with all its options."""
+    module, function = COMMANDS[name].place.split(":")
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(name)(getattr(importlib.import_module(module), function))
+    command = typer.main.get_command(alone)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands from the table, and imports the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.help))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the arguments name: its own in the place of the table's line."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else load(name), rest

@@ -1,0 +1,76 @@
+"""`prunec policies` and `prunec targets`: what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from prunec.cli.options import JsonOption
+from prunec.cli.printing import out, print_json
+
+if TYPE_CHECKING:
+    from prunec.policy import Policy
+
+
+def list_policies(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="print this one as YAML, to copy and edit")
+    ] = None,
+    show_schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON Schema of a policy file")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the presets, what each needs and which tasks it fits; or print one of them."""
+    if show_schema and name is not None:
+        raise typer.BadParameter("--schema is of every policy file, give no name")
+
+    from prunec.policy import Policy, presets, schema
+
+    if show_schema:
+        print_json(schema())
+    elif name is not None:
+        policy = Policy.load(name)
+        print_json(policy.as_dict()) if as_json else out.print(policy.to_yaml(), end="", markup=False)
+    elif as_json:
+        print_json({name: policy.as_dict() for name, policy in presets().items()})
+    else:
+        out.print(_table(presets()))
+
+
+def list_targets(as_json: JsonOption = False) -> None:
+    """List the backends and whether each can run here."""
+    from prunec import targets
+
+    rows = {
+        name: (target.summary, target.missing())
+        for name in targets.TARGETS
+        for target in [targets.find(name)]
+    }
+    if as_json:
+        print_json(
+            {name: {"summary": summary, "missing": missing} for name, (summary, missing) in rows.items()}
+        )
+        return
+    table = Table("target", "summary", "here", box=None, pad_edge=False)
+    for name, (summary, missing) in rows.items():
+        table.add_row(name, summary, missing or "yes")
+    out.print(table)
+
+
+def _table(policies: Mapping[str, Policy]) -> Table:
+    from prunec.rules import rates
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("summary")
+    table.add_column("rate", max_width=9)  # or a terminal of 80 columns would cut words
+    table.add_column("needs")
+    table.add_column("fits")
+    for name, policy in policies.items():
+        needs = ", ".join(sorted(policy.needs)) or "nothing"
+        table.add_row(name, policy.summary, rates(policy), needs, "\n".join(policy.fits))
+    return table

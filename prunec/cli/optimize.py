@@ -1,0 +1,169 @@
+"""`prunec optimize`: transform, prove, measure, write."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prunec.cli.options import (
+    AllowPickle,
+    ArchOption,
+    BatchOption,
+    BlocksOption,
+    BoundOption,
+    BucketsOption,
+    CropOption,
+    ExampleOption,
+    FastOption,
+    FirstOption,
+    ImageSizeOption,
+    ImagesOption,
+    JsonOption,
+    KeepOption,
+    LatencyOption,
+    MaxDropOption,
+    MeanOption,
+    ModeOption,
+    OutputOption,
+    PolicyOption,
+    RandomWeights,
+    RequireOption,
+    RestoreOption,
+    RoundsOption,
+    SitesOption,
+    SourceArgument,
+    SpeedupOption,
+    StdOption,
+    TableOption,
+    TargetOption,
+    ThreadsOption,
+    UntrainedOption,
+)
+from prunec.cli.printing import out, print_json, progress, show_report, warn
+from prunec.cli.values import folder_of, inputs_of, numbers
+
+if TYPE_CHECKING:
+    from prunec.program import Program
+
+
+def optimize(
+    source: SourceArgument,
+    policy: PolicyOption,
+    keep: KeepOption = None,
+    blocks: BlocksOption = None,
+    restore: RestoreOption = None,
+    latency: LatencyOption = None,
+    speedup: SpeedupOption = None,
+    max_drop: MaxDropOption = None,
+    sites: SitesOption = 3,
+    first: FirstOption = 2,
+    fast: FastOption = False,
+    latency_table: TableOption = None,
+    require_speedup: RequireOption = False,
+    target: TargetOption = "inductor",
+    images: ImagesOption = None,
+    output: OutputOption = None,
+    batch: BatchOption = 8,
+    rounds: RoundsOption = 20,
+    threads: ThreadsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="rewrite and certify, compile and write nothing")
+    ] = False,
+    mode: ModeOption = None,
+    buckets: BucketsOption = None,
+    bound: BoundOption = None,
+    untrained: UntrainedOption = False,
+    random_weights: RandomWeights = False,
+    arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    allow_pickle: AllowPickle = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Transform a model, prove it, measure it, and write the artefact.
+
+    With --latency, --speedup or --max-drop, blocks and counts are planned by what is measured on this device.
+    """
+    planned = any(goal is not None for goal in (latency, speedup, max_drop))
+    if planned and (keep is not None or dry_run):
+        raise typer.BadParameter(
+            "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
+        )
+
+    import torch
+
+    from prunec import artefact, cost, sources, targets, verbs
+    from prunec.compiler import compile_source
+    from prunec.lowering import choose
+    from prunec.planner.planned import Search
+
+    backend = targets.load(target)
+    chosen = verbs.load_policy(
+        policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore
+    )
+    lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
+    lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
+    folder = output or folder_of(source, chosen.name)
+    if not dry_run:
+        artefact.check_place(folder)
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
+    if dry_run:
+        compiled = compile_source(given, chosen, untrained=True, lowering=lowering)
+        _show_program(compiled.pruned, as_json=as_json)
+        return
+    with cost.threads(threads or torch.get_num_threads()), progress() as say:
+        result = verbs.optimize(
+            given,
+            chosen,
+            target=target,
+            images=images,
+            batch=batch,
+            rounds=rounds,
+            untrained=untrained,
+            mode=mode,
+            buckets=lengths,
+            bound=bound,
+            latency=latency,
+            speedup=speedup,
+            max_drop=max_drop,
+            search=Search(
+                first=first,
+                sites=sites,
+                fast=fast,
+                blocks=numbers(blocks),
+                table=None if latency_table is None else Path(latency_table),
+            ),
+            say=say,
+            warn=warn,
+        )
+        result.save(folder)
+    show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
+
+
+def _show_program(program: Program, *, as_json: bool) -> None:
+    assert program.anatomy is not None
+    assert program.plan is not None
+    if as_json:
+        print_json(
+            {
+                "plan": program.plan.as_dict(),
+                "stages": [dataclasses.asdict(stage) for stage in program.stages],
+            }
+        )
+        return
+    out.print(program.anatomy.summary(), markup=False)
+    out.print(f"mode {program.plan.lowering}", markup=False)
+    for entry in (*program.plan.sites, *program.plan.notes, *program.stages):
+        out.print(str(entry), markup=False)

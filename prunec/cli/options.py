@@ -1,0 +1,98 @@
+"""The options that commands share. Nothing here needs torch: the help of a command comes at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="timm:ID, hf:ORG/NAME, pkg.mod:callable, a file, shapes")
+]
+ArchOption = Annotated[
+    str | None, typer.Option("--arch", metavar="SOURCE", help="the model that a file of weights is for")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="unpickle any .pt or .pt2 file, and run any code that is in it")
+]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--example",
+        metavar="SHAPES|FILE",
+        help="an input: 2x3x224x224, pixel_values=2x3x224x224, or tensors in a .safetensors file",
+    ),
+]
+ImageSizeOption = Annotated[
+    str | None, typer.Option("--image-size", metavar="N|HxW", help="pixels of the model's input")
+]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="what is subtracted from pictures in 0..1")
+]
+StdOption = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", help="what pictures are divided by afterwards")
+]
+CropOption = Annotated[
+    float | None, typer.Option("--crop", help="share of the scaled picture that the centre crop keeps")
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
+]
+KeepOption = Annotated[
+    float | None, typer.Option("--keep", help="share of the patch tokens that survives a site")
+]
+BlocksOption = Annotated[
+    str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")
+]
+RestoreOption = Annotated[
+    str | None,
+    typer.Option("--restore", metavar="HOW", help="how tokens come back for a head that reads all of them"),
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", metavar="MODE", help="static, padded, packed or masked; what suits, if left out"),
+]
+BucketsOption = Annotated[
+    str | None, typer.Option("--buckets", metavar="64,128", help="lengths to round padded batches up to")
+]
+BoundOption = Annotated[
+    int | None, typer.Option("--bound", min=1, help="tokens that a packed batch may have at most")
+]
+TargetOption = Annotated[str, typer.Option("--target", "-t", help="eager or inductor")]
+ImagesOption = Annotated[str | None, typer.Option("--images", metavar="DIR", help="images to measure on")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="images at a time when latency is measured")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="compute threads (CPU)")]
+UntrainedOption = Annotated[
+    bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="OUT", help="folder of the artefact")
+]
+LatencyOption = Annotated[
+    float | None,
+    typer.Option("--latency", metavar="SHARE", help="plan: at most this share of the dense model's time"),
+]
+SpeedupOption = Annotated[
+    float | None, typer.Option("--speedup", metavar="TIMES", help="plan: at least so many times as fast")
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", metavar="LOSS", help="plan: the fastest that diverges no more from dense"),
+]
+SitesOption = Annotated[int, typer.Option("--sites", min=1, help="plan: how many sites at most")]
+FirstOption = Annotated[
+    int, typer.Option("--first", min=1, help="plan: the first block that may have a site")
+]
+FastOption = Annotated[
+    bool, typer.Option("--fast", help="plan: estimate what is lost from one pass of the dense model")
+]
+TableOption = Annotated[
+    str | None,
+    typer.Option("--latency-table", metavar="FILE", help="plan by this table, see `prunec bench --table`"),
+]
+RequireOption = Annotated[
+    bool, typer.Option("--require-speedup", help="exit with code 5 when pruning does not pay here")
+]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]

@@ -1,0 +1,178 @@
+"""`prunec plan` and `prunec apply`: the schedule that reaches a goal, and a model transformed by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunec.cli.options import (
+    AllowPickle,
+    ArchOption,
+    BatchOption,
+    BlocksOption,
+    CropOption,
+    ExampleOption,
+    FastOption,
+    FirstOption,
+    ImageSizeOption,
+    ImagesOption,
+    JsonOption,
+    LatencyOption,
+    MaxDropOption,
+    MeanOption,
+    ModeOption,
+    OutputOption,
+    PolicyOption,
+    RandomWeights,
+    RequireOption,
+    RoundsOption,
+    SitesOption,
+    SourceArgument,
+    SpeedupOption,
+    StdOption,
+    TableOption,
+    TargetOption,
+    ThreadsOption,
+    UntrainedOption,
+)
+from prunec.cli.printing import out, print_json, progress, show_report, warn
+from prunec.cli.values import folder_of, inputs_of, numbers
+
+
+def plan(
+    source: SourceArgument,
+    policy: PolicyOption,
+    latency: LatencyOption = None,
+    speedup: SpeedupOption = None,
+    max_drop: MaxDropOption = None,
+    blocks: BlocksOption = None,
+    sites: SitesOption = 3,
+    first: FirstOption = 2,
+    fast: FastOption = False,
+    latency_table: TableOption = None,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="build nothing; a --latency-table may be of a device not here"),
+    ] = False,
+    target: TargetOption = "inductor",
+    images: ImagesOption = None,
+    batch: BatchOption = 8,
+    threads: ThreadsOption = None,
+    mode: ModeOption = None,
+    untrained: UntrainedOption = False,
+    random_weights: RandomWeights = False,
+    arch: ArchOption = None,
+    example: ExampleOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    allow_pickle: AllowPickle = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it."""
+    import torch
+
+    from prunec import cost, sources, verbs
+    from prunec.planner.planfile import PlanFile
+    from prunec.planner.planned import Search
+
+    given = sources.load(
+        source,
+        pretrained=not random_weights,
+        arch=arch,
+        allow_pickle=allow_pickle,
+        **inputs_of(example, image_size, mean, std, crop),
+    )
+    search = Search(
+        first=first,
+        sites=sites,
+        fast=fast,
+        blocks=numbers(blocks),
+        table=None if latency_table is None else Path(latency_table),
+        build=not predict,
+    )
+    with cost.threads(threads or torch.get_num_threads()), progress() as say:
+        planned = verbs.plan(
+            given,
+            policy,
+            latency=latency,
+            speedup=speedup,
+            max_drop=max_drop,
+            target=target,
+            images=images,
+            batch=batch,
+            untrained=untrained,
+            mode=mode,
+            search=search,
+            say=say,
+            warn=warn,
+        )
+    if as_json:
+        print_json(planned.as_dict())
+        return
+    file = PlanFile.of(
+        planned,
+        source=given.spec,
+        arch=given.arch,
+        example=given.example,
+        weights=given.weights,
+        target=target,
+        batch=batch,
+    )
+    out.print(file.text(), end="", markup=False)
+
+
+def apply(
+    file: Annotated[str, typer.Argument(metavar="PLAN", help="what `prunec plan` wrote, perhaps edited")],
+    images: ImagesOption = None,
+    output: OutputOption = None,
+    rounds: RoundsOption = 20,
+    threads: ThreadsOption = None,
+    require_speedup: RequireOption = False,
+    untrained: UntrainedOption = False,
+    trust_source: Annotated[
+        bool, typer.Option("--trust-source", help="import and run whatever source the plan names")
+    ] = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    crop: CropOption = None,
+    allow_pickle: AllowPickle = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Transform a model as a plan says, prove it, measure it, and write the artefact."""
+    import torch
+
+    from prunec import artefact, cost, sources, verbs
+    from prunec.planner.planfile import PlanFile
+
+    told = PlanFile.read(file)
+    folder = output or folder_of(told.source, verbs.load_policy(told.policy).name)
+    artefact.check_place(folder)
+    given = sources.load_named(
+        told.source,
+        file,
+        pretrained=told.weights != "random",
+        arch=told.arch or None,
+        trust_source=trust_source,
+        allow_pickle=allow_pickle,
+        **{**inputs_of(None, None, mean, std, crop), "example": told.example or None},  # shapes, no file
+    )
+    with cost.threads(threads or torch.get_num_threads()), progress() as say:
+        result = verbs.optimize(
+            given,
+            told.policy,
+            schedule=told.schedule,
+            target=told.target,
+            images=images,
+            batch=told.batch,
+            rounds=rounds,
+            untrained=untrained,
+            mode=told.mode,
+            say=say,
+            warn=warn,
+        )
+        result.save(folder)
+    show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)

@@ -18,12 +18,14 @@ from prunec import artefact, figures, sources, targets
 from prunec.anatomy import Anatomy
 from prunec.calibrate import Calibration
 from prunec.compiler import Compiled, compile_recognised, compile_source, has_blanks, recognise
+from prunec.deprecated import old_spellings
 from prunec.diff import compare, text
 from prunec.errors import SourceError, UsageError
 from prunec.figures import Progress
 from prunec.labels import fitting
-from prunec.lowering import choose
+from prunec.lowering import choose, from_dict
 from prunec.manifest import KEYS
+from prunec.modes import ModeLike
 from prunec.pictures import SCENES, doubts, pictures_of, split_off
 from prunec.planner.goal import Goal
 from prunec.planner.planned import Request, Search
@@ -42,6 +44,7 @@ from prunec.version import __version__
 from prunec.within import with_part
 
 
+@old_spellings
 def transform(
     model: nn.Module,
     policy: PolicyLike,
@@ -53,9 +56,7 @@ def transform(
     within: str | None = None,
     calibration: Tensor | None = None,
     untrained: bool = False,
-    mode: str | None = None,
-    buckets: tuple[int, ...] = (),
-    bound: int | None = None,
+    mode: ModeLike | None = None,
 ) -> nn.Module:
     """An unmodified Vision Transformer in, the same model with fewer tokens out.
 
@@ -70,11 +71,9 @@ def transform(
             inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
         calibration: images [n, ...], normalised, for a policy with learned parts or thresholds.
         untrained: leave those parts as they are at first, for timing only, or because weights follow.
-        mode: how a batch lies in memory whose images keep different numbers of tokens: static, padded,
-            packed, or masked (for training); see prunec.lowering. Left out: static where all keep as many,
-            else padded.
-        buckets: for mode padded, stream lengths to round up to, so that few lengths ever occur.
-        bound: for mode packed, how many tokens a batch may have; more are an error.
+        mode: how a batch lies in memory whose images keep different numbers of tokens: `Static()`,
+            `Padded(...)`, `Packed(...)`, `Masked()` (for training), or such a mode's name, "padded". Left
+            out: static where all keep as many, else padded.
 
     Returns:
         A module with the same signature, outputs and parameter names. With `within`, a copy of the model with
@@ -84,7 +83,7 @@ def transform(
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
     chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
-    lowering = choose(chosen, mode, buckets=buckets, bound=bound)
+    lowering = choose(chosen, mode)
     pictures = None if calibration is None else Pictures(calibration, None, "images")
     if within is not None and pictures is not None:
         raise UsageError(
@@ -98,7 +97,7 @@ def transform(
         assert compiled.dense.anatomy is not None
         doubts = compiled.calibration.doubts if compiled.calibration else ()
         for told in (*compiled.dense.anatomy.notes, *doubts):
-            warnings.warn(told, stacklevel=4)
+            warnings.warn(told, stacklevel=5)
         return ProgramModule(compiled.pruned, source.module)
 
     if within is None:
@@ -123,6 +122,7 @@ def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
     return text(compare(dense, fast.__dict__["program"]))
 
 
+@old_spellings
 def optimize(
     source: Source | nn.Module | str,
     policy: PolicyLike,
@@ -135,9 +135,7 @@ def optimize(
     batch: int = 8,
     rounds: int = 20,
     untrained: bool = False,
-    mode: str | None = None,
-    buckets: tuple[int, ...] = (),
-    bound: int | None = None,
+    mode: ModeLike | None = None,
     latency: float | None = None,
     speedup: float | None = None,
     max_drop: float | None = None,
@@ -166,8 +164,6 @@ def optimize(
         untrained: do not calibrate, for timing only.
         mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
             tokens of every image.
-        buckets: as for `transform`.
-        bound: as for `transform`.
         latency: plan blocks and counts so that this share of the compiled dense model's time is not exceeded.
         speedup: the same, said the other way round.
         max_drop: plan the fastest schedule whose outputs diverge no more than this from the dense model's.
@@ -182,7 +178,7 @@ def optimize(
     """
     backend = targets.load(target)
     chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
-    lowering = choose(chosen, mode, batch=batch, buckets=buckets, bound=bound, can=backend.modes)
+    lowering = choose(chosen, mode, batch=batch, can=backend.modes)
     goals = (latency, speedup, max_drop)
     goal = None if goals == (None, None, None) else Goal.of(*goals)
     given = as_source(source, example, preprocess)
@@ -291,7 +287,7 @@ def load(
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
     policy, options = Policy.load(manifest["policy"]), manifest["plan"].get("lowering", {})
-    lowering = choose(policy, **{**options, "buckets": tuple(options.get("buckets", ()))}, can=backend.modes)
+    lowering = from_dict(policy, options, can=backend.modes)
     compiled = compile_source(source, policy, untrained=True, lowering=lowering)
     _check_names(compiled.pruned, state, folder)
     own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}

@@ -15,6 +15,7 @@ from prunec import sources, targets
 from prunec.compiler import recognise
 from prunec.errors import UsageError
 from prunec.figures import Progress
+from prunec.modes import ModeLike
 from prunec.pictures import doubts, pictures_of, split_off
 from prunec.planner import sweep as sweeping
 from prunec.planner.goal import Goal
@@ -68,7 +69,7 @@ def plan(
     images: str | Path | None = None,
     batch: int = 8,
     untrained: bool = False,
-    mode: str | None = None,
+    mode: ModeLike | None = None,
     search: Search | None = None,
     example: Any = None,
     preprocess: Any = None,
@@ -112,7 +113,7 @@ def latency_table(
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
-    mode: str | None = None,
+    mode: ModeLike | None = None,
     ceilings: Ceilings | None = None,
     device: str = "",
     example: Any = None,
@@ -159,7 +160,7 @@ def sweep(
     images: str | Path | None = None,
     batch: int = 8,
     untrained: bool = False,
-    mode: str | None = None,
+    mode: ModeLike | None = None,
     search: Search | None = None,
     example: Any = None,
     preprocess: Any = None,
@@ -215,7 +216,7 @@ def _request(
     images: str | Path | None,
     batch: int,
     untrained: bool,
-    mode: str | None,
+    mode: ModeLike | None,
     search: Search | None,
     say: Progress,
     warn: Progress,

@@ -101,7 +101,7 @@ def _check(calls: list[Inputs], path: str) -> None:
         warnings.warn(
             f"{path} is called {len(calls)} times with {len(set(shapes))} different shapes; it was captured "
             "with those of the first call and refuses the others",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

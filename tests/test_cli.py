@@ -659,7 +659,7 @@ def test_optimize_in_a_mode(call: Call, home: Path) -> None:
         (["--mode", "packed", "--buckets", "8,16"], "buckets is an option of mode padded, got mode packed"),
         (["--buckets", "8,x"], "--buckets"),
         (["--mode", "static"], "it can run one image at a time, not 8"),
-        (["--bound", "9"], "bound is an option of mode packed, got mode padded"),
+        (["--mode", "padded", "--bound", "9"], "max_tokens is an option of mode packed, got mode padded"),
     ],
 )
 def test_a_mode_that_cannot_be(call: Call, home: Path, options: list[str], words: str) -> None:

@@ -13,6 +13,7 @@ from prunec import figures, graph
 from prunec.errors import TableError, UsageError
 from prunec.figures import Progress
 from prunec.lowering import Attention, Lowering, choose
+from prunec.modes import ModeLike
 from prunec.packed_attention import faster_attention
 from prunec.planner import latency, losses, roofline
 from prunec.planner.fast import estimate
@@ -54,7 +55,7 @@ class Request:
     batch: int
     images: Pictures  # to see on what schedules lose, and to calibrate on
     calibrated: bool = True  # learned parts and thresholds are fitted, not left as they are at first
-    mode: str | None = None
+    mode: ModeLike | None = None
     search: Search = field(default_factory=Search)
     say: Progress = lambda step: None
     warn: Progress = lambda text: None
@@ -256,7 +257,7 @@ def _lowerings(dense: Program, request: Request) -> list[Lowering]:
     """The modes to choose from: where images may differ and none is asked for, padded and packed."""
     policy, can = request.policy, request.target.modes
     ragged = policy.ragged and request.batch > 1 and dense.interface.batch is not None
-    modes: list[str | None] = [request.mode]
+    modes: list[ModeLike | None] = [request.mode]
     if request.mode is None and ragged:
         modes = [mode for mode in ("padded", "packed") if mode in can]
     found = []

@@ -66,6 +66,7 @@ from prunec.console import (
 from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
 from prunec.lowering import choose
+from prunec.modes import with_options
 from prunec.planner.planned import Search
 from prunec.policy import Policy, presets, schema
 from prunec.program import Program
@@ -134,7 +135,8 @@ def optimize(
         policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore
     )
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
-    lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
+    asked = with_options(mode, lengths, bound)
+    lowering = choose(chosen, asked, batch=batch, can=backend.modes)
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
@@ -158,9 +160,7 @@ def optimize(
             batch=batch,
             rounds=rounds,
             untrained=untrained,
-            mode=mode,
-            buckets=lengths,
-            bound=bound,
+            mode=asked,
             latency=latency,
             speedup=speedup,
             max_drop=max_drop,

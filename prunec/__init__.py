@@ -13,6 +13,7 @@ from prunec.errors import (
     UsageError,
     VerificationError,
 )
+from prunec.modes import Masked, Packed, Padded, Static
 from prunec.policy import Policy, presets
 from prunec.verbs import Result, anatomy, diff, load, optimize, transform
 from prunec.version import __version__
@@ -20,8 +21,11 @@ from prunec.version import __version__
 __all__ = [
     "Anatomy",
     "CaptureError",
+    "Masked",
     "NoGainError",
     "NoMatch",
+    "Packed",
+    "Padded",
     "Policy",
     "PolicyError",
     "Preprocess",
@@ -29,6 +33,7 @@ __all__ = [
     "RecognitionError",
     "Result",
     "SourceError",
+    "Static",
     "TargetError",
     "UsageError",
     "VerificationError",

@@ -9,11 +9,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from prunec.modes import with_options
+from prunec.policy import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: Old keyword -> what to write instead.
 NEW = {
+    "keep": "Policy.load(..., keep=...)",
+    "blocks": "Policy.load(..., blocks=...)",
+    "restore": "Policy.load(..., restore=...)",
+    "within": "submodule=...",
+    "untrained": "calibrate=False",
     "buckets": "mode=Padded(buckets=...)",
     "bound": "mode=Packed(max_tokens=...)",
 }
@@ -41,6 +47,13 @@ def old_spellings(function: Function) -> Function:
 def _translated(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """The arguments in the new spelling."""
     given = {name: value for name, value in old.items() if value is not None}
+    overrides = {name: given[name] for name in ("keep", "blocks", "restore") if name in given}
+    if overrides:
+        new["policy"] = Policy.load(new["policy"], **overrides)
+    if "within" in given:
+        new["submodule"] = given["within"]
+    if "untrained" in given:
+        new["calibrate"] = not given["untrained"]
     if given.keys() & {"buckets", "bound"}:
         new["mode"] = with_options(new.get("mode"), given.get("buckets", ()), given.get("bound"))
     return new

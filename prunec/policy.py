@@ -33,25 +33,30 @@ class Policy(Rules):
 
     @classmethod
     def load(
-        cls, source: str | Path | Mapping[str, Any] | Policy, *, where: str = "the value given as policy"
+        cls,
+        source: PolicyLike,
+        *,
+        keep: float | None = None,
+        blocks: Iterable[int] | None = None,
+        restore: str | None = None,
+        where: str = "the value given as policy",
     ) -> Policy:
-        """Read a policy.
+        """Read a policy, such as `Policy.load("evit", keep=0.5, blocks=(3, 6, 9))`.
 
         Args:
             source: the name of a preset, a path that ends in .yaml, .yml, .json or .toml, or a mapping.
+            keep: in place of the policy's own, as for `override`.
+            blocks: in place of the policy's own, as for `override`.
+            restore: in place of the policy's own, as for `override`.
             where: what errors name as the place of a mapping.
 
         Raises:
             PolicyError: the name is unknown, the file cannot be read, or its content is not a policy.
         """
-        if isinstance(source, Policy):
-            return source
-        if isinstance(source, str) and "/" not in source and not Path(source).suffix:
-            return _preset(source)
-        if isinstance(source, str | Path):
-            return _from_file(Path(source))
-        data = dict(source) if isinstance(source, Mapping) else source
-        return _validated(data, where=where)
+        loaded = _read(source, where)
+        if keep is None and blocks is None and restore is None:
+            return loaded
+        return loaded.override(keep=keep, blocks=blocks, restore=restore)
 
     def override(
         self,
@@ -133,6 +138,10 @@ class Policy(Rules):
         return tuple(sorted(set(blocks)))
 
 
+#: What is taken for a policy: one, the name of a preset, a file, or a mapping.
+PolicyLike = Policy | str | Path | Mapping[str, Any]
+
+
 def presets() -> dict[str, Policy]:
     """The policies that ship with prunec, in the order of their names."""
     return {name: _preset(name) for name in _preset_names()}
@@ -144,6 +153,16 @@ def schema() -> dict[str, Any]:
 
 
 # Reading ----------------------------------------------------------------------------------------------------
+
+
+def _read(source: PolicyLike, where: str) -> Policy:
+    if isinstance(source, Policy):
+        return source
+    if isinstance(source, str) and "/" not in source and not Path(source).suffix:
+        return _preset(source)
+    if isinstance(source, str | Path):
+        return _from_file(Path(source))
+    return _validated(dict(source) if isinstance(source, Mapping) else source, where=where)
 
 
 def _preset_names() -> list[str]:

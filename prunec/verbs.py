@@ -31,13 +31,12 @@ from prunec.planner.goal import Goal
 from prunec.planner.planned import Request, Search
 from prunec.planner.planned import plan as plan_schedule
 from prunec.planner.schedule import Schedule, scheduled
-from prunec.policy import Policy
+from prunec.policy import Policy, PolicyLike
 from prunec.program import Program, ProgramModule
 from prunec.report import Report
 from prunec.sources import Pictures, Source
-from prunec.verbs_plan import PolicyLike, as_source
+from prunec.verbs_plan import as_source
 from prunec.verbs_plan import latency_table as latency_table
-from prunec.verbs_plan import load_policy as load_policy
 from prunec.verbs_plan import plan as plan
 from prunec.verbs_plan import sweep as sweep
 from prunec.version import __version__
@@ -49,60 +48,57 @@ def transform(
     model: nn.Module,
     policy: PolicyLike,
     *,
-    keep: float | None = None,
-    blocks: tuple[int, ...] | None = None,
-    restore: str | None = None,
     example: Any = None,
-    within: str | None = None,
-    calibration: Tensor | None = None,
-    untrained: bool = False,
+    submodule: str | None = None,
     mode: ModeLike | None = None,
+    calibration: Tensor | None = None,
+    calibrate: bool = True,
 ) -> nn.Module:
     """An unmodified Vision Transformer in, the same model with fewer tokens out.
 
     Args:
         model: a timm, Hugging Face or other module in eval mode. It is not changed; parameters are shared.
-        policy: the name of a preset, a file, a mapping, or a `Policy`.
-        keep: the share of the patch tokens entering a site that survives it; the policy's own when left out.
-        blocks: the blocks that have a site, counted from 0; the policy's own when left out.
-        restore: how tokens come back for a head that reads all of them; the policy's own when left out.
+        policy: a `Policy`, such as `Policy.load("evit", keep=0.5)`, a preset's name, a file, or a mapping.
         example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
-        within: the path of a part, as in model.named_modules(): only this part is captured and pruned, on the
-            inputs that it sees when the whole model runs on the example. A batch of two tells the batch best.
-        calibration: images [n, ...], normalised, for a policy with learned parts or thresholds.
-        untrained: leave those parts as they are at first, for timing only, or because weights follow.
+        submodule: the path of a part, as in model.named_modules(): only this part is captured and pruned, on
+            the inputs that it sees when the whole model runs on the example. A batch of two tells the batch
+            best.
         mode: how a batch lies in memory whose images keep different numbers of tokens: `Static()`,
             `Padded(...)`, `Packed(...)`, `Masked()` (for training), or such a mode's name, "padded". Left
             out: static where all keep as many, else padded.
+        calibration: images [n, ...], normalised, for a policy with learned parts or thresholds.
+        calibrate: False leaves those parts as they are at first, for timing only, or because weights follow.
 
     Returns:
-        A module with the same signature, outputs and parameter names. With `within`, a copy of the model with
-        that part replaced: the parameters are shared.
+        A module with the same signature, outputs and parameter names. With `submodule`, a copy of the model
+        with that part replaced: the parameters are shared.
 
     Raises:
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
-    chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
+    chosen = Policy.load(policy)
     lowering = choose(chosen, mode)
     pictures = None if calibration is None else Pictures(calibration, None, "images")
-    if within is not None and pictures is not None:
+    if submodule is not None and pictures is not None:
         raise UsageError(
             "a part of a model cannot be calibrated on images: it sees what the rest makes of them",
-            where=f"within={within!r}",
+            where=f"submodule={submodule!r}",
             remedy="transform the whole model, or use a policy without learned parts",
         )
 
     def pruned(source: Source) -> nn.Module:
-        compiled = compile_source(source, chosen, pictures, untrained=untrained, lowering=lowering)
+        compiled = compile_source(source, chosen, pictures, untrained=not calibrate, lowering=lowering)
         assert compiled.dense.anatomy is not None
         doubts = compiled.calibration.doubts if compiled.calibration else ()
         for told in (*compiled.dense.anatomy.notes, *doubts):
             warnings.warn(told, stacklevel=5)
         return ProgramModule(compiled.pruned, source.module)
 
-    if within is None:
+    if submodule is None:
         return pruned(sources.from_module(model, example))
-    return with_part(model, within, example, lambda part, call: pruned(Source(within, part, *call, "given")))
+    return with_part(
+        model, submodule, example, lambda part, call: pruned(Source(submodule, part, *call, "given"))
+    )
 
 
 def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:
@@ -127,14 +123,11 @@ def optimize(
     source: Source | nn.Module | str,
     policy: PolicyLike,
     *,
-    keep: float | None = None,
-    blocks: tuple[int, ...] | None = None,
-    restore: str | None = None,
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
     rounds: int = 20,
-    untrained: bool = False,
+    calibrate: bool = True,
     mode: ModeLike | None = None,
     latency: float | None = None,
     speedup: float | None = None,
@@ -154,14 +147,11 @@ def optimize(
     Args:
         source: a SOURCE string, a `Source`, or a module.
         policy: as for `transform`.
-        keep: as for `transform`.
-        blocks: as for `transform`.
-        restore: as for `transform`.
         target: the backend, for the dense model and the controls too.
         images: a folder of images to measure on; subfolders that name the model's classes give labels.
         batch: images at a time when latency is measured.
         rounds: interleaved rounds of the latency measurement.
-        untrained: do not calibrate, for timing only.
+        calibrate: False leaves learned parts and thresholds as they are at first, for timing only.
         mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
             tokens of every image.
         latency: plan blocks and counts so that this share of the compiled dense model's time is not exceeded.
@@ -177,14 +167,14 @@ def optimize(
         warn: called with what should be known, and stops nothing.
     """
     backend = targets.load(target)
-    chosen = load_policy(policy, keep=keep, blocks=blocks, restore=restore)
+    chosen = Policy.load(policy)
     lowering = choose(chosen, mode, batch=batch, can=backend.modes)
     goals = (latency, speedup, max_drop)
     goal = None if goals == (None, None, None) else Goal.of(*goals)
     given = as_source(source, example, preprocess)
     pictures = pictures_of(given, images)
     fitted_on, planned = None, None
-    if ((chosen.calibrated or chosen.ragged) and not untrained) or goal:
+    if ((chosen.calibrated or chosen.ragged) and calibrate) or goal:
         pictures, fitted_on = split_off(given, pictures)
     say("capture, recognise")
     dense = recognise(given)
@@ -194,15 +184,15 @@ def optimize(
     if goal is not None:
         assert fitted_on is not None
         request = Request(
-            chosen, backend, target, batch, fitted_on, not untrained, mode, search or Search(), say, warn
+            chosen, backend, target, batch, fitted_on, calibrate, mode, search or Search(), say, warn
         )
         planned = plan_schedule(given, dense, goal, request)
         chosen, lowering = planned.policy, planned.lowering
-    if untrained or not (chosen.calibrated or chosen.ragged):
+    if not calibrate or not (chosen.calibrated or chosen.ragged):
         fitted_on = None
     say("rewrite, certify")
     compiled = compile_recognised(
-        given.module, dense, chosen, fitted_on, untrained=untrained, lowering=lowering
+        given.module, dense, chosen, fitted_on, untrained=not calibrate, lowering=lowering
     )
     pruned, plain = compiled.pruned, compiled.plain
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}

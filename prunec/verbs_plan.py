@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,8 @@ from prunec.planner.planned import plan as plan_schedule
 from prunec.planner.roofline import Ceilings
 from prunec.planner.sweep import Sweep
 from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
+from prunec.policy import Policy, PolicyLike
 from prunec.sources import Source
-
-PolicyLike = Policy | str | Path | Mapping[str, Any]
-
-
-def load_policy(
-    policy: PolicyLike,
-    *,
-    keep: float | None = None,
-    blocks: tuple[int, ...] | None = None,
-    restore: str | None = None,
-) -> Policy:
-    """A policy from a name, file, mapping or Policy, with overrides."""
-    loaded = policy if isinstance(policy, Policy) else Policy.load(policy)
-    given = any(choice is not None for choice in (keep, blocks, restore))
-    return loaded.override(keep=keep, blocks=blocks, restore=restore) if given else loaded
 
 
 def as_source(source: Source | nn.Module | str, example: Any = None, preprocess: Any = None) -> Source:
@@ -68,7 +52,7 @@ def plan(
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
-    untrained: bool = False,
+    calibrate: bool = True,
     mode: ModeLike | None = None,
     search: Search | None = None,
     example: Any = None,
@@ -87,7 +71,7 @@ def plan(
         target: the backend.
         images: a folder; some of its images tell what schedules lose. Labels are not looked at.
         batch: images at a time.
-        untrained: leave learned parts as they are at first.
+        calibrate: fit learned parts and thresholds; False leaves them as they are at first.
         mode: one of the modes; left out, the best by measurement.
         search: which schedules to look among, and whether to build the best.
         example: as for `optimize`.
@@ -100,7 +84,7 @@ def plan(
     """
     goal = Goal.of(latency, speedup, max_drop)
     given, request = _request(
-        source, example, preprocess, policy, target, images, batch, untrained, mode, search, say, warn
+        source, example, preprocess, policy, target, images, batch, calibrate, mode, search, say, warn
     )
     say("capture, recognise")
     return plan_schedule(given, recognise(given), goal, request)
@@ -140,7 +124,7 @@ def latency_table(
         warn: called with what should be known, and stops nothing.
     """
     given, request = _request(
-        source, example, preprocess, policy, target, images, batch, False, mode, None, say, warn
+        source, example, preprocess, policy, target, images, batch, True, mode, None, say, warn
     )
     say("capture, recognise")
     dense = recognise(given)
@@ -159,7 +143,7 @@ def sweep(
     target: str = "inductor",
     images: str | Path | None = None,
     batch: int = 8,
-    untrained: bool = False,
+    calibrate: bool = True,
     mode: ModeLike | None = None,
     search: Search | None = None,
     example: Any = None,
@@ -177,7 +161,7 @@ def sweep(
         target: as for `plan`.
         images: as for `plan`.
         batch: as for `plan`.
-        untrained: as for `plan`.
+        calibrate: as for `plan`.
         mode: as for `plan`.
         search: as for `plan`; schedules are always built.
         example: as for `optimize`.
@@ -190,7 +174,7 @@ def sweep(
     """
     path = None if file is None else Path(file)
     given, request = _request(
-        source, example, preprocess, policy, target, images, batch, untrained, mode, search, say, warn
+        source, example, preprocess, policy, target, images, batch, calibrate, mode, search, say, warn
     )
     say("capture, recognise")
     dense = recognise(given)
@@ -215,17 +199,17 @@ def _request(
     target: str,
     images: str | Path | None,
     batch: int,
-    untrained: bool,
+    calibrate: bool,
     mode: ModeLike | None,
     search: Search | None,
     say: Progress,
     warn: Progress,
 ) -> tuple[Source, Request]:
     """What all of them start with."""
-    chosen, backend = load_policy(policy), targets.load(target)
+    chosen, backend = Policy.load(policy), targets.load(target)
     given = as_source(source, example, preprocess)
     _, pictures = split_off(given, pictures_of(given, images))
     for doubt in doubts(given, pictures) if images is not None else ():
         warn(doubt)
     found = search or Search()
-    return given, Request(chosen, backend, target, batch, pictures, not untrained, mode, found, say, warn)
+    return given, Request(chosen, backend, target, batch, pictures, calibrate, mode, found, say, warn)

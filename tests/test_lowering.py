@@ -100,7 +100,7 @@ def test_a_target_that_can_less(monkeypatch: pytest.MonkeyPatch) -> None:
 def transformed(mode: ModeLike, policy: Policy = RAGGED, **options: Any) -> ProgramModule:
     torch.manual_seed(0)
     model = ViT(depth=2, read=lambda x: x).eval()
-    fast = prunec.transform(model, policy, example=pixels(), untrained=True, mode=mode, **options)
+    fast = prunec.transform(model, policy, example=pixels(), calibrate=False, mode=mode, **options)
     assert isinstance(fast, ProgramModule)
     if policy is RAGGED:
         fast.get_buffer("prunec.site_0.threshold").fill_(4.2)
@@ -148,7 +148,9 @@ def test_a_batch_above_its_bound(how: str) -> None:
 def test_an_artefact_keeps_its_mode(mode: ModeLike, batch: int, tmp_path: Path) -> None:
     model = ViT(depth=2, read=lambda x: x).eval()
     source = prunec.sources.from_module(model, pixels())
-    result = prunec.optimize(source, RAGGED, target="eager", untrained=True, mode=mode, batch=batch, rounds=1)
+    result = prunec.optimize(
+        source, RAGGED, target="eager", calibrate=False, mode=mode, batch=batch, rounds=1
+    )
     again = prunec.load(result.save(tmp_path / "out"), model, example=pixels(), target="eager")
     one, other = (each.__dict__["program"].plan.lowering for each in (result.module, again))
     assert one == other == choose(RAGGED, mode, attention=one.attention)
@@ -169,7 +171,7 @@ SHOWN = {
 @pytest.mark.parametrize("mode", MODES)
 def test_a_diff_shows_the_mode(mode: str) -> None:
     model = ViT(depth=2, read=lambda x: x).eval()
-    fast = prunec.transform(model, RAGGED, example=pixels(), untrained=True, mode=mode)
+    fast = prunec.transform(model, RAGGED, example=pixels(), calibrate=False, mode=mode)
     text = prunec.diff(model, fast, example=pixels())
     assert [sign for sign in SHOWN[mode] if sign not in text] == []
     assert "  head           tokens                            26   14 -> 26\n" in text

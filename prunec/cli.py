@@ -131,9 +131,7 @@ def optimize(
             "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
         )
     backend = targets.load(target)
-    chosen = verbs.load_policy(
-        policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore
-    )
+    chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     asked = with_options(mode, lengths, bound)
     lowering = choose(chosen, asked, batch=batch, can=backend.modes)
@@ -159,7 +157,7 @@ def optimize(
             images=images,
             batch=batch,
             rounds=rounds,
-            untrained=untrained,
+            calibrate=not untrained,
             mode=asked,
             latency=latency,
             speedup=speedup,
@@ -212,7 +210,7 @@ def graph(
     if policy is None:
         shown = compare(recognise(given))
     else:
-        chosen = verbs.load_policy(policy, keep=keep, blocks=numbers(blocks), restore=restore)
+        chosen = Policy.load(policy, keep=keep, blocks=numbers(blocks), restore=restore)
         compiled = compile_source(given, chosen, untrained=True, lowering=choose(chosen, mode))
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:

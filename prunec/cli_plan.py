@@ -57,6 +57,7 @@ from prunec.planner.planning import described
 from prunec.planner.roofline import Ceilings
 from prunec.planner.sweep import Sweep
 from prunec.planner.table import LatencyTable
+from prunec.policy import Policy
 
 
 def plan(
@@ -116,7 +117,7 @@ def plan(
             target=target,
             images=images,
             batch=batch,
-            untrained=untrained,
+            calibrate=not untrained,
             mode=mode,
             search=search,
             say=say,
@@ -169,7 +170,7 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Build and time schedules from the fastest to the gentlest: what each share of the time costs."""
-    chosen = verbs.load_policy(policy)
+    chosen = Policy.load(policy)
     file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
     drawing = None if plot is None else _drawing(writable(plot, "--plot"))
     given = sources.load(
@@ -190,7 +191,7 @@ def sweep(
             target=target,
             images=images,
             batch=batch,
-            untrained=untrained,
+            calibrate=not untrained,
             mode=mode,
             search=search,
             say=say,
@@ -231,7 +232,7 @@ def apply(
 ) -> None:
     """Transform a model as a plan says, prove it, measure it, and write the artefact."""
     told = PlanFile.read(file)
-    folder = output or folder_of(told.source, verbs.load_policy(told.policy).name)
+    folder = output or folder_of(told.source, Policy.load(told.policy).name)
     artefact.check_place(folder)
     given = sources.load_named(
         told.source,
@@ -251,7 +252,7 @@ def apply(
             images=images,
             batch=told.batch,
             rounds=rounds,
-            untrained=untrained,
+            calibrate=not untrained,
             mode=told.mode,
             say=say,
             warn=warn,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from prunec import documents
@@ -30,6 +30,18 @@ TOLD = 8
 
 class Policy(Rules):
     """A complete, validated policy. Frozen: `override` returns a new one."""
+
+    _overridden: tuple[str, ...] = PrivateAttr(())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.model_dump() == other.model_dump()
+
+    __hash__ = Rules.__hash__
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """What `override` changed of it: names of its arguments."""
+        return self._overridden
 
     @classmethod
     def load(
@@ -92,7 +104,11 @@ class Policy(Rules):
                 step["sites"].update(blocks=tuple(blocks), depths=None, between=None)
             if sites is not None:
                 step["sites"] = dict(sites)
-        return _validated(data, where=f"an override of policy {self.name}")
+        made = _validated(data, where=f"an override of policy {self.name}")
+        given = {"keep": keep, "blocks": blocks, "sites": sites, "restore": restore}
+        changed = [name for name, value in given.items() if value is not None]
+        made._overridden = tuple(dict.fromkeys((*self._overridden, *changed)))
+        return made
 
     def to_yaml(self) -> str:
         """The canonical text: fields in the order of the language, absent ones left out."""

@@ -130,7 +130,9 @@ def test_what_optimize_and_load_return_says_the_same(
     tmp_path: Path, model: nn.Module, images: Tensor
 ) -> None:
     result = prunec.optimize(
-        model, prunec.Policy.load("evit", keep=0.5, blocks=(1,)), target="eager", batch=2, rounds=1
+        model,
+        prunec.Policy.load("evit", keep=0.5, blocks=(1,)),
+        measure=prunec.Measure(target="eager", batch=2, rounds=1),
     )
     for module in (result.module, prunec.load(result.save(tmp_path / "out"), model=vit())):
         assert inspect.signature(module.forward) == inspect.signature(model.forward)

@@ -234,7 +234,9 @@ def test_optimize_calibrates_reports_and_saves_what_it_fitted(
 ) -> None:
     monkeypatch.setattr("prunec.pictures.MOST", 96)  # images to measure on; six models see each
     result = prunec.optimize(
-        "shapes", prunec.Policy.load("dynamic", keep=0.5), target="eager", batch=4, rounds=5
+        "shapes",
+        prunec.Policy.load("dynamic", keep=0.5),
+        measure=prunec.Measure(target="eager", batch=4, rounds=5),
     )
     report = result.report.text()
     assert "calibrated   on 64 other held-out Shapes images, scorers rank held-out tokens at" in report
@@ -256,8 +258,10 @@ def test_optimize_says_what_it_was_calibrated_on_and_when_it_was_not() -> None:
     model = ViT(depth=3).eval()
     source = prunec.sources.from_module(model, pixels(side=5))
     chosen = policy(**DYNAMIC)
-    scenes = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5)
+    scenes = prunec.optimize(source, chosen, measure=prunec.Measure(target="eager", batch=2, rounds=5))
     assert "calibrated on synthetic scenes" in " ".join(scenes.report.notes)
-    bare = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5, calibrate=False)
+    bare = prunec.optimize(
+        source, chosen, measure=prunec.Measure(target="eager", batch=2, rounds=5, calibrate=False)
+    )
     assert "learned parts are untrained" in " ".join(bare.report.notes)
     assert bare.report.calibration is None

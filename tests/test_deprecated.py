@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import prunec
-from prunec.deprecated import NEW, old_spellings
+from prunec.deprecated import SPELLINGS, old_spellings
+from prunec.measure import Measure
 from prunec.modes import Packed, Padded
 from prunec.policy import Policy
 from tests.tiny import ViT, pixels
@@ -43,8 +44,36 @@ def test_an_old_spelling_does_what_it_did(old: dict[str, Any], new: dict[str, An
         found = given("model", "evit", **old)
     assert found == {"policy": "evit", "submodule": None, "mode": None, "calibrate": True, **new}
     said = [str(warning.message) for warning in caught]
-    assert said == [f"given({name}=...) is now {NEW[name]}" for name in NEW if name in old]
+    spelled = {name: text for name, parameter, text in SPELLINGS if parameter != "measure"}
+    assert said == [f"given({name}=...) is now {text}" for name, text in spelled.items() if name in old]
     assert {warning.filename for warning in caught} == {__file__}
+
+
+@old_spellings
+def measured(model: str, policy: Any, *, mode: Any = None, measure: Measure | None = None) -> Any:
+    return policy, mode, measure
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"target": "eager"}, Measure(target="eager")),
+        ({"batch": 2, "rounds": 5}, Measure(batch=2, rounds=5)),
+        ({"preprocess": {"crop": 0.9}}, Measure(preprocess={"crop": 0.9})),
+        ({"untrained": True}, Measure(calibrate=False)),
+        ({"batch": 2, "measure": Measure(target="eager")}, Measure(target="eager", batch=2)),
+    ],
+)
+def test_what_is_measured_has_one_value(old: dict[str, Any], new: Measure) -> None:
+    with pytest.warns(DeprecationWarning, match=r"is now measure=Measure\("):
+        assert measured("model", "evit", **old) == ("evit", None, new)
+
+
+def test_a_function_takes_only_the_old_keywords_that_it_had() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'target'"):
+        given("model", "evit", target="eager")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'within'"):
+        measured("model", "evit", within="part")
 
 
 def test_the_new_spellings_do_not_warn() -> None:
@@ -61,7 +90,8 @@ def test_an_unknown_keyword_is_unknown() -> None:
 def test_a_real_one() -> None:
     model = ViT(depth=2).eval()
     with pytest.warns(DeprecationWarning, match="is now"):
-        old = prunec.transform(model, policy="norm", keep=0.5, blocks=(1,), example=pixels())  # type: ignore[call-arg]
+        before = prunec.transform(model, policy="norm", keep=0.5, blocks=(1,), example=pixels())  # type: ignore[call-arg]
     new = prunec.transform(model, Policy.load("norm", keep=0.5, blocks=(1,)), example=pixels())
-    assert old.__dict__["program"].plan == new.__dict__["program"].plan
-    assert not set(NEW) & set(inspect.signature(prunec.transform).parameters)
+    assert before.__dict__["program"].plan == new.__dict__["program"].plan
+    old = {name for name, *_ in SPELLINGS}
+    assert not old & set(inspect.signature(prunec.transform).parameters)

@@ -90,7 +90,12 @@ def test_a_target_that_can_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(targets, "load", lambda name: Fewer())
     with pytest.raises(TargetError, match="cannot run mode packed") as caught:
-        prunec.optimize(prunec.sources.from_module(ViT(), pixels()), RAGGED, target="eager", mode="packed")
+        prunec.optimize(
+            prunec.sources.from_module(ViT(), pixels()),
+            RAGGED,
+            measure=prunec.Measure(target="eager"),
+            mode="packed",
+        )
     assert caught.value.remedy == "modes it can: masked"
 
 
@@ -149,7 +154,10 @@ def test_an_artefact_keeps_its_mode(mode: ModeLike, batch: int, tmp_path: Path) 
     model = ViT(depth=2, read=lambda x: x).eval()
     source = prunec.sources.from_module(model, pixels())
     result = prunec.optimize(
-        source, RAGGED, target="eager", calibrate=False, mode=mode, batch=batch, rounds=1
+        source,
+        RAGGED,
+        measure=prunec.Measure(target="eager", calibrate=False, batch=batch, rounds=1),
+        mode=mode,
     )
     again = prunec.load(result.save(tmp_path / "out"), model, example=pixels(), target="eager")
     one, other = (each.__dict__["program"].plan.lowering for each in (result.module, again))

@@ -188,9 +188,7 @@ def test_an_artefact_gives_the_module_again(name: str, tmp_path: Path) -> None:
     result = prunec.optimize(
         case.model,
         prunec.Policy.load(case.family.policy, keep=0.5, blocks=(1, 2)),
-        target="eager",
-        batch=2,
-        rounds=1,
+        measure=prunec.Measure(target="eager", batch=2, rounds=1),
     )
     images = case.family.images(3)
     loaded = prunec.load(result.save(tmp_path / "out"), model=case.family.build())

@@ -62,10 +62,13 @@ def optimize(
     *,
     keep: float | None = None,
     blocks: tuple[int, ...] | None = None,
-    **options: Any,
+    images: Path | None = None,
+    example: Any = None,
+    **measure: Any,
 ) -> Result:
     chosen = prunec.Policy.load(policy, keep=keep, blocks=blocks)
-    return prunec.optimize(source, chosen, target="eager", batch=2, rounds=5, **options)
+    how = prunec.Measure(target="eager", batch=2, rounds=5, **measure)
+    return prunec.optimize(source, chosen, images=images, example=example, measure=how)
 
 
 def same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
@@ -86,7 +89,7 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """An artefact of a module given in Python."""
     said: list[str] = []
-    result = optimize(vit(), say=said.append, **EVIT)
+    result = optimize(vit(), progress=said.append, **EVIT)
     assert said == [
         "capture, recognise", "rewrite, certify",
         "compile dense", "compile pruned", "compile ideal", "measure",
@@ -308,9 +311,9 @@ def test_optimize_reads_at_most_so_many_images(tmp_path: Path, monkeypatch: pyte
 
 def test_optimize_asks_for_the_target_and_the_policy_before_the_model() -> None:
     with pytest.raises(TargetError, match="unknown target 'eagre'; nearest: eager"):
-        prunec.optimize("no.such:model", "evit", target="eagre")
+        prunec.optimize("no.such:model", "evit", measure=prunec.Measure(target="eagre"))
     with pytest.raises(PolicyError, match=r"there is no policy 'evti'; nearest: evit"):
-        prunec.optimize("no.such:model", "evti", target="eager")
+        prunec.optimize("no.such:model", "evti", measure=prunec.Measure(target="eager"))
 
 
 # --- load -------------------------------------------------------------------------------------
@@ -441,7 +444,7 @@ def test_a_result_may_be_saved_twice_and_moved(saved: tuple[Path, Result], tmp_p
 def test_optimize_takes_an_example() -> None:
     model, x = tiny.ViT().eval(), tiny.pixels()
     policy = prunec.Policy.load("norm", keep=0.5, blocks=(1,))
-    options = {"target": "eager", "batch": 2, "rounds": 1}
+    options = {"measure": prunec.Measure(target="eager", batch=2, rounds=1)}
     with pytest.raises(UsageError, match="no example input can be inferred"):
         prunec.optimize(model, policy, **options)
     result = prunec.optimize(model, policy, example=x, **options)

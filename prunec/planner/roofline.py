@@ -43,6 +43,7 @@ class Ceilings:
     bytes: float  # bytes read or written a second
     launch: float = 2.5e-6  # seconds that a kernel takes at least
     processors: int | None = None  # that tiles are spread over; None: products have no waves
+    name: str = "elsewhere"  # what the device is called
 
 
 def estimate(

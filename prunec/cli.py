@@ -66,7 +66,9 @@ from prunec.console import (
 from prunec.diff import compare, lines, without_changes
 from prunec.errors import PruneError
 from prunec.lowering import choose
+from prunec.measure import Measure
 from prunec.modes import with_options
+from prunec.planner.goal import Goal
 from prunec.planner.planned import Search
 from prunec.policy import Policy, presets, schema
 from prunec.program import Program
@@ -150,28 +152,28 @@ def optimize(
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
-        result = verbs.optimize(
-            given,
-            chosen,
-            target=target,
-            images=images,
-            batch=batch,
-            rounds=rounds,
-            calibrate=not untrained,
-            mode=asked,
-            latency=latency,
-            speedup=speedup,
-            max_drop=max_drop,
-            search=Search(
-                first=first,
-                sites=sites,
-                fast=fast,
-                blocks=numbers(blocks),
-                table=None if latency_table is None else Path(latency_table),
-            ),
-            say=say,
-            warn=warn,
+        measure = Measure(
+            target=target, batch=batch, rounds=rounds, calibrate=not untrained, progress=say, warn=warn
         )
+        if planned:
+            found = verbs.plan(
+                given,
+                chosen,
+                Goal(latency, speedup, max_drop),
+                images=images,
+                search=Search(
+                    first=first,
+                    sites=sites,
+                    fast=fast,
+                    blocks=numbers(blocks),
+                    table=None if latency_table is None else Path(latency_table),
+                    mode=mode,
+                ),
+                measure=measure,
+            )
+            result = verbs.optimize(given, found, images=images, measure=measure)
+        else:
+            result = verbs.optimize(given, chosen, images=images, mode=asked, measure=measure)
         result.save(folder)
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,8 @@ from prunec.console import (
     writable,
 )
 from prunec.errors import UsageError
+from prunec.measure import Measure
+from prunec.planner.goal import Goal
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Search
 from prunec.planner.planning import described
@@ -106,22 +109,16 @@ def plan(
         blocks=numbers(blocks),
         table=None if latency_table is None else Path(latency_table),
         build=not predict,
+        mode=mode,
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         planned = verbs.plan(
             given,
             policy,
-            latency=latency,
-            speedup=speedup,
-            max_drop=max_drop,
-            target=target,
+            Goal(latency, speedup, max_drop),
             images=images,
-            batch=batch,
-            calibrate=not untrained,
-            mode=mode,
             search=search,
-            say=say,
-            warn=warn,
+            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
         )
     if as_json:
         print_json(planned.as_dict())
@@ -181,21 +178,17 @@ def sweep(
         **inputs_of(example, image_size, mean, std, crop),
     )
     table = None if latency_table is None else Path(latency_table)
-    search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast)
+    search = Search(
+        first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast, mode=mode, points=points
+    )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.sweep(
             given,
             chosen,
-            points=points,
-            file=file,
-            target=target,
+            file,
             images=images,
-            batch=batch,
-            calibrate=not untrained,
-            mode=mode,
             search=search,
-            say=say,
-            warn=warn,
+            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
         )
     if drawing is not None:
         drawing.draw(found.as_dict(), Path(str(plot)))
@@ -246,16 +239,16 @@ def apply(
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
             given,
-            told.policy,
-            schedule=told.schedule,
-            target=told.target,
+            told,
             images=images,
-            batch=told.batch,
-            rounds=rounds,
-            calibrate=not untrained,
-            mode=told.mode,
-            say=say,
-            warn=warn,
+            measure=Measure(
+                target=told.target,
+                batch=told.batch,
+                rounds=rounds,
+                calibrate=not untrained,
+                progress=say,
+                warn=warn,
+            ),
         )
         result.save(folder)
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
@@ -292,7 +285,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
-    ceilings = None if estimate is None else _ceilings(estimate)
+    ceilings = None if estimate is None else replace(_ceilings(estimate), name=device)
     file = None if table is None else writable(table, "--table")
     given = sources.load(
         source,
@@ -305,14 +298,10 @@ def bench(
         found = verbs.latency_table(
             given,
             policy,
-            target=target,
             images=images,
-            batch=batch,
             mode=mode,
-            ceilings=ceilings,
-            device=device,
-            say=say,
-            warn=warn,
+            device=ceilings,
+            measure=Measure(target=target, batch=batch, progress=say, warn=warn),
         )
     if file is not None:
         found.write(file)

@@ -13,15 +13,20 @@ from prunec.errors import (
     UsageError,
     VerificationError,
 )
+from prunec.measure import Measure
 from prunec.modes import Masked, Packed, Padded, Static
+from prunec.planner.goal import Goal
+from prunec.planner.planned import Search
 from prunec.policy import Policy, presets
-from prunec.verbs import Result, anatomy, diff, load, optimize, transform
+from prunec.verbs import Result, anatomy, diff, latency_table, load, optimize, plan, save, sweep, transform
 from prunec.version import __version__
 
 __all__ = [
     "Anatomy",
     "CaptureError",
+    "Goal",
     "Masked",
+    "Measure",
     "NoGainError",
     "NoMatch",
     "Packed",
@@ -32,6 +37,7 @@ __all__ = [
     "PruneError",
     "RecognitionError",
     "Result",
+    "Search",
     "SourceError",
     "Static",
     "TargetError",
@@ -40,8 +46,12 @@ __all__ = [
     "__version__",
     "anatomy",
     "diff",
+    "latency_table",
     "load",
     "optimize",
+    "plan",
     "presets",
+    "save",
+    "sweep",
     "transform",
 ]

@@ -67,6 +67,13 @@ def load(
             Without it, only from shapes, timm:, hf: and .safetensors.
         allow_pickle: for such a source: unpickle whatever a .pt, .pth or .pt2 file holds.
     """
+    for name, given in (("trust_source", trust_source), ("allow_pickle", allow_pickle)):
+        if given and model is not None:
+            raise UsageError(
+                f"{name} has no effect where the model is given: no source is read",
+                where="load",
+                remedy=f"leave {name} out",
+            )
     manifest, state = artefact.read(folder)
     backend = targets.load(target or manifest["target"])
     if model is None:

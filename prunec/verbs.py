@@ -64,6 +64,12 @@ def transform(
     chosen = Chosen.of(policy, mode)
     lowering = chosen.lowering()
     pictures = None if calibration is None else Pictures(calibration, None, "images")
+    if calibration is not None and not calibrate:
+        raise UsageError(
+            "there are images to calibrate on, and calibrate=False says not to",
+            where="calibration=, calibrate=",
+            remedy="leave one of them out",
+        )
     if submodule is not None and pictures is not None:
         raise UsageError(
             "a part of a model cannot be calibrated on images: it sees what the rest makes of them",
@@ -77,6 +83,13 @@ def transform(
             source.module, dense, chosen.on(dense), pictures, untrained=not calibrate, lowering=lowering
         )
         assert dense.anatomy is not None
+        assert compiled.pruned.plan is not None
+        if pictures is not None and compiled.calibration is None and compiled.pruned.plan.sites:
+            raise UsageError(
+                f"policy {chosen.policy.name!r} has nothing to calibrate: no learned parts, no thresholds",
+                where="calibration=",
+                remedy="leave calibration out",
+            )
         doubts = compiled.calibration.doubts if compiled.calibration else ()
         for told in (*dense.anatomy.notes, *doubts):
             warnings.warn(told, stacklevel=5)

@@ -132,6 +132,10 @@ def optimize(
         raise typer.BadParameter(
             "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
         )
+    if not planned and (fast or latency_table is not None or (sites, first) != (3, 2)):
+        raise typer.BadParameter(
+            "--sites, --first, --fast and --latency-table are for a plan: give a goal, such as --latency 0.6"
+        )
     backend = targets.load(target)
     chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
@@ -167,7 +171,7 @@ def optimize(
                     fast=fast,
                     blocks=numbers(blocks),
                     table=None if latency_table is None else Path(latency_table),
-                    mode=mode,
+                    mode=asked,
                 ),
                 measure=measure,
             )

@@ -553,6 +553,14 @@ def test_no_half_written_folder_is_left(call: Call, home: Path, monkeypatch: pyt
         (("optimize", "shapes"), "'--policy'"),
         (("optimize", "shapes", "-p", "evit", "--keep", "half"), "'--keep'"),
         (("optimize", "shapes", "-p", "evit", "--rounds", "1"), "'--rounds'"),
+        *(
+            (("optimize", "shapes", "-p", "evit", *option), "are for a plan")
+            for option in (("--sites", "2"), ("--first", "1"), ("--fast",), ("--latency-table", "t.json"))
+        ),
+        (
+            ("optimize", "shapes", "-p", "dynamic", "--latency", "0.6", "--buckets", "64"),
+            "a schedule is planned for a mode without options",
+        ),
         (("optimize", "shapes", "-p", "evit", "--blocks", "3;6"), "'3;6' is no list of block numbers"),
         (("graph", "shapes", "--diff"), "--diff needs a --policy to compare with"),
         (("graph", "shapes", "--format", "xml"), "'--format'"),

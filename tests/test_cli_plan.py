@@ -215,7 +215,7 @@ def test_a_goal_out_of_reach_is_one_message(call: Call, table: tuple[str, str]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "give one of --latency, --speedup and --max-drop, got none"),
+        ((), "give one of latency, speedup and max_drop, got none"),
         (("--latency", "0.5", "--speedup", "2"), "got latency and speedup"),
         (("--latency", "1.5"), "latency is a share of the dense model's time, in (0, 1), got 1.5"),
     ],

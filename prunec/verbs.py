@@ -18,6 +18,7 @@ from prunec.program import ProgramModule
 from prunec.results import Result as Result
 from prunec.results import load as load
 from prunec.results import save as save
+from prunec.side_by_side import benchmark as benchmark
 from prunec.sources import Pictures, Source
 from prunec.verbs_optimize import optimize as optimize
 from prunec.verbs_plan import Chosen, PlanLike

@@ -18,7 +18,19 @@ from prunec.modes import Masked, Packed, Padded, Static
 from prunec.planner.goal import Goal
 from prunec.planner.planned import Search
 from prunec.policy import Policy, presets
-from prunec.verbs import Result, anatomy, diff, latency_table, load, optimize, plan, save, sweep, transform
+from prunec.verbs import (
+    Result,
+    anatomy,
+    benchmark,
+    diff,
+    latency_table,
+    load,
+    optimize,
+    plan,
+    save,
+    sweep,
+    transform,
+)
 from prunec.version import __version__
 
 __all__ = [
@@ -45,6 +57,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "anatomy",
+    "benchmark",
     "diff",
     "latency_table",
     "load",

@@ -110,11 +110,11 @@ def decision(device: torch.device, batch: int, rounds: int) -> Row:
     source, dense = model("timm:vit_tiny_patch16_224", device)
     blocks, counts = (4, 8), (197, 160, 128, 96, 64, 48, 32)
     pictures = scenes(source, device)
-    search = Search(sites=2, blocks=blocks, counts=counts, rounds=rounds)
-    request = Request(POLICY, INDUCTOR, "inductor", batch, pictures, search=search)
+    search = Search(sites=2, blocks=blocks, counts=counts)
+    request = Request(POLICY, INDUCTOR, "inductor", batch, pictures, search=search, rounds=rounds)
     explored = explore(dense, request)
     decisions = {
-        share: decide(explored.maps, Goal(share=share), workshop_of(source, explored, request)).chosen
+        share: decide(explored.maps, Goal(latency=share), workshop_of(source, explored, request)).chosen
         for share in BUDGETS
     }
     everything = workshop_of(source, explored, request)
@@ -161,10 +161,10 @@ def accuracy(device: torch.device, batch: int, rounds: int) -> Iterator[Row]:
     named: dict[tuple[int, float], Candidate] = {}
     for seed in range(SEEDS):
         calibration = images_of(seed, 64, device)
-        request = Request(POLICY, INDUCTOR, "inductor", batch, calibration, search=Search(rounds=rounds))
+        request = Request(POLICY, INDUCTOR, "inductor", batch, calibration, rounds=rounds)
         explored = explore(dense, request)
         for share in SHARES:
-            goal = Goal(share=share)
+            goal = Goal(latency=share)
             chosen = decide(explored.maps, goal, workshop_of(source, explored, request))
             plan = planned(explored, goal, chosen, {})
             plans[seed, share] = compiled(source, dense, plan.policy)

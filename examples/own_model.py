@@ -74,14 +74,14 @@ def main() -> None:
     found = prunec.anatomy(model, example=image)
     print(f"found: {found.depth} blocks, {found.tokens} tokens, {found.prefix} protected")
     print("the head reads:", *found.head)
-    fast = prunec.transform(model, policy="evit", keep=0.5, example=image)
+    fast = prunec.transform(model, policy=prunec.Policy.load("evit", keep=0.5), example=image)
     print("the plan:")
     for site in fast.program.plan.sites:
         print(f"  {site}")
 
     # Every transform is proved before it is returned: keeping all tokens, even shuffled, changes nothing.
     print("the proof:", *fast.program.stages[-1].notes)
-    same = prunec.transform(model, policy="evit", keep=1.0, example=image)
+    same = prunec.transform(model, policy=prunec.Policy.load("evit", keep=1.0), example=image)
     images = torch.randn(8, 3, 96, 96)
     print("keep=1.0 against the model:", evaluate.compare(model, same, None, images).pruned)
     print("keep=0.5 against the model:", evaluate.compare(model, fast, None, images).pruned)

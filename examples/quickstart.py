@@ -15,7 +15,7 @@ from prunec import cost, evaluate
 
 name = sys.argv[1] if len(sys.argv) > 1 else "vit_tiny_patch16_224"
 model = timm.create_model(name, pretrained=False).eval()  # pretrained=True when there is a network
-fast = prunec.transform(model, policy="evit", keep=0.5)  # of the patches that enter a site, half go on
+fast = prunec.transform(model, policy=prunec.Policy.load("evit", keep=0.5))
 print(f"{name} with fewer tokens:")
 for site in fast.program.plan.sites:
     print(f"  {site}")

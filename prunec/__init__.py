@@ -21,31 +21,59 @@ if TYPE_CHECKING:  # the same names as in _MODULES, for type checkers and editor
         UsageError,
         VerificationError,
     )
+    from prunec.measure import Measure
+    from prunec.modes import Masked, Packed, Padded, Static
+    from prunec.planner.goal import Goal
+    from prunec.planner.planned import Search
     from prunec.policy import Policy, presets
     from prunec.structure import Anatomy, NoMatch
-    from prunec.verbs import Result, anatomy, diff, load, optimize, transform
+    from prunec.verbs import (
+        Result,
+        anatomy,
+        benchmark,
+        diff,
+        latency_table,
+        load,
+        optimize,
+        plan,
+        save,
+        sweep,
+        transform,
+    )
 
 __all__ = [
     "Anatomy",
     "CaptureError",
+    "Goal",
+    "Masked",
+    "Measure",
     "NoGainError",
     "NoMatch",
+    "Packed",
+    "Padded",
     "Policy",
     "PolicyError",
     "Preprocess",
     "PruneError",
     "RecognitionError",
     "Result",
+    "Search",
     "SourceError",
+    "Static",
     "TargetError",
     "UsageError",
     "VerificationError",
     "__version__",
     "anatomy",
+    "benchmark",
     "diff",
+    "latency_table",
     "load",
     "optimize",
+    "plan",
     "presets",
+    "save",
+    "sweep",
     "transform",
 ]
 
@@ -54,23 +82,35 @@ __all__ = [
 _MODULES = {
     "Anatomy": "prunec.structure",
     "CaptureError": "prunec.errors",
+    "Goal": "prunec.planner.goal",
+    "Masked": "prunec.modes",
+    "Measure": "prunec.measure",
     "NoGainError": "prunec.errors",
     "NoMatch": "prunec.structure",
+    "Packed": "prunec.modes",
+    "Padded": "prunec.modes",
     "Policy": "prunec.policy",
     "PolicyError": "prunec.errors",
     "Preprocess": "prunec.data.preprocess",
     "PruneError": "prunec.errors",
     "RecognitionError": "prunec.errors",
     "Result": "prunec.verbs",
+    "Search": "prunec.planner.planned",
     "SourceError": "prunec.errors",
+    "Static": "prunec.modes",
     "TargetError": "prunec.errors",
     "UsageError": "prunec.errors",
     "VerificationError": "prunec.errors",
     "anatomy": "prunec.verbs",
+    "benchmark": "prunec.verbs",
     "diff": "prunec.verbs",
+    "latency_table": "prunec.verbs",
     "load": "prunec.verbs",
     "optimize": "prunec.verbs",
+    "plan": "prunec.verbs",
     "presets": "prunec.policy",
+    "save": "prunec.verbs",
+    "sweep": "prunec.verbs",
     "transform": "prunec.verbs",
 }
 

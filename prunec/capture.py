@@ -126,7 +126,7 @@ def _failure(
     return CaptureError(
         f"torch.export could not capture {name}: {_first_line(error)}",
         where=_user_frame(error),
-        remedy=f"{advice}, or give within= a part of the model that does not hold that line",
+        remedy=f"{advice}, or give submodule= a part of the model that does not hold that line",
     )
 
 

@@ -129,7 +129,8 @@ def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None
     if images is None:
         raise CalibrationError(
             f"policy {policy.name!r} has learned parts or thresholds, and there are no images to fit them to",
-            remedy="give images (--images DIR, calibration=...); --untrained does without, for timing only",
+            remedy="give images (--images DIR, calibration=...), or fit nothing, for timing only "
+            "(--untrained, calibrate=False)",
         )
     return calibrate(dense, pruned, images.images, images.name)
 

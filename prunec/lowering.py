@@ -11,23 +11,23 @@ For the same kept sets all modes give the same outputs.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from prunec.errors import TargetError, UsageError, did_you_mean
+from prunec.errors import TargetError, UsageError
+from prunec.modes import NAMES, ModeLike, ModeName, Packed, Padded, as_mode, name_of, with_options
 from prunec.rules import Rules
 
-Mode = Literal["static", "padded", "packed", "masked"]
 Attention = Literal["rows", "padded"]  # of packed rows: image by image, or padded to the longest
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES = NAMES
 
 
 @dataclass(frozen=True)
 class Lowering:
     """A mode with its options."""
 
-    mode: Mode = "static"
+    mode: ModeName = "static"
     ragged: bool = False  # whether images may keep different numbers of tokens
     buckets: tuple[int, ...] = ()  # padded: stream lengths to round up to
     bound: int | None = None  # packed: how many rows a batch may have
@@ -44,7 +44,7 @@ class Lowering:
         return self.mode == "static" and self.ragged
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; `choose` takes it back."""
+        """Plain data; `from_dict` takes it back."""
         return {name: value for name, value in asdict(self).items() if name != "ragged"}
 
     def __str__(self) -> str:
@@ -59,11 +59,9 @@ class Lowering:
 
 def choose(
     rules: Rules,
-    mode: str | None = None,
+    mode: ModeLike | None = None,
     *,
     batch: int | None = None,
-    buckets: tuple[int, ...] = (),
-    bound: int | None = None,
     attention: Attention | None = None,
     can: Collection[str] = MODES,
 ) -> Lowering:
@@ -71,39 +69,38 @@ def choose(
 
     Args:
         rules: the policy.
-        mode: one of MODES; None leaves it to prunec.
+        mode: a mode, or its name; None leaves it to prunec.
         batch: how many images there will be at a time, where that is known.
-        buckets: of mode padded.
-        bound: of mode packed.
         attention: of mode packed; None leaves it to a measurement.
         can: the modes of the target.
     """
     fitting = [name for name in MODES if name in can and not (name == "static" and _differs(rules, batch))]
     if mode is None:
         mode = "static" if "static" in fitting and (not rules.ragged or batch == 1) else "padded"
-    if mode not in MODES:
-        raise UsageError(
-            f"unknown mode {mode!r}{did_you_mean(mode, MODES)}", remedy=f"modes: {', '.join(MODES)}"
-        )
-    if mode not in can:
+    asked = as_mode(mode)
+    name = name_of(asked)
+    if name not in can:
         raise TargetError(
-            f"this target cannot run mode {mode}", where="mode", remedy=f"modes it can: {', '.join(fitting)}"
+            f"this target cannot run mode {name}", where="mode", remedy=f"modes it can: {', '.join(fitting)}"
         )
-    if mode not in fitting:
+    if name not in fitting:
         raise UsageError(
             f"mode static keeps as many tokens of every image, and with policy {rules.name!r} images differ: "
             f"it can run one image at a time, not {batch}",
             where="mode",
             remedy=f"modes that can: {', '.join(fitting)}",
         )
-    for option, value, owner in (
-        ("buckets", buckets, "padded"), ("bound", bound, "packed"), ("attention", attention, "packed"),
-    ):  # fmt: skip
-        if value and mode != owner:
-            raise UsageError(f"{option} is an option of mode {owner}, got mode {mode}", where=option)
-    if any(length < 1 for length in buckets) or (bound is not None and bound < 1):
-        raise UsageError("buckets and bound are numbers of tokens, 1 or more", where="mode")
-    return Lowering(mode, rules.ragged, tuple(sorted(buckets)), bound, attention)
+    if attention is not None and not isinstance(asked, Packed):
+        raise UsageError(f"attention is an option of mode packed, got mode {name}", where="mode")
+    buckets = asked.buckets if isinstance(asked, Padded) else ()
+    bound = asked.max_tokens if isinstance(asked, Packed) else None
+    return Lowering(name, rules.ragged, buckets, bound, attention)
+
+
+def from_dict(rules: Rules, data: Mapping[str, Any], *, can: Collection[str] = MODES) -> Lowering:
+    """The lowering of a policy that `Lowering.as_dict` wrote."""
+    mode = with_options(data.get("mode"), data.get("buckets", ()), data.get("bound"))
+    return choose(rules, mode, attention=data.get("attention"), can=can)
 
 
 def _differs(rules: Rules, batch: int | None) -> bool:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prunec import documents
 from prunec.errors import SourceError, shown
 from prunec.language import MOST, Word, mistakes
-from prunec.lowering import Attention, Mode
+from prunec.lowering import Attention
+from prunec.modes import ModeName
 from prunec.policy import Policy
 
 FORMAT = 1
@@ -50,7 +51,7 @@ class SiteRecord(_Record):
 class LoweringRecord(_Record):
     """A mode and its options, as `lowering.choose` takes them."""
 
-    mode: Mode | None = None
+    mode: ModeName | None = None
     buckets: Annotated[tuple[Length, ...], Field(strict=False, max_length=1024)] = ()
     bound: Annotated[int, Field(ge=1, le=2**31)] | None = None
     attention: Attention | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 
 from prunec import documents
@@ -31,27 +31,44 @@ TOLD = 8
 class Policy(Rules):
     """A complete, validated policy. Frozen: `override` returns a new one."""
 
+    _overridden: tuple[str, ...] = PrivateAttr(())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.model_dump() == other.model_dump()
+
+    __hash__ = Rules.__hash__
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """What `override` changed of it: names of its arguments."""
+        return self._overridden
+
     @classmethod
     def load(
-        cls, source: str | Path | Mapping[str, Any] | Policy, *, where: str = "the value given as policy"
+        cls,
+        source: PolicyLike,
+        *,
+        keep: float | None = None,
+        blocks: Iterable[int] | None = None,
+        restore: str | None = None,
+        where: str = "the value given as policy",
     ) -> Policy:
-        """Read a policy.
+        """Read a policy, such as `Policy.load("evit", keep=0.5, blocks=(3, 6, 9))`.
 
         Args:
             source: the name of a preset, a path that ends in .yaml, .yml, .json or .toml, or a mapping.
+            keep: in place of the policy's own, as for `override`.
+            blocks: in place of the policy's own, as for `override`.
+            restore: in place of the policy's own, as for `override`.
             where: what errors name as the place of a mapping.
 
         Raises:
             PolicyError: the name is unknown, the file cannot be read, or its content is not a policy.
         """
-        if isinstance(source, Policy):
-            return source
-        if isinstance(source, str) and "/" not in source and not Path(source).suffix:
-            return _preset(source)
-        if isinstance(source, str | Path):
-            return _from_file(Path(source))
-        data = dict(source) if isinstance(source, Mapping) else source
-        return _validated(data, where=where)
+        loaded = _read(source, where)
+        if keep is None and blocks is None and restore is None:
+            return loaded
+        return loaded.override(keep=keep, blocks=blocks, restore=restore)
 
     def override(
         self,
@@ -87,7 +104,11 @@ class Policy(Rules):
                 step["sites"].update(blocks=tuple(blocks), depths=None, between=None)
             if sites is not None:
                 step["sites"] = dict(sites)
-        return _validated(data, where=f"an override of policy {self.name}")
+        made = _validated(data, where=f"an override of policy {self.name}")
+        given = {"keep": keep, "blocks": blocks, "sites": sites, "restore": restore}
+        changed = [name for name, value in given.items() if value is not None]
+        made._overridden = tuple(dict.fromkeys((*self._overridden, *changed)))
+        return made
 
     def to_yaml(self) -> str:
         """The canonical text: fields in the order of the language, absent ones left out."""
@@ -133,6 +154,10 @@ class Policy(Rules):
         return tuple(sorted(set(blocks)))
 
 
+#: What is taken for a policy: one, the name of a preset, a file, or a mapping.
+PolicyLike = Policy | str | Path | Mapping[str, Any]
+
+
 def presets() -> dict[str, Policy]:
     """The policies that ship with prunec, in the order of their names."""
     return {name: _preset(name) for name in _preset_names()}
@@ -144,6 +169,16 @@ def schema() -> dict[str, Any]:
 
 
 # Reading ----------------------------------------------------------------------------------------------------
+
+
+def _read(source: PolicyLike, where: str) -> Policy:
+    if isinstance(source, Policy):
+        return source
+    if isinstance(source, str) and "/" not in source and not Path(source).suffix:
+        return _preset(source)
+    if isinstance(source, str | Path):
+        return _from_file(Path(source))
+    return _validated(dict(source) if isinstance(source, Mapping) else source, where=where)
 
 
 def _preset_names() -> list[str]:

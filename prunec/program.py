@@ -160,8 +160,9 @@ def within_bound(program: Program, call: Callable[[], Any]) -> Any:
         if ops.TOO_MANY not in str(error) and "Runtime assertion failed" not in str(error):
             raise
         raise UsageError(
-            f"the images of this batch keep more than {bound} tokens together, the bound that was given",
-            remedy="give fewer images at a time or a higher bound, or use another mode: padded, masked",
+            f"the images of this batch keep more than {bound} tokens together, the most that is allowed",
+            remedy="give fewer images at a time, allow more (Packed(max_tokens=...), --bound), or use "
+            "another mode: padded, masked",
         ) from error
 
 

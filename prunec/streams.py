@@ -121,7 +121,7 @@ def left_alone(source: fx.Graph, cores: Collection[str], flow: DataFlow) -> Iter
         first = min(map(flow.order.__getitem__, mine)) < min(map(flow.order.__getitem__, again))
         times, part = 1 + _most(again), _taking_images(mine, again, flow.pixels)
         remedy = (
-            f"transform(..., within={part!r}) prunes all calls" if part else "give all images as one batch"
+            f"transform(..., submodule={part!r}) prunes all calls" if part else "give all images as one batch"
         )
         yield (
             f"the blocks of this stream are called {times} times, and pruned is what the "

@@ -59,7 +59,7 @@ def _find(model: nn.Module, path: str) -> nn.Module:
     if path not in parts:
         raise UsageError(
             f"{type(model).__name__} has no part {path!r}{did_you_mean(path, parts)}",
-            where="within=",
+            where="submodule=",
             remedy="give a path of model.named_modules()",
         )
     return parts[path]
@@ -83,7 +83,7 @@ def _seen(
 
 
 def _check(calls: list[Inputs], path: str) -> None:
-    where = f"within={path!r}"
+    where = f"submodule={path!r}"
     if not calls:
         raise UsageError(
             "the part is not called when the model runs on the example",
@@ -101,7 +101,7 @@ def _check(calls: list[Inputs], path: str) -> None:
         warnings.warn(
             f"{path} is called {len(calls)} times with {len(set(shapes))} different shapes; it was captured "
             "with those of the first call and refuses the others",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, ops
 from prunec.lowering import MODES, choose
+from prunec.modes import ModeLike
 from prunec.passes import BACK, lowering_passes, run_passes
 from prunec.policy import Policy
 from prunec.program import Program
@@ -28,12 +29,12 @@ Inputs = Callable[[Tensor], Sequence[Any]]  # images to the flat inputs of a pro
 # --- programs -------------------------------------------------------------------------------
 
 
-def plain(dense: Program, policy: Policy, mode: str = "padded", **options: Any) -> Program:
+def plain(dense: Program, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Program:
     """The program that a mode is made from; learned scorers get numbers that matter."""
     return run_passes(BACK[-1:], unfinished(dense, policy, mode, **options))
 
 
-def unfinished(dense: Program, policy: Policy, mode: str = "padded", **options: Any) -> Program:
+def unfinished(dense: Program, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Program:
     """The same before the last pass, which alone asks for the mode."""
     assert dense.anatomy is not None
     plan = make_plan(policy, dense.anatomy, choose(policy, mode, **options))
@@ -45,14 +46,14 @@ def unfinished(dense: Program, policy: Policy, mode: str = "padded", **options: 
     return program
 
 
-def lowered(program: Program, mode: str, **options: Any) -> Program:
+def lowered(program: Program, mode: ModeLike, **options: Any) -> Program:
     """A padded program in another mode, on the same parameters."""
     program = _for(program, mode, **options)
     assert program.plan is not None
     return run_passes(lowering_passes(program.plan.lowering), program)
 
 
-def _for(program: Program, mode: str, **options: Any) -> Program:
+def _for(program: Program, mode: ModeLike, **options: Any) -> Program:
     assert program.plan is not None
     lowering = choose(program.plan.rules, mode, **options)
     return program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))

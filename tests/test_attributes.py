@@ -30,7 +30,7 @@ def vit(**changes: Any) -> transformers.PreTrainedModel:
 
 
 def transformed(model: nn.Module, **options: Any) -> nn.Module:
-    return prunec.transform(model, "evit", keep=0.5, blocks=(1,), **options)
+    return prunec.transform(model, prunec.Policy.load("evit", keep=0.5, blocks=(1,)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_what_the_model_says_it_says_too(model: nn.Module, fast: nn.Module, name
 
 def test_timm_models_keep_their_configuration_and_get_no_other() -> None:
     model = timm.create_model("test_vit", img_size=64, num_classes=7).eval()
-    fast = prunec.transform(model, "evit", keep=0.5, blocks=(1,))
+    fast = prunec.transform(model, prunec.Policy.load("evit", keep=0.5, blocks=(1,)))
     assert (fast.num_classes, fast.pretrained_cfg) == (7, model.pretrained_cfg)
     assert fast.default_cfg is model.default_cfg
     assert not hasattr(fast, "config")
@@ -97,7 +97,7 @@ class Talkative(ViT):
 
 def test_attributes_of_all_kinds() -> None:
     model = Talkative().eval()
-    fast = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=pixels())
+    fast = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=pixels())
     assert (fast.kind, fast.twice, fast.rows) == ("talkative", 8, 7)
     assert fast.sizes is model.sizes
     assert not hasattr(fast, "_own")
@@ -129,7 +129,11 @@ def test_a_pipeline_of_transformers_runs(fast: nn.Module, images: Tensor) -> Non
 def test_what_optimize_and_load_return_says_the_same(
     tmp_path: Path, model: nn.Module, images: Tensor
 ) -> None:
-    result = prunec.optimize(model, "evit", keep=0.5, blocks=(1,), target="eager", batch=2, rounds=1)
+    result = prunec.optimize(
+        model,
+        prunec.Policy.load("evit", keep=0.5, blocks=(1,)),
+        measure=prunec.Measure(target="eager", batch=2, rounds=1),
+    )
     for module in (result.module, prunec.load(result.save(tmp_path / "out"), model=vit())):
         assert inspect.signature(module.forward) == inspect.signature(model.forward)
         assert (module.config.num_labels, module.device, module.main_input_name) == (
@@ -189,7 +193,7 @@ def test_a_configuration_that_says_otherwise_counts(images: Tensor) -> None:
 
 
 def test_a_keyword_that_forward_does_not_have_is_none_of_its_inputs() -> None:
-    fast = prunec.transform(ViT().eval(), "norm", keep=0.5, blocks=(1,), example=pixels())
+    fast = prunec.transform(ViT().eval(), prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=pixels())
     for value in (None, 3):
         with pytest.raises(prunec.UsageError, match="forward has no input 'pixel'; nearest: pixels"):
             fast(pixels(), pixel=value)

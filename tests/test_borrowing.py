@@ -16,7 +16,9 @@ from tests.tiny import ViT, pixels
 
 
 def transformed(model: nn.Module, **options: Any) -> nn.Module:
-    return prunec.transform(model, "norm", keep=0.5, blocks=(1,), **{"example": pixels(), **options})
+    return prunec.transform(
+        model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), **{"example": pixels(), **options}
+    )
 
 
 class Counting(ViT):
@@ -136,7 +138,7 @@ def test_a_part_within_leaves_the_rest_alone() -> None:
 
     model = Whole().eval()
     with pytest.warns(UserWarning, match="changes count"):
-        fast = transformed(model, within="vit")
+        fast = transformed(model, submodule="vit")
     assert (int(model.vit.count), model.calls, model.vit.calls, fast.calls) == (0, 0, 0, 0)
 
 

@@ -156,7 +156,7 @@ def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
     with pytest.raises(CalibrationError, match="policy 'mine' has learned parts or thresholds") as caught:
         prunec.transform(model, chosen, example=pixels())
     assert "--untrained" in str(caught.value.remedy)
-    module = prunec.transform(model, chosen, example=pixels(), untrained=True)
+    module = prunec.transform(model, chosen, example=pixels(), calibrate=False)
     assert "prunec.site_0.gate.up.weight" in module.state_dict()
     with pytest.warns(UserWarning, match="calibrated on 16 images only, which may not hold for others"):
         fitted = prunec.transform(model, chosen, example=pixels(), calibration=images())
@@ -184,7 +184,7 @@ def test_a_calibration_that_may_not_hold_says_so(found: dict[str, Any], doubts: 
 
 def test_a_part_cannot_be_calibrated_on_images() -> None:
     with pytest.raises(UsageError, match="a part of a model cannot be calibrated"):
-        prunec.transform(ViT(), policy(**DYNAMIC), example=pixels(), within="blocks", calibration=images())
+        prunec.transform(ViT(), policy(**DYNAMIC), example=pixels(), submodule="blocks", calibration=images())
 
 
 def test_nothing_to_prune_needs_no_calibration() -> None:
@@ -233,7 +233,11 @@ def test_optimize_calibrates_reports_and_saves_what_it_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prunec.pictures.MOST", 96)  # images to measure on; six models see each
-    result = prunec.optimize("shapes", "dynamic", keep=0.5, target="eager", batch=4, rounds=5)
+    result = prunec.optimize(
+        "shapes",
+        prunec.Policy.load("dynamic", keep=0.5),
+        measure=prunec.Measure(target="eager", batch=4, rounds=5),
+    )
     report = result.report.text()
     assert "calibrated   on 64 other held-out Shapes images, scorers rank held-out tokens at" in report
     assert "each image by itself and in a batch:" in report
@@ -254,8 +258,10 @@ def test_optimize_says_what_it_was_calibrated_on_and_when_it_was_not() -> None:
     model = ViT(depth=3).eval()
     source = prunec.sources.from_module(model, pixels(side=5))
     chosen = policy(**DYNAMIC)
-    scenes = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5)
+    scenes = prunec.optimize(source, chosen, measure=prunec.Measure(target="eager", batch=2, rounds=5))
     assert "calibrated on synthetic scenes" in " ".join(scenes.report.notes)
-    bare = prunec.optimize(source, chosen, target="eager", batch=2, rounds=5, untrained=True)
+    bare = prunec.optimize(
+        source, chosen, measure=prunec.Measure(target="eager", batch=2, rounds=5, calibrate=False)
+    )
     assert "learned parts are untrained" in " ".join(bare.report.notes)
     assert bare.report.calibration is None

@@ -54,7 +54,7 @@ def test_what_cannot_be_captured_is_met_with_what_to_give(
     model = make()
     for verb in (prunec.transform, prunec.optimize):
         with pytest.raises(prunec.UsageError) as caught:
-            verb(model, "norm", keep=0.5, example=pixels())
+            verb(model, "norm", example=pixels())
         assert caught.value.what.startswith(what)
         assert caught.value.where == where
         assert remedy in (caught.value.remedy or "")
@@ -62,12 +62,12 @@ def test_what_cannot_be_captured_is_met_with_what_to_give(
 
 def test_a_transformed_model_is_not_transformed_again_and_its_original_is() -> None:
     model, x = ViT().eval(), pixels()
-    fast = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=x)
+    fast = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=x)
     with pytest.raises(prunec.UsageError, match="the model was transformed already") as caught:
-        prunec.transform(fast, "norm", keep=0.5, blocks=(1,), example=x)
+        prunec.transform(fast, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=x)
     assert "transform the model that it was made from" in (caught.value.remedy or "")
     with pytest.raises(prunec.UsageError, match="the model was transformed already"):
-        prunec.transform(holding(fast), "norm", keep=0.5, blocks=(1,), example=x)
+        prunec.transform(holding(fast), prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=x)
 
 
 def test_distributed_data_parallel() -> None:

@@ -163,7 +163,7 @@ def test_the_certificate_holds(case: Case) -> None:
 
 
 def test_keeping_everything_equals_the_original(case: Case) -> None:
-    same = prunec.transform(case.model, case.family.policy, keep=1.0)
+    same = prunec.transform(case.model, prunec.Policy.load(case.family.policy, keep=1.0))
     images = case.family.images(3)
     assert difference(case.run(same, images), case.run(case.model, images)) <= TOLERANCE
 
@@ -283,7 +283,7 @@ def test_tables_move_with_tokens_at_sites_after_attention(name: str) -> None:
     model = family.model()
     policy = Policy.load("norm").model_dump()
     policy["sites"] = {"where": "after_attention", "blocks": [0, 2]}
-    pruned = prunec.transform(model, policy, keep=0.3)
+    pruned = prunec.transform(model, prunec.Policy.load(policy, keep=0.3))
     agree(family, model, pruned, replace(NORM, where="after_attention", blocks=(0, 2), keep=0.3))
 
 
@@ -305,7 +305,7 @@ def test_dropped_tokens_keep_what_they_were_at_their_site() -> None:
     # hf_vit returns every token: those dropped before block 1 are what block 0 made, normalised.
     family = next(family for family in FAMILIES if family.reference is references.hf_vit)
     model, images = family.model(), family.images(1)
-    pruned = prunec.transform(model, "norm", keep=0.5, blocks=(1,))
+    pruned = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)))
     rows = selections(pruned, images).rows[0][0].tolist()
     dropped = sorted(set(range(family.tokens)) - set(rows))
     assert len(dropped) == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import yaml
 import prunec
 from prunec import policy
 from prunec.cli.commands import COMMANDS, load
+from prunec.deprecated import SPELLINGS
 from prunec.language import Selector
 from prunec.lowering import MODES
 from prunec.planner.planfile import PlanFile
@@ -132,3 +134,50 @@ def test_the_readme_leads_to_the_guides() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     guides = sorted(path.name for path in (ROOT / "docs" / "guide").glob("*.md"))
     assert [name for name in guides if f"docs/guide/{name}" not in readme] == []
+
+
+DOCS = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [path for path in DOCS if path.parent.name != "design"]  # which tell what was, when it was
+OLD = {name for name, *_ in SPELLINGS}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_name_of_the_documentation_is_exported(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"\bprunec\.([A-Za-z]\w*)\b(?=[(`\s,.)])(?!\.\w)", text))
+    modules = {file.stem for file in (ROOT / "prunec").iterdir()}
+    assert sorted(named - set(prunec.__all__) - modules - {"site_0", "scorers"}) == []
+    called = set(re.findall(r"\bprunec\.([A-Za-z]\w*)\(", text))  # a module is not called
+    assert sorted(called - set(prunec.__all__)) == []
+    assert all(hasattr(prunec, name) for name in called)
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *sorted((ROOT / "examples").glob("*.py"))], ids=lambda path: path.name
+)
+def test_the_documentation_uses_no_old_spelling(path: Path) -> None:
+    for name, arguments in re.findall(r"prunec\.(transform|optimize)\((.*)\)", path.read_text("utf-8")):
+        signature = inspect.signature(getattr(prunec, name)).parameters
+        outer = re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", arguments))
+        given = set(re.findall(r"(\w+)=", outer))
+        assert given <= set(signature), (name, arguments)
+        assert not given & OLD
+
+
+def test_all_that_is_exported_is_there_once() -> None:
+    assert len(set(prunec.__all__)) == len(prunec.__all__)
+    assert [name for name in prunec.__all__ if not hasattr(prunec, name)] == []
+    verbs = (
+        "save",
+        "load",
+        "benchmark",
+        "sweep",
+        "plan",
+        "presets",
+        "diff",
+        "anatomy",
+        "transform",
+        "optimize",
+    )
+    assert set(verbs) <= set(prunec.__all__)
+    assert [name for name in verbs if not inspect.getdoc(getattr(prunec, name))] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import prunec
 from prunec import ops, targets
 from prunec.compiler import compile_source
 from prunec.errors import TargetError, UsageError
-from prunec.lowering import MODES, choose
+from prunec.lowering import MODES, choose, from_dict
+from prunec.modes import Masked, ModeLike, Packed, Padded
 from prunec.policy import Policy
 from prunec.program import ProgramModule
 from tests import moding, tiny
@@ -37,8 +39,8 @@ IN_BATCH = Policy.load({**FIXED.model_dump(), "selector": {"kind": "top_k", "kee
         (RAGGED, {"batch": 1}, "static, one image at a time"),
         (RAGGED, {"batch": 8}, "padded"),
         (RAGGED, {"mode": "static"}, "static, one image at a time"),
-        (RAGGED, {"mode": "padded", "buckets": (16, 8)}, "padded to lengths of 8, 16"),
-        (RAGGED, {"mode": "packed", "bound": 90}, "packed, at most 90 rows"),
+        (RAGGED, {"mode": Padded(buckets=(16, 8))}, "padded to lengths of 8, 16"),
+        (RAGGED, {"mode": Packed(max_tokens=90)}, "packed, at most 90 rows"),
         (RAGGED, {"mode": "masked", "batch": 8}, "masked"),
         (FIXED, {"mode": "packed"}, "packed"),
         (IN_BATCH, {}, "padded"),
@@ -48,8 +50,7 @@ IN_BATCH = Policy.load({**FIXED.model_dump(), "selector": {"kind": "top_k", "kee
 def test_the_mode_that_is_chosen(policy: Policy, given: dict[str, Any], expected: str) -> None:
     lowering = choose(policy, **given)
     assert str(lowering) == expected
-    again = {**lowering.as_dict(), "buckets": tuple(lowering.as_dict()["buckets"])}
-    assert choose(policy, **again) == lowering
+    assert from_dict(policy, json.loads(json.dumps(lowering.as_dict()))) == lowering
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str | None]] = [
@@ -69,15 +70,9 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str, str | None]] = [
         "modes that can: padded, packed, masked",
     ),
     (
-        {"mode": "packed", "buckets": (8,)},
-        UsageError,
-        "buckets is an option of mode padded, got mode packed",
-        None,
+        {"mode": "padded", "attention": "rows"}, UsageError,
+        "attention is an option of mode packed, got mode padded", None,
     ),
-    ({"mode": "padded", "bound": 8}, UsageError, "bound is an option of mode packed, got mode padded", None),
-    ({"bound": 8}, UsageError, "bound is an option of mode packed, got mode padded", None),
-    ({"mode": "padded", "buckets": (0,)}, UsageError, "numbers of tokens, 1 or more", None),
-    ({"mode": "packed", "bound": -1}, UsageError, "numbers of tokens, 1 or more", None),
 ]  # fmt: skip
 
 
@@ -95,17 +90,22 @@ def test_a_target_that_can_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(targets, "load", lambda name: Fewer())
     with pytest.raises(TargetError, match="cannot run mode packed") as caught:
-        prunec.optimize(prunec.sources.from_module(ViT(), pixels()), RAGGED, target="eager", mode="packed")
+        prunec.optimize(
+            prunec.sources.from_module(ViT(), pixels()),
+            RAGGED,
+            measure=prunec.Measure(target="eager"),
+            mode="packed",
+        )
     assert caught.value.remedy == "modes it can: masked"
 
 
 # --- programs in a mode -----------------------------------------------------------------------
 
 
-def transformed(mode: str, policy: Policy = RAGGED, **options: Any) -> ProgramModule:
+def transformed(mode: ModeLike, policy: Policy = RAGGED, **options: Any) -> ProgramModule:
     torch.manual_seed(0)
     model = ViT(depth=2, read=lambda x: x).eval()
-    fast = prunec.transform(model, policy, example=pixels(), untrained=True, mode=mode, **options)
+    fast = prunec.transform(model, policy, example=pixels(), calibrate=False, mode=mode, **options)
     assert isinstance(fast, ProgramModule)
     if policy is RAGGED:
         fast.get_buffer("prunec.site_0.threshold").fill_(4.2)
@@ -126,7 +126,7 @@ def test_single_refuses_a_batch() -> None:
 
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 def test_a_batch_above_its_bound(how: str) -> None:
-    fast = transformed("packed", bound=60)
+    fast = transformed(Packed(max_tokens=60))
     fast.get_buffer("prunec.site_0.threshold").fill_(5.5)
     x = loud(4)
     call: Any = fast
@@ -140,29 +140,28 @@ def test_a_batch_above_its_bound(how: str) -> None:
     fast.get_buffer("prunec.site_0.threshold").fill_(-1.0)
     with pytest.raises(UsageError, match="keep more than 60 tokens together") as caught:
         call(x)
-    assert "a higher bound, or use another mode: padded, masked" in str(caught.value.remedy)
+    assert "allow more tokens (max_tokens=, --bound), or use another mode: padded, masked" in str(
+        caught.value.remedy
+    )
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"mode": "padded", "buckets": (8, 16)},
-        {"mode": "packed", "bound": 99},
-        {"mode": "masked"},
-        {"mode": "static", "batch": 1},
-    ],
-    ids=lambda options: options["mode"],
+    ("mode", "batch"),
+    [(Padded(buckets=(8, 16)), 2), (Packed(max_tokens=99), 2), (Masked(), 2), ("static", 1)],
+    ids=str,
 )
-def test_an_artefact_keeps_its_mode(options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_artefact_keeps_its_mode(mode: ModeLike, batch: int, tmp_path: Path) -> None:
     model = ViT(depth=2, read=lambda x: x).eval()
     source = prunec.sources.from_module(model, pixels())
-    options = {"batch": 2, "rounds": 1, **options}
-    result = prunec.optimize(source, RAGGED, target="eager", untrained=True, **options)
+    result = prunec.optimize(
+        source,
+        RAGGED,
+        measure=prunec.Measure(target="eager", calibrate=False, batch=batch, rounds=1),
+        mode=mode,
+    )
     again = prunec.load(result.save(tmp_path / "out"), model, example=pixels(), target="eager")
     one, other = (each.__dict__["program"].plan.lowering for each in (result.module, again))
-    assert one == other
-    assert (one.mode, one.buckets) == (options["mode"], options.get("buckets", ()))
-    assert one.bound == options.get("bound")
+    assert one == other == choose(RAGGED, mode, attention=one.attention)
     x = pixels(1)
     torch.testing.assert_close(again(x), result.module(x))
     assert f"mode         {one}" in result.report.text().splitlines()
@@ -180,7 +179,7 @@ SHOWN = {
 @pytest.mark.parametrize("mode", MODES)
 def test_a_diff_shows_the_mode(mode: str) -> None:
     model = ViT(depth=2, read=lambda x: x).eval()
-    fast = prunec.transform(model, RAGGED, example=pixels(), untrained=True, mode=mode)
+    fast = prunec.transform(model, RAGGED, example=pixels(), calibrate=False, mode=mode)
     text = prunec.diff(model, fast, example=pixels())
     assert [sign for sign in SHOWN[mode] if sign not in text] == []
     assert "  head           tokens                            26   14 -> 26\n" in text
@@ -189,7 +188,7 @@ def test_a_diff_shows_the_mode(mode: str) -> None:
 # --- compiled and exported --------------------------------------------------------------------
 
 
-def module(mode: str, policy: Policy = RAGGED, **options: Any) -> nn.Module:
+def module(mode: ModeLike, policy: Policy = RAGGED, **options: Any) -> nn.Module:
     dense = recognised(ViT(depth=2, read=lambda x: x))
     program = moding.plain(dense, policy, mode, **options)
     if policy is RAGGED:
@@ -221,7 +220,7 @@ def test_one_image_at_a_time_compiles_once_with_inductor() -> None:
 
 
 def test_buckets_are_the_lengths_that_occur() -> None:
-    made, lengths = module("padded", buckets=(17, 22)), set()
+    made, lengths = module(Padded(buckets=(17, 22))), set()
     packs = [node for node in made.graph.nodes if node.target is ops.pack]
     assert len(packs) == 1
     for factor in (0.1, 0.5, 1.0, 1.5, 3.0):

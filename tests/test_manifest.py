@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prunec import artefact, targets
 from prunec.errors import PolicyError, PruneError, SourceError
-from prunec.lowering import choose
+from prunec.lowering import from_dict
 from prunec.policy import Policy
 
 #: As `Result.save` writes it.
@@ -81,7 +81,7 @@ def reads(folder: Path) -> dict[str, Any]:
     """All that loading takes from a manifest before it builds a model."""
     manifest, _ = artefact.read(folder)
     policy, options = Policy.load(manifest["policy"]), manifest["plan"].get("lowering", {})
-    choose(policy, **{**options, "buckets": tuple(options["buckets"])}, can=targets.load("eager").modes)
+    from_dict(policy, options, can=targets.load("eager").modes)
     targets.load(manifest["target"])
     assert all(isinstance(manifest[key], str) for key in ("source", "weights", "target", "arch"))
     return manifest

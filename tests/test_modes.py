@@ -206,7 +206,9 @@ def test_images_that_are_one_stream_together() -> None:
     model, images = transformers.PixtralVisionModel(config).eval(), torch.randn(2, 3, 32, 32)
     with pytest.warns(UserWarning, match="the batch is fixed at 2"):
         padded, masked = (
-            prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=images, mode=mode)
+            prunec.transform(
+                model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=images, mode=mode
+            )
             for mode in ("padded", "masked")
         )
     assert [(site.tokens, site.leaves) for site in masked.program.plan.sites] == [(32, 16)]
@@ -221,7 +223,7 @@ def test_a_class_token_that_joins_behind_blocks_of_talking_heads() -> None:
     small = {"img_size": 64, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
     model = timm.create_model("cait_xxs24_224", **small).eval()
     for mode in ("padded", "packed", "masked"):
-        fast = prunec.transform(model, "norm", blocks=(0,), mode=mode)
+        fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(0,)), mode=mode)
         assert any(node.target is ops.live_among for node in fast.program.graph.nodes)
         assert fast(torch.randn(3, 3, 64, 64)).shape == (3, 5)
 
@@ -240,4 +242,4 @@ class Strided(Block):
 def test_keys_that_are_some_of_the_tokens_are_not_guessed_to_be_padding() -> None:
     model = ViT(Strided, depth=3).eval()
     with pytest.raises(PolicyError, match=r"which of its keys are padding[\s\S]*test_modes\.py"):
-        prunec.transform(model, "norm", blocks=(1,), mode="padded", example=pixels())
+        prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), mode="padded", example=pixels())

@@ -51,7 +51,9 @@ def transform(name: str, model: nn.Module | None = None, dtype: torch.dtype = to
     chosen = family(name)
     model = (chosen.model() if model is None else model).to(dtype)
     args, kwargs = chosen.call(chosen.images(2).to(dtype))
-    fast = prunec.transform(model, chosen.policy, keep=0.5, blocks=(1, 2), example=kwargs or args)
+    fast = prunec.transform(
+        model, prunec.Policy.load(chosen.policy, keep=0.5, blocks=(1, 2)), example=kwargs or args
+    )
     return Case(chosen, model, fast)
 
 
@@ -91,7 +93,7 @@ def test_a_deep_copy_has_tensors_of_its_own(case: Case) -> None:
 def test_tied_weights_stay_tied_in_a_copy() -> None:
     model = ViT().eval()
     model.blocks[1].mlp.up.weight = model.blocks[0].mlp.up.weight
-    twin = copy.deepcopy(prunec.transform(model, "norm", blocks=(1,), example=pixels()))
+    twin = copy.deepcopy(prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), example=pixels()))
     assert twin.get_parameter("blocks.1.mlp.up.weight") is twin.get_parameter("blocks.0.mlp.up.weight")
 
 
@@ -108,7 +110,7 @@ class Offset(ViT):
 
 def test_a_copy_converts_its_buffers_and_takes_new_ones() -> None:
     model, x = Offset().eval(), pixels()
-    fast = prunec.transform(model, "norm", blocks=(1,), example=x)
+    fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), example=x)
     twin = copy.deepcopy(fast).double()
     assert list(fast.state_dict()) == list(model.state_dict())
     with torch.no_grad():
@@ -122,7 +124,9 @@ def test_a_copy_of_a_lowered_module_runs_its_own_weights(
     target: Eager | Inductor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
-    program = prunec.transform(ViT().eval(), "norm", blocks=(1,), example=pixels()).program
+    program = prunec.transform(
+        ViT().eval(), prunec.Policy.load("norm", blocks=(1,)), example=pixels()
+    ).program
     assert_a_copy_stands_by_itself(LoweredModule(program, target.lower(program)))
 
 
@@ -144,7 +148,9 @@ def test_two_policies_of_one_model_stand_side_by_side(case: Case) -> None:
     images = case.family.images(3)
     before, dense = case.call(case.fast, images), case.call(case.model, images)
     args, kwargs = case.family.call(case.family.images(2))
-    second = prunec.transform(case.model, "norm", keep=0.25, blocks=(2,), example=kwargs or args)
+    second = prunec.transform(
+        case.model, prunec.Policy.load("norm", keep=0.25, blocks=(2,)), example=kwargs or args
+    )
     found = case.call(second, images)
     assert same(case.call(case.fast, images), before)
     assert same(case.call(case.model, images), dense)
@@ -153,7 +159,7 @@ def test_two_policies_of_one_model_stand_side_by_side(case: Case) -> None:
     for module in (case.fast, second):
         assert all(shared[name] is parameter for name, parameter in module.named_parameters())
     alone = prunec.transform(
-        copy.deepcopy(case.model), "norm", keep=0.25, blocks=(2,), example=kwargs or args
+        copy.deepcopy(case.model), prunec.Policy.load("norm", keep=0.25, blocks=(2,)), example=kwargs or args
     )
     assert same(case.call(alone, images), found)
 
@@ -180,7 +186,9 @@ def test_its_weights_are_saved_like_any_others(case: Case, tmp_path: Path) -> No
 def test_an_artefact_gives_the_module_again(name: str, tmp_path: Path) -> None:
     case = known(name)
     result = prunec.optimize(
-        case.model, case.family.policy, keep=0.5, blocks=(1, 2), target="eager", batch=2, rounds=1
+        case.model,
+        prunec.Policy.load(case.family.policy, keep=0.5, blocks=(1, 2)),
+        measure=prunec.Measure(target="eager", batch=2, rounds=1),
     )
     images = case.family.images(3)
     loaded = prunec.load(result.save(tmp_path / "out"), model=case.family.build())
@@ -240,7 +248,7 @@ def noisy() -> nn.Module:
 
 def test_training_mode_changes_nothing_but_the_flag() -> None:
     model, x = noisy().eval(), torch.randn(2, 3, 64, 64)
-    fast = prunec.transform(model, "evit", keep=0.5, blocks=(1,), example=x)
+    fast = prunec.transform(model, prunec.Policy.load("evit", keep=0.5, blocks=(1,)), example=x)
     assert not any(part.training for part in fast.modules())
     before = fast(x)
     with pytest.warns(UserWarning, match="no dropout and no stochastic depth"):
@@ -265,14 +273,17 @@ def test_training_mode_keeps_the_statistics_of_batch_norm() -> None:
 
     model, x = Stem().eval(), pixels() + 3
     with pytest.warns(UserWarning, match="batch norm keeps its statistics"):
-        fast = prunec.transform(model, "norm", blocks=(1,), example=x).train()
+        fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), example=x).train()
     before = fast(x)
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
     assert torch.equal(fast(x), before)
 
 
 def test_it_learns_in_training_mode() -> None:
-    fast, x = copy.deepcopy(prunec.transform(noisy(), "evit", blocks=(1,))), torch.randn(4, 3, 64, 64)
+    fast, x = (
+        copy.deepcopy(prunec.transform(noisy(), prunec.Policy.load("evit", blocks=(1,)))),
+        torch.randn(4, 3, 64, 64),
+    )
     with pytest.warns(UserWarning, match="gradients flow as usual"):
         fast.train()
     optimiser = torch.optim.SGD(fast.parameters(), lr=0.05)
@@ -372,7 +383,7 @@ def test_an_image_of_bytes_that_the_model_scales_itself_stays_one() -> None:
 
     image = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     with pytest.raises(prunec.RecognitionError, match="takes no image tensor"):
-        prunec.transform(Bytes().eval(), "norm", blocks=(1,), example=image)
+        prunec.transform(Bytes().eval(), prunec.Policy.load("norm", blocks=(1,)), example=image)
 
 
 def test_a_narrow_image_that_the_model_widens_is_expected_as_it_was() -> None:
@@ -381,7 +392,7 @@ def test_a_narrow_image_that_the_model_widens_is_expected_as_it_was() -> None:
             return super().forward(image.float())
 
     image = pixels().half()
-    fast = prunec.transform(Widens().eval(), "norm", blocks=(1,), example=image)
+    fast = prunec.transform(Widens().eval(), prunec.Policy.load("norm", blocks=(1,)), example=image)
     assert fast(image).dtype == torch.float32
     assert wrong(fast, image.float()).what == (
         "input 'image' is float32[B, 3, 20, 20], expected float16[B, 3, 20, 20]"
@@ -408,7 +419,7 @@ def test_a_model_may_call_its_parameters_whatever_it_likes() -> None:
             return super().forward(pixels) * self.weights * self.conversions
 
     model = Named().eval()
-    fast = prunec.transform(model, "norm", keep=1.0, example=pixels())
+    fast = prunec.transform(model, prunec.Policy.load("norm", keep=1.0), example=pixels())
     with torch.no_grad():
         torch.testing.assert_close(fast(pixels(3)).shape, model(pixels(3)).shape)
     assert {"weights", "conversions"} <= set(fast.state_dict())

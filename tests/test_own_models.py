@@ -214,7 +214,7 @@ def right(model: nn.Module, result: Compiled, prefix: int = 1, suffix: int = 0) 
 
 def agree(model: Model, layers: list[Layer], policy: str, pruning: Pruning) -> None:
     """With half of the patches, equal to the same model pruned by hand."""
-    module = prunec.transform(model, policy, keep=0.5, blocks=(1, 2), example=images(2))
+    module = prunec.transform(model, prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)), example=images(2))
     with torch.no_grad():
         streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]
         expected = model.classifier(model.norm(torch.stack([stream.x[0] for stream in streams])))
@@ -335,7 +335,7 @@ def test_the_vit_of_torchvision(policy: str) -> None:
     model = VisionTransformer(
         image_size=32, patch_size=8, num_layers=4, num_heads=2, hidden_dim=24, mlp_dim=40, num_classes=7
     )
-    pruned = prunec.transform(ready(model), policy, keep=0.5, blocks=(1, 2))
+    pruned = prunec.transform(ready(model), prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)))
     with torch.no_grad():
         x = torch.randn(2, 3, 32, 32)
         assert difference(pruned(x), model(x)) > 0.01
@@ -381,7 +381,7 @@ def test_a_mean_that_divides_by_the_number_of_tokens_follows_it() -> None:
     means = [lambda x: x.mean(dim=1), lambda x: x.sum(dim=1) / x.shape[1]]
     model, outputs = ready(Model()), []
     for model.read in means:  # the same weights: what ready() leaves of a bias is drawn anew
-        module = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=images(2))
+        module = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=images(2))
         with torch.no_grad():
             outputs.append(module(images()))
     assert difference(*outputs) <= TOLERANCE
@@ -401,7 +401,7 @@ def test_an_output_of_all_tokens_in_a_nest_of_containers() -> None:
     assert result.dense.anatomy is not None
     assert len(result.dense.anatomy.taps) == 2  # after blocks 0 and 2; after block 3 it is the head
     right(model, result)
-    module = prunec.transform(model, "norm", keep=0.5, blocks=(1, 2), example=images(2))
+    module = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1, 2)), example=images(2))
     with torch.no_grad():
         found, expected = module(images()), model(images())
     assert list(found) == ["logits", "features"]
@@ -556,7 +556,7 @@ def test_a_batch_that_the_model_fixes_is_named_and_works_at_that_batch() -> None
     model = ready(Fixed())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        module = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=images(2))
+        module = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=images(2))
     (message,) = [str(warning.message) for warning in caught if "batch" in str(warning.message)]
     assert "the batch is fixed at 2" in message
     assert file_and_line(Fixed.embed, "int(x.shape[0])") in message

@@ -46,8 +46,10 @@ def test_keeping_everything_equals_the_model_in_sixteen_bits(name: str) -> None:
     chosen = family(name)
     model, images = chosen.model().bfloat16(), chosen.images(3).bfloat16()
     args, kwargs = chosen.call(images)
-    same = prunec.transform(model, chosen.policy, keep=1.0, example=kwargs or args)
-    half = prunec.transform(model, chosen.policy, keep=0.5, blocks=(1, 2), example=kwargs or args)
+    same = prunec.transform(model, prunec.Policy.load(chosen.policy, keep=1.0), example=kwargs or args)
+    half = prunec.transform(
+        model, prunec.Policy.load(chosen.policy, keep=0.5, blocks=(1, 2)), example=kwargs or args
+    )
     with torch.no_grad():
         expected = model(*args, **kwargs)
         assert difference(same(*args, **kwargs), expected) <= 2e-2

@@ -123,7 +123,7 @@ def read_by(module: nn.Module) -> set[str]:
 @pytest.mark.parametrize(("policy", "choices"), [("norm", {"blocks": (1,)}), ("none", {})])
 def test_nothing_that_only_training_needs_is_left(policy: str, choices: dict[str, Any]) -> None:
     model = Helped().eval()
-    fast = prunec.transform(model, policy, example=pixels(), **choices)
+    fast = prunec.transform(model, prunec.Policy.load(policy, **choices), example=pixels())
     nodes = fast.__dict__["program"].graph.nodes
     assert read_by(fast) == {name for name in model.state_dict() if not name.startswith("helper.")}
     assert not [node for node in nodes if "batch_norm" in str(node.target) or "dropout" in str(node.target)]
@@ -135,7 +135,7 @@ def test_nothing_that_only_training_needs_is_left(policy: str, choices: dict[str
 
 def test_a_second_head_that_is_an_output_stays() -> None:
     model = Helped(always=True).eval()
-    fast = prunec.transform(model, "norm", blocks=(1,), example=pixels())
+    fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), example=pixels())
     unread = model.state_dict().keys() - read_by(fast)
     assert unread == {"helper.1.num_batches_tracked"}  # counts the steps of training
     assert [node for node in fast.__dict__["program"].graph.nodes if node.target is ops.scatter]

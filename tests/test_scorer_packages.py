@@ -146,7 +146,7 @@ def test_a_scorer_with_parameters_is_calibrated() -> None:
     mine = policy_with("probe", scorer={"kind": "probe", "options": {"bias": False}})
     with pytest.raises(CalibrationError, match="there are no images to fit them to"):
         prunec.transform(model, mine)
-    fresh = prunec.transform(model, mine, untrained=True).state_dict()
+    fresh = prunec.transform(model, mine, calibrate=False).state_dict()
     fitted = prunec.transform(model, mine, calibration=torch.randn(16, 3, 80, 80)).state_dict()
     names = {f"prunec.site_{number}.gate.linear.weight" for number in (0, 1)}
     assert {name for name in fitted if ".gate." in name} == names

@@ -129,7 +129,7 @@ def test_a_model_with_nothing_but_queries_is_refused_with_its_module() -> None:
     assert caught.value.where is not None
     assert "in decoder.0" in caught.value.where
     assert caught.value.remedy == (
-        "prunec prunes tokens of the image: name the part that makes them (within=), if it has attention"
+        "prunec prunes tokens of the image: name the part that makes them (submodule=), if it has attention"
     )
 
 
@@ -189,11 +189,12 @@ def test_a_tower_for_two_images_says_that_one_call_is_pruned_and_how_to_prune_bo
     (note,) = anatomy(model, x, y).notes
     assert note.startswith(
         "the blocks of this stream are called 2 times, and pruned is what the first call makes, the rest "
-        "stays dense: transform(..., within='tower') prunes all calls (node scaled_dot_product_attention_2 "
+        "stays dense: transform(..., submodule='tower') prunes all calls (node "
+        "scaled_dot_product_attention_2 "
     )
     with pytest.warns(UserWarning, match="the blocks of this stream are called 2 times"):
         prunec.transform(model, policy(), example=(x, y))
-    both = prunec.transform(model, policy(), example=(x, y), within="tower")
+    both = prunec.transform(model, policy(), example=(x, y), submodule="tower")
     one = prunec.transform(model.tower, policy(), example=x)
     with torch.no_grad():
         assert difference(both(x, y), model.head(one(x) - one(y))) <= 1e-5

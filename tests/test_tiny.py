@@ -33,6 +33,6 @@ def test_half_of_the_tokens_go_on_and_the_outputs_are_those_of_the_method_writte
 
 def test_keeping_everything_is_the_model() -> None:
     model, x = ViT().eval(), pixels(3)
-    same = prunec.transform(model, "norm", keep=1.0, blocks=(1,), example=x)
+    same = prunec.transform(model, prunec.Policy.load("norm", keep=1.0, blocks=(1,)), example=x)
     torch.testing.assert_close(same(x), model(x), rtol=0, atol=1e-6)
     assert same(pixels(5)).shape == (5, 7)

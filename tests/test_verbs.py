@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import prunec
 import prunec.pictures
-from prunec import sources, verbs
+from prunec import sources
 from prunec.data import shapes
 from prunec.data.tiny_vit import TinyViT
 from prunec.errors import PolicyError, SourceError, TargetError, UsageError
@@ -56,8 +56,19 @@ def images(count: int = 3, side: int = 20) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def optimize(source: Any, policy: str = "evit", **options: Any) -> Result:
-    return prunec.optimize(source, policy, target="eager", batch=2, rounds=5, **options)
+def optimize(
+    source: Any,
+    policy: str = "evit",
+    *,
+    keep: float | None = None,
+    blocks: tuple[int, ...] | None = None,
+    images: Path | None = None,
+    example: Any = None,
+    **measure: Any,
+) -> Result:
+    chosen = prunec.Policy.load(policy, keep=keep, blocks=blocks)
+    how = prunec.Measure(target="eager", batch=2, rounds=5, **measure)
+    return prunec.optimize(source, chosen, images=images, example=example, measure=how)
 
 
 def same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
@@ -78,7 +89,7 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """An artefact of a module given in Python."""
     said: list[str] = []
-    result = optimize(vit(), say=said.append, **EVIT)
+    result = optimize(vit(), progress=said.append, **EVIT)
     assert said == [
         "capture, recognise", "rewrite, certify",
         "compile dense", "compile pruned", "compile ideal", "measure",
@@ -100,7 +111,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_transform_shares_parameters_and_leaves_the_model_alone() -> None:
     model = vit()
     before, output = values(model), model(images()).detach()
-    fast = prunec.transform(model, "evit", **EVIT)
+    fast = prunec.transform(model, prunec.Policy.load("evit", **EVIT))
     assert isinstance(fast, ProgramModule)
     assert dict(fast.named_parameters()).keys() == dict(model.named_parameters()).keys()
     assert all(fast.get_parameter(name) is value for name, value in model.named_parameters())
@@ -113,14 +124,14 @@ def test_transform_shares_parameters_and_leaves_the_model_alone() -> None:
 
 def test_transform_with_every_token_kept_is_the_model() -> None:
     model = vit()
-    same_model = prunec.transform(model, "norm", keep=1.0)
+    same_model = prunec.transform(model, prunec.Policy.load("norm", keep=1.0))
     torch.testing.assert_close(same_model(images()), model(images()))
     assert same_model.__dict__["program"].plan.sites == ()
 
 
 def test_transform_reads_a_model_in_training_mode_and_leaves_it_in_it() -> None:
     model = vit().train()
-    fast = prunec.transform(model, "norm", **EVIT)
+    fast = prunec.transform(model, prunec.Policy.load("norm", **EVIT))
     assert all(part.training for part in model.modules())
     assert fast.get_parameter("head.weight") is model.head.weight
 
@@ -133,9 +144,9 @@ def test_a_policy_may_come_in_any_form(tmp_path: Path, form: str) -> None:
     given: Any = {
         "name": "norm", "mapping": policy.model_dump(exclude_none=True), "file": path, "policy": policy,
     }[form]  # fmt: skip
-    loaded = verbs.load_policy(given)
+    loaded = prunec.Policy.load(given)
     assert loaded == (prunec.Policy.load("norm") if form == "name" else policy)
-    overridden = verbs.load_policy(given, keep=0.25, blocks=(2,))
+    overridden = prunec.Policy.load(given, keep=0.25, blocks=(2,))
     assert (overridden.selector.keep, overridden.sites.blocks) == (0.25, (2,))
 
 
@@ -159,7 +170,7 @@ def test_anatomy() -> None:
 
 def test_diff() -> None:
     model = vit()
-    said = prunec.diff(model, prunec.transform(model, "evit", **EVIT))
+    said = prunec.diff(model, prunec.transform(model, prunec.Policy.load("evit", **EVIT)))
     assert "  block 0        attention + mlp                   26   26 -> 15\n" in said
     assert "    + select_0 = select(score_0, 13, 1, 0, True)\n" in said
     assert said.endswith("  11 inserted, 1 literals made symbolic, 0 tables followed\n")
@@ -192,7 +203,7 @@ def test_optimize_a_module(saved: tuple[Path, Result]) -> None:
     assert report.latency is not None
     assert report.latency.timings.keys() == {"dense", "pruned", "ideal"}
     assert report.accuracy is None
-    assert same(result.module, prunec.transform(vit(), "evit", **EVIT), images())
+    assert same(result.module, prunec.transform(vit(), prunec.Policy.load("evit", **EVIT)), images())
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.safetensors", "prunec.json", "report.html", "report.json",
     ]  # fmt: skip
@@ -206,7 +217,7 @@ def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
         "format", "source", "weights", "target", "policy", "plan", "certificate", "arch", "example",
         "versions", "files",
     ]  # fmt: skip
-    assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit").override(**EVIT)
+    assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit", **EVIT)
     assert manifest["plan"]["sites"][0]["leaves"] == 15
     assert manifest["versions"] == {"prunec": prunec.__version__, "torch": torch.__version__}
     weights = load_file(saved[0] / "model.safetensors")
@@ -300,9 +311,9 @@ def test_optimize_reads_at_most_so_many_images(tmp_path: Path, monkeypatch: pyte
 
 def test_optimize_asks_for_the_target_and_the_policy_before_the_model() -> None:
     with pytest.raises(TargetError, match="unknown target 'eagre'; nearest: eager"):
-        prunec.optimize("no.such:model", "evit", target="eagre")
+        prunec.optimize("no.such:model", "evit", measure=prunec.Measure(target="eagre"))
     with pytest.raises(PolicyError, match=r"there is no policy 'evti'; nearest: evit"):
-        prunec.optimize("no.such:model", "evti", target="eager")
+        prunec.optimize("no.such:model", "evti", measure=prunec.Measure(target="eager"))
 
 
 # --- load -------------------------------------------------------------------------------------
@@ -432,9 +443,10 @@ def test_a_result_may_be_saved_twice_and_moved(saved: tuple[Path, Result], tmp_p
 
 def test_optimize_takes_an_example() -> None:
     model, x = tiny.ViT().eval(), tiny.pixels()
-    options = {"keep": 0.5, "blocks": (1,), "target": "eager", "batch": 2, "rounds": 1}
+    policy = prunec.Policy.load("norm", keep=0.5, blocks=(1,))
+    options = {"measure": prunec.Measure(target="eager", batch=2, rounds=1)}
     with pytest.raises(UsageError, match="no example input can be inferred"):
-        prunec.optimize(model, "norm", **options)
-    result = prunec.optimize(model, "norm", example=x, **options)
-    expected = prunec.transform(model, "norm", keep=0.5, blocks=(1,), example=x)
+        prunec.optimize(model, policy, **options)
+    result = prunec.optimize(model, policy, example=x, **options)
+    expected = prunec.transform(model, policy, example=x)
     assert torch.equal(result.module(x), expected(x))

@@ -93,7 +93,7 @@ def test_a_mask_rcnn_that_keeps_everything_equals(
 ) -> None:
     before = list(detector.modules())
     fast = prunec.transform(
-        detector, tiny.policy(keep=1.0), within="backbone.body", example=(images[:count],)
+        detector, tiny.policy(keep=1.0), submodule="backbone.body", example=(images[:count],)
     )
     expected = run(detector, images)
     for one, other in zip(run(fast, images), expected, strict=True):
@@ -110,7 +110,7 @@ def test_a_mask_rcnn_that_keeps_everything_equals(
 def test_a_mask_rcnn_with_fewer_tokens_gives_the_same_shapes(
     detector: nn.Module, images: list[Tensor]
 ) -> None:
-    fast = prunec.transform(detector, tiny.policy(keep=0.6), within="backbone.body", example=(images,))
+    fast = prunec.transform(detector, tiny.policy(keep=0.6), submodule="backbone.body", example=(images,))
     expected = run(detector, images)
     for one, other in zip(run(fast, images), expected, strict=True):
         assert {name: value.shape for name, value in one.items()} == {
@@ -137,13 +137,13 @@ def yolos() -> nn.Module:
 def test_a_hugging_face_detector(yolos: nn.Module) -> None:
     pixels = torch.randn(3, 3, 32, 48)
     expected = run(yolos, pixels)
-    same = prunec.transform(yolos, tiny.policy(keep=1.0), within="vit")  # the example is inferred
+    same = prunec.transform(yolos, tiny.policy(keep=1.0), submodule="vit")  # the example is inferred
     found = run(same, pixels)
     assert type(found) is type(expected)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=1e-4, atol=1e-5)
     check_shares(yolos, same)
-    fewer = run(prunec.transform(yolos, tiny.policy(keep=0.6), within="vit"), pixels)
+    fewer = run(prunec.transform(yolos, tiny.policy(keep=0.6), submodule="vit"), pixels)
     assert fewer.logits.shape == expected.logits.shape
     assert not torch.allclose(fewer.logits, expected.logits, atol=1e-5)
 
@@ -161,7 +161,7 @@ def test_the_encoder_of_a_detr_like_detector() -> None:
     model = transformers.DetrForObjectDetection(config).eval()
     example = {"pixel_values": torch.randn(2, 3, 160, 160)}
     same, fewer = (
-        prunec.transform(model, tiny.policy(keep=keep), within="model.encoder", example=example)
+        prunec.transform(model, tiny.policy(keep=keep), submodule="model.encoder", example=example)
         for keep in (1.0, 0.6)
     )
     pixels = torch.randn(3, 3, 160, 160)
@@ -204,7 +204,7 @@ class Flag(nn.Module):
 )
 def test_a_part_that_cannot_be_captured_says_why(within: str, what: str, remedy: str) -> None:
     with pytest.raises(UsageError, match=what) as caught:
-        prunec.transform(Pipeline(20), tiny.policy(), within=within, example=tiny.pixels())
+        prunec.transform(Pipeline(20), tiny.policy(), submodule=within, example=tiny.pixels())
     assert remedy in (caught.value.remedy or "")
 
 
@@ -212,7 +212,7 @@ def test_a_part_that_is_called_with_different_shapes_warns() -> None:
     model = Pipeline(20, 20, 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fast = prunec.transform(model, tiny.policy(), within="part", example=tiny.pixels())
+        fast = prunec.transform(model, tiny.policy(), submodule="part", example=tiny.pixels())
     assert fast.part is fast.again  # one module at two places stays one
     model.part.forward = lambda pixels: pixels.mean()  # type: ignore[method-assign]
     model.sides = (20, 16)
@@ -220,12 +220,12 @@ def test_a_part_that_is_called_with_different_shapes_warns() -> None:
         pytest.warns(UserWarning, match="part is called 2 times with 2 different shapes"),
         pytest.raises(prunec.PruneError),
     ):
-        prunec.transform(model, tiny.policy(), within="part", example=tiny.pixels())
+        prunec.transform(model, tiny.policy(), submodule="part", example=tiny.pixels())
 
 
 def test_a_model_in_training_mode_is_left_in_it() -> None:
     model = Pipeline(20).train()
-    fast = prunec.transform(model, tiny.policy(keep=1.0), within="part", example=tiny.pixels())
+    fast = prunec.transform(model, tiny.policy(keep=1.0), submodule="part", example=tiny.pixels())
     assert all(part.training for part in model.modules())
     assert not any(part.training for part in fast.modules())
     pixels = tiny.pixels(3)

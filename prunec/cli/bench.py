@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,8 +68,9 @@ def bench(
     import torch
 
     from prunec import cost, sources, verbs
+    from prunec.measure import Measure
 
-    ceilings = None if estimate is None else _ceilings(estimate)
+    ceilings = None if estimate is None else replace(_ceilings(estimate), name=device)
     file = None if table is None else writable(table, "--table")
     given = sources.load(
         source,
@@ -81,14 +83,10 @@ def bench(
         found = verbs.latency_table(
             given,
             policy,
-            target=target,
             images=images,
-            batch=batch,
             mode=mode,
-            ceilings=ceilings,
-            device=device,
-            say=say,
-            warn=warn,
+            device=ceilings,
+            measure=Measure(target=target, batch=batch, progress=say, warn=warn),
         )
     if file is not None:
         found.write(file)

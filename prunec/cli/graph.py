@@ -52,10 +52,11 @@ def graph(
     if show_diff and policy is None:
         raise typer.BadParameter("--diff needs a --policy to compare with")
 
-    from prunec import sources, verbs
+    from prunec import sources
     from prunec.compiler import compile_source, recognise
     from prunec.graph_diff import compare, lines, without_changes
     from prunec.lowering import choose
+    from prunec.policy import Policy
 
     with_weights = pretrained or source == "shapes"
     given = sources.load(
@@ -68,7 +69,7 @@ def graph(
     if policy is None:
         shown = compare(recognise(given))
     else:
-        chosen = verbs.load_policy(policy, keep=keep, blocks=numbers(blocks), restore=restore)
+        chosen = Policy.load(policy, keep=keep, blocks=numbers(blocks), restore=restore)
         compiled = compile_source(given, chosen, untrained=True, lowering=choose(chosen, mode))
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:

@@ -95,20 +95,27 @@ def optimize(
         raise typer.BadParameter(
             "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
         )
+    if not planned and (fast or latency_table is not None or (sites, first) != (3, 2)):
+        raise typer.BadParameter(
+            "--sites, --first, --fast and --latency-table are for a plan: give a goal, such as --latency 0.6"
+        )
 
     import torch
 
     from prunec import artefact, cost, sources, targets, verbs
     from prunec.compiler import compile_source
     from prunec.lowering import choose
+    from prunec.measure import Measure
+    from prunec.modes import with_options
+    from prunec.planner.goal import Goal
     from prunec.planner.planned import Search
+    from prunec.policy import Policy
 
     backend = targets.load(target)
-    chosen = verbs.load_policy(
-        policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore
-    )
+    chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
-    lowering = choose(chosen, mode, batch=batch, buckets=lengths, bound=bound, can=backend.modes)
+    asked = with_options(mode, lengths, bound)
+    lowering = choose(chosen, asked, batch=batch, can=backend.modes)
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
@@ -124,30 +131,28 @@ def optimize(
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
-        result = verbs.optimize(
-            given,
-            chosen,
-            target=target,
-            images=images,
-            batch=batch,
-            rounds=rounds,
-            untrained=untrained,
-            mode=mode,
-            buckets=lengths,
-            bound=bound,
-            latency=latency,
-            speedup=speedup,
-            max_drop=max_drop,
-            search=Search(
-                first=first,
-                sites=sites,
-                fast=fast,
-                blocks=numbers(blocks),
-                table=None if latency_table is None else Path(latency_table),
-            ),
-            say=say,
-            warn=warn,
+        measure = Measure(
+            target=target, batch=batch, rounds=rounds, calibrate=not untrained, progress=say, warn=warn
         )
+        if planned:
+            found = verbs.plan(
+                given,
+                chosen,
+                Goal(latency, speedup, max_drop),
+                images=images,
+                search=Search(
+                    first=first,
+                    sites=sites,
+                    fast=fast,
+                    blocks=numbers(blocks),
+                    table=None if latency_table is None else Path(latency_table),
+                    mode=asked,
+                ),
+                measure=measure,
+            )
+            result = verbs.optimize(given, found, images=images, measure=measure)
+        else:
+            result = verbs.optimize(given, chosen, images=images, mode=asked, measure=measure)
         result.save(folder)
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
 

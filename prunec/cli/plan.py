@@ -76,6 +76,8 @@ def plan(
     import torch
 
     from prunec import cost, sources, verbs
+    from prunec.measure import Measure
+    from prunec.planner.goal import Goal
     from prunec.planner.planfile import PlanFile
     from prunec.planner.planned import Search
 
@@ -93,22 +95,16 @@ def plan(
         blocks=numbers(blocks),
         table=None if latency_table is None else Path(latency_table),
         build=not predict,
+        mode=mode,
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         planned = verbs.plan(
             given,
             policy,
-            latency=latency,
-            speedup=speedup,
-            max_drop=max_drop,
-            target=target,
+            Goal(latency, speedup, max_drop),
             images=images,
-            batch=batch,
-            untrained=untrained,
-            mode=mode,
             search=search,
-            say=say,
-            warn=warn,
+            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
         )
     if as_json:
         print_json(planned.as_dict())
@@ -146,10 +142,12 @@ def apply(
     import torch
 
     from prunec import artefact, cost, sources, verbs
+    from prunec.measure import Measure
     from prunec.planner.planfile import PlanFile
+    from prunec.policy import Policy
 
     told = PlanFile.read(file)
-    folder = output or folder_of(told.source, verbs.load_policy(told.policy).name)
+    folder = output or folder_of(told.source, Policy.load(told.policy).name)
     artefact.check_place(folder)
     given = sources.load_named(
         told.source,
@@ -163,16 +161,16 @@ def apply(
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
             given,
-            told.policy,
-            schedule=told.schedule,
-            target=told.target,
+            told,
             images=images,
-            batch=told.batch,
-            rounds=rounds,
-            untrained=untrained,
-            mode=told.mode,
-            say=say,
-            warn=warn,
+            measure=Measure(
+                target=told.target,
+                batch=told.batch,
+                rounds=rounds,
+                calibrate=not untrained,
+                progress=say,
+                warn=warn,
+            ),
         )
         result.save(folder)
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)

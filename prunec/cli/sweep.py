@@ -76,9 +76,11 @@ def sweep(
     import torch
 
     from prunec import cost, sources, verbs
+    from prunec.measure import Measure
     from prunec.planner.planned import Search
+    from prunec.policy import Policy
 
-    chosen = verbs.load_policy(policy)
+    chosen = Policy.load(policy)
     file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
     drawing = None if plot is None else _drawing(writable(plot, "--plot"))
     given = sources.load(
@@ -89,21 +91,17 @@ def sweep(
         **inputs_of(example, image_size, mean, std, crop),
     )
     table = None if latency_table is None else Path(latency_table)
-    search = Search(first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast)
+    search = Search(
+        first=first, sites=sites, blocks=numbers(blocks), table=table, fast=fast, mode=mode, points=points
+    )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.sweep(
             given,
             chosen,
-            points=points,
-            file=file,
-            target=target,
+            file,
             images=images,
-            batch=batch,
-            untrained=untrained,
-            mode=mode,
             search=search,
-            say=say,
-            warn=warn,
+            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
         )
     if drawing is not None:
         drawing.draw(found.as_dict(), Path(str(plot)))

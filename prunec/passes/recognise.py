@@ -99,7 +99,7 @@ def recognise(module: fx.GraphModule) -> Anatomy:
         raise RecognitionError(
             "the rows of this model's stream are learned queries, and none stands for a part of the image",
             where=graph.place(ranked[0][0].add),
-            remedy="prunec prunes tokens of the image: name the part that makes them (within=), if it has "
+            remedy="prunec prunes tokens of the image: name the part that makes them (submodule=), if it has "
             "attention",
         )
     queries = ranked[: ranked.index(chain)]

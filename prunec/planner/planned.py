@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from prunec import figures, graph
 from prunec.errors import TableError, UsageError
 from prunec.figures import Progress
 from prunec.lowering import Attention, Lowering, choose
+from prunec.modes import Masked, ModeLike, Packed, Padded, Static, as_mode, name_of
 from prunec.packed_attention import faster_attention
 from prunec.planner import latency, losses, roofline
 from prunec.planner.fast import estimate
@@ -41,7 +42,19 @@ class Search:
     table: Path | None = None  # an exported latency table, in the place of measuring
     fast: bool = False  # estimate what is lost from one pass of the dense model
     build: bool = True  # build and time the best few; else the prediction decides, for a device not here
-    rounds: int = ROUNDS  # of timing
+    mode: ModeLike | None = None  # without options; None: the best by measurement
+    points: int | None = None  # of a sweep: how many schedules, evenly by predicted time
+
+    def __post_init__(self) -> None:
+        mode = None if self.mode is None else as_mode(self.mode)
+        if mode not in (None, Static(), Padded(), Packed(), Masked()):
+            raise UsageError(
+                f"a schedule is planned for a mode without options, got {mode}",
+                where="the mode of a plan",
+                remedy=f"plan in mode {name_of(mode)!r}, then transform(model, plan, mode={mode})",
+            )
+        if self.points is not None and self.points < 1:
+            raise UsageError(f"points must be at least 1, got {self.points}", where="Search")
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,8 @@ class Request:
     batch: int
     images: Pictures  # to see on what schedules lose, and to calibrate on
     calibrated: bool = True  # learned parts and thresholds are fitted, not left as they are at first
-    mode: str | None = None
     search: Search = field(default_factory=Search)
+    rounds: int = ROUNDS  # of timing
     say: Progress = lambda step: None
     warn: Progress = lambda text: None
 
@@ -90,7 +103,7 @@ class Planned:
     def as_dict(self) -> dict[str, Any]:
         """Everything that led to the decision, for JSON."""
         return {
-            "goal": asdict(self.goal) if self.goal else None,
+            "goal": {"share": self.goal.share, "loss": self.goal.loss} if self.goal else None,
             "modes": [plan.as_dict() for plan in self.maps],
             "losses": self.losses.as_dict(),
             **self.decision.as_dict(),
@@ -166,13 +179,13 @@ def _check_shape(table: LatencyTable, dense: Program, path: Path) -> None:
         )
 
 
-def estimated(dense: Program, request: Request, ceilings: Ceilings, device: str) -> LatencyTable:
+def estimated(dense: Program, request: Request, ceilings: Ceilings) -> LatencyTable:
     """The table of a device that is not here, from what it does at best."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
     lowering = _lowerings(dense, request)[0]
     work = _work(dense, lowering, flat, request)
-    return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": device}, work)
+    return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": ceilings.name}, work)
 
 
 def explore(dense: Program, request: Request) -> Explored:
@@ -229,7 +242,7 @@ def workshop_of(source: Source, explored: Explored, request: Request) -> Worksho
         explored.flat,
         explored.trial,
         request.images if request.calibrated else None,
-        rounds=request.search.rounds,
+        rounds=request.rounds,
         say=request.say,
     )
 
@@ -256,8 +269,8 @@ def _lowerings(dense: Program, request: Request) -> list[Lowering]:
     """The modes to choose from: where images may differ and none is asked for, padded and packed."""
     policy, can = request.policy, request.target.modes
     ragged = policy.ragged and request.batch > 1 and dense.interface.batch is not None
-    modes: list[str | None] = [request.mode]
-    if request.mode is None and ragged:
+    modes: list[ModeLike | None] = [request.search.mode]
+    if request.search.mode is None and ragged:
         modes = [mode for mode in ("padded", "packed") if mode in can]
     found = []
     for one in [choose(policy, mode, batch=request.batch, can=can) for mode in modes]:

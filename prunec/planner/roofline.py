@@ -22,7 +22,8 @@ from torch import Tensor
 from prunec import compat, cost
 from prunec.flops import FlopCounter
 from prunec.interface import images_in
-from prunec.lowering import MODES, Lowering, Mode
+from prunec.lowering import MODES, Lowering
+from prunec.modes import ModeName
 from prunec.planner.latency import Pieces, grid, table_of
 from prunec.planner.table import LatencyTable
 from prunec.policy import Policy
@@ -42,6 +43,7 @@ class Ceilings:
     bytes: float  # bytes read or written a second
     launch: float = 2.5e-6  # seconds that a kernel takes at least
     processors: int | None = None  # that tiles are spread over; None: products have no waves
+    name: str = "elsewhere"  # what the device is called
 
 
 def estimate(
@@ -109,7 +111,7 @@ class _Estimating:
     """A target whose programs give the seconds that they would take."""
 
     summary = "estimates"
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[ModeName, ...] = MODES
 
     def __init__(self, ceilings: Ceilings) -> None:
         self.ceilings = ceilings

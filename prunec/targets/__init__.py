@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunec.errors import TargetError, did_you_mean
-from prunec.lowering import Mode
+from prunec.modes import ModeName
 from prunec.program import Program, ProgramModule
 
 Flat = Callable[..., Any]
@@ -30,7 +30,7 @@ class Target(Protocol):
         """One line for `prunec targets`."""
 
     @property
-    def modes(self) -> tuple[Mode, ...]:
+    def modes(self) -> tuple[ModeName, ...]:
         """The modes that it can run."""
 
     def missing(self) -> str | None:

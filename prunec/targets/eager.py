@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunec.lowering import MODES, Mode
+from prunec.lowering import MODES
+from prunec.modes import ModeName
 from prunec.program import Program
 from prunec.targets import Flat
 
@@ -11,7 +12,7 @@ class Eager:
     """Run the graph without compiling it."""
 
     summary = "the graph as it is, on whatever device the model is on"
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[ModeName, ...] = MODES
 
     def missing(self) -> str | None:
         """Always there."""

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from prunec import compat, ops
-from prunec.lowering import MODES, Mode
+from prunec.lowering import MODES
+from prunec.modes import ModeName
 from prunec.program import Program
 from prunec.targets import Flat
 
@@ -26,7 +27,7 @@ class Inductor:
 
     dynamic_batch: bool = True
     summary = "torch.compile with Inductor, CPU and CUDA"
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[ModeName, ...] = MODES
 
     def missing(self) -> str | None:
         """A C++ compiler is needed for CPU code."""

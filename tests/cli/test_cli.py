@@ -553,6 +553,14 @@ def test_no_half_written_folder_is_left(call: Call, home: Path, monkeypatch: pyt
         (("optimize", "shapes"), "'--policy'"),
         (("optimize", "shapes", "-p", "evit", "--keep", "half"), "'--keep'"),
         (("optimize", "shapes", "-p", "evit", "--rounds", "1"), "'--rounds'"),
+        *(
+            (("optimize", "shapes", "-p", "evit", *option), "are for a plan")
+            for option in (("--sites", "2"), ("--first", "1"), ("--fast",), ("--latency-table", "t.json"))
+        ),
+        (
+            ("optimize", "shapes", "-p", "dynamic", "--latency", "0.6", "--buckets", "64"),
+            "a schedule is planned for a mode without options",
+        ),
         (("optimize", "shapes", "-p", "evit", "--blocks", "3;6"), "'3;6' is no list of block numbers"),
         (("graph", "shapes", "--diff"), "--diff needs a --policy to compare with"),
         (("graph", "shapes", "--format", "xml"), "'--format'"),
@@ -659,7 +667,7 @@ def test_optimize_in_a_mode(call: Call, home: Path) -> None:
         (["--mode", "packed", "--buckets", "8,16"], "buckets is an option of mode padded, got mode packed"),
         (["--buckets", "8,x"], "--buckets"),
         (["--mode", "static"], "it can run one image at a time, not 8"),
-        (["--bound", "9"], "bound is an option of mode packed, got mode padded"),
+        (["--mode", "padded", "--bound", "9"], "max_tokens is an option of mode packed, got mode padded"),
     ],
 )
 def test_a_mode_that_cannot_be(call: Call, home: Path, options: list[str], words: str) -> None:

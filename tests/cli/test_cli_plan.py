@@ -19,6 +19,7 @@ from prunec import cli, verbs
 from prunec.planner import planned
 from prunec.planner.planning import Candidate, Workshop
 from prunec.planner.table import LatencyTable
+from prunec.policy import Policy
 from prunec.report import Report
 
 MODELS = """\
@@ -153,7 +154,7 @@ def test_a_wrong_schedule_is_told_with_its_block(
     call: Call, home: Path, schedule: Mapping[int, int], code: int, words: str
 ) -> None:
     plan = {
-        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(verbs.load_policy("evit").to_yaml()),
+        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(Policy.load("evit").to_yaml()),
         "target": "eager", "mode": "static", "batch": 2, "schedule": dict(schedule),
     }  # fmt: skip
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
@@ -163,7 +164,7 @@ def test_a_wrong_schedule_is_told_with_its_block(
 
 def test_the_example_that_a_plan_names_is_shapes_and_never_a_file(call: Call, home: Path) -> None:
     plan = {
-        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(verbs.load_policy("evit").to_yaml()),
+        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(Policy.load("evit").to_yaml()),
         "target": "eager", "mode": "static", "batch": 2, "schedule": {2: 30}, "example": "2x3x32x32",
     }  # fmt: skip
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
@@ -214,7 +215,7 @@ def test_a_goal_out_of_reach_is_one_message(call: Call, table: tuple[str, str]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "give one of --latency, --speedup and --max-drop, got none"),
+        ((), "give one of latency, speedup and max_drop, got none"),
         (("--latency", "0.5", "--speedup", "2"), "got latency and speedup"),
         (("--latency", "1.5"), "latency is a share of the dense model's time, in (0, 1), got 1.5"),
     ],
@@ -265,7 +266,7 @@ def test_apply_without_a_gain_is_code_5(
 ) -> None:
     monkeypatch.setattr(Report, "no_gain", "it is as slow as before")
     plan = {
-        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(verbs.load_policy("evit").to_yaml()),
+        "source": MODEL[0], "weights": "given", "policy": yaml.safe_load(Policy.load("evit").to_yaml()),
         "target": "eager", "mode": "static", "batch": 2, "schedule": {2: 30},
     }  # fmt: skip
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))

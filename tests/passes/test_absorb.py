@@ -462,8 +462,8 @@ def test_keys_of_their_own_are_made(model: type[nn.Module]) -> None:
 @pytest.mark.parametrize(("mode", "expected"), [("static", 1), ("padded", 1), ("packed", 0), ("masked", 0)])
 def test_modes_with_attention_of_their_own_have_keys(mode: str, expected: int) -> None:
     model, x = ViT(depth=3).eval(), pixels(2)
-    fast = prunec.transform(model, "norm", keep=0.5, mode=mode, example=x)
+    fast = prunec.transform(model, prunec.Policy.load("norm", keep=0.5), mode=mode, example=x)
     assert counts(fast.__dict__["program"], "absorb") == {"absorbed": expected}
-    same = prunec.transform(model, "norm", keep=1.0, mode=mode, example=x)
+    same = prunec.transform(model, prunec.Policy.load("norm", keep=1.0), mode=mode, example=x)
     with torch.no_grad():
         torch.testing.assert_close(same(x), model(x), rtol=0, atol=1e-5)

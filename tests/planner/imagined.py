@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from prunec.lowering import Lowering, Mode
+from prunec.lowering import Lowering
+from prunec.modes import ModeName
 from prunec.planner.frontiers import Map, schedule_of
 from prunec.planner.losses import Losses, Trial
 from prunec.planner.planned import Explored
@@ -58,7 +59,7 @@ def alone_loses(block: int, length: int) -> float:
 
 
 def mapped(
-    of: LatencyTable | None = None, *, mode: Mode = "static", sites: int = 2, lost: float = 1.0
+    of: LatencyTable | None = None, *, mode: ModeName = "static", sites: int = 2, lost: float = 1.0
 ) -> Map:
     """The frontier of schedules: later blocks lose less, and so do more tokens."""
     alone = [[lost * alone_loses(block, n) for n in COUNTS] for block in range(DEPTH)]

@@ -156,24 +156,24 @@ def test_the_floor_is_the_share_of_the_shortest_stream() -> None:
 
 def test_goals_pick_from_the_frontier() -> None:
     plan = planned()
-    chosen = plan.reaching(Goal(share=0.7))
+    chosen = plan.reaching(Goal(latency=0.7))
     assert chosen is not None
     assert chosen.time <= 0.7 * 8
     assert chosen.loss == min(choice.loss for choice in plan.choices if choice.time <= 0.7 * 8)
-    fast = plan.reaching(Goal(loss=0.3))
+    fast = plan.reaching(Goal(max_drop=0.3))
     assert fast is not None
     assert fast.time == min(choice.time for choice in plan.choices if choice.loss <= 0.3)
-    assert plan.reaching(Goal(share=0.01)) is None
+    assert plan.reaching(Goal(latency=0.01)) is None
 
 
 def test_a_goal_is_asked_of_the_schedules_given_with_room_for_what_was_seen() -> None:
     plan = planned()
-    tight, slow = (plan.reaching(Goal(share=0.8), **how) for how in ({"margin": 0.9}, {"scale": 1.25}))
-    assert tight == plan.reaching(Goal(share=0.72))
-    assert slow == plan.reaching(Goal(share=0.64))
-    assert plan.reaching(Goal(loss=0.4), margin=0.5) == plan.reaching(Goal(loss=0.2))
+    tight, slow = (plan.reaching(Goal(latency=0.8), **how) for how in ({"margin": 0.9}, {"scale": 1.25}))
+    assert tight == plan.reaching(Goal(latency=0.72))
+    assert slow == plan.reaching(Goal(latency=0.64))
+    assert plan.reaching(Goal(max_drop=0.4), margin=0.5) == plan.reaching(Goal(max_drop=0.2))
     few = plan.choices[-2:]
-    assert plan.reaching(Goal(loss=9.0), among=few) == few[0]
+    assert plan.reaching(Goal(max_drop=9.0), among=few) == few[0]
 
 
 def test_the_dense_choice_takes_what_the_table_predicts_without_a_site() -> None:

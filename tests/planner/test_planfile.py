@@ -24,7 +24,7 @@ def planned(chosen: Candidate = CHOSEN, **decision: Any) -> Planned:
     plan = mapped()
     policy = scheduled(POLICY, ANATOMY, chosen.schedule)
     made = Decision(chosen, (chosen,), **decision)
-    return Planned(policy, plan.lowering, Goal(share=0.75), (plan,), made, {"table": 1.0})
+    return Planned(policy, plan.lowering, Goal(latency=0.75), (plan,), made, {"table": 1.0})
 
 
 def written(of: Planned | None = None, **changes: Any) -> str:

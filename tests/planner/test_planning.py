@@ -13,8 +13,8 @@ from prunec.planner.planning import LEAST_GAIN, Candidate, Decision, decide
 from tests.planner.imagined import DEPTH, Imagined, mapped, table
 
 BARE: dict[int, int] = {}
-FAST = Goal(share=0.7)
-GENTLE = Goal(loss=0.0155)
+FAST = Goal(latency=0.7)
+GENTLE = Goal(max_drop=0.0155)
 
 
 def measured(decision: Decision) -> list[Candidate]:
@@ -25,19 +25,19 @@ def measured(decision: Decision) -> list[Candidate]:
 
 
 def test_a_goal_is_one_of_three() -> None:
-    assert Goal.of(0.6, None, None) == Goal(share=0.6)
-    assert Goal.of(None, 2.0, None) == Goal(share=0.5)
-    assert Goal.of(None, None, 0.01) == Goal(loss=0.01)
-    assert str(Goal.of(None, 1.5, None)) == "at most 0.667 of the dense time"
-    assert str(Goal.of(None, None, 0.01)) == "a loss of at most 0.01"
+    assert (Goal(latency=0.6).share, Goal(latency=0.6).loss) == (0.6, None)
+    assert (Goal(speedup=2.0).share, Goal(speedup=2.0).loss) == (0.5, None)
+    assert (Goal(max_drop=0.01).share, Goal(max_drop=0.01).loss) == (None, 0.01)
+    assert str(Goal(None, 1.5, None)) == "at most 0.667 of the dense time"
+    assert str(Goal(None, None, 0.01)) == "a loss of at most 0.01"
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((None, None, None), "give one of --latency, --speedup and --max-drop, got none"),
+        ((None, None, None), "give one of latency, speedup and max_drop, got none"),
         ((0.5, 2.0, None), "got latency and speedup"),
-        ((0.5, None, 0.1), "got latency and max-drop"),
+        ((0.5, None, 0.1), "got latency and max_drop"),
         ((0.0, None, None), r"in \(0, 1\), got 0"),
         ((1.0, None, None), r"in \(0, 1\), got 1"),
         ((float("nan"), None, None), "got nan"),
@@ -49,7 +49,7 @@ def test_a_goal_is_one_of_three() -> None:
 )
 def test_other_goals_are_refused(given: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Goal.of(*given)
+        Goal(*given)
 
 
 # What is chosen ---------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_losses_are_measured_behind_the_first_site_of_the_most_promising() -> No
             return ((0.0,) * len(counts),) * (DEPTH - block - 1)
 
     workshop = Imagined(trial=Nothing())
-    decide([mapped()], Goal(loss=0.025), workshop)
+    decide([mapped()], Goal(max_drop=0.025), workshop)
     assert workshop.built[1] == ("static", ((3, 13), (6, 9)))  # the best where losses add up
     assert asked == [(3, 13, (13, 9, 5), range(4, 7))]
     assert workshop.built[-1] == ("static", ((3, 13), (4, 5)))  # where nothing more is lost, all go at once
@@ -157,7 +157,7 @@ def test_a_prediction_that_holds_needs_no_second_round() -> None:
 
 
 def test_the_fastest_and_a_note_where_none_is_fast_enough() -> None:
-    decision = decide([mapped()], Goal(share=0.6), Imagined(lambda one: 0.65 if one.schedule else 0.99))
+    decision = decide([mapped()], Goal(latency=0.6), Imagined(lambda one: 0.65 if one.schedule else 0.99))
     assert decision.chosen.schedule
     assert decision.gains
     (note,) = decision.notes
@@ -176,7 +176,7 @@ def test_the_gentlest_and_a_note_where_all_lose_too_much() -> None:
 def test_a_goal_below_the_fastest_schedule_is_an_error_and_nothing_is_built() -> None:
     workshop = Imagined()
     with pytest.raises(PlanError, match=r"0\.2 of the dense time: the fastest .*\(block 2: 5,") as caught:
-        decide([mapped()], Goal(share=0.2), workshop)
+        decide([mapped()], Goal(latency=0.2), workshop)
     assert "--sites" in str(caught.value.remedy)
     assert workshop.built == []
 
@@ -247,7 +247,7 @@ def test_leaving_out_what_nobody_reads_may_be_enough() -> None:
 def test_it_is_measured_also_where_no_site_is_predicted_to_be_needed() -> None:
     plan = mapped(table(dense=DEPTH * 17 / 0.9))  # whole, the dense model takes more than its pieces
     workshop = Imagined()
-    decision = decide([plan], Goal(share=0.97), workshop)
+    decision = decide([plan], Goal(latency=0.97), workshop)
     assert workshop.built == [("static", ())]
     assert decision.chosen.schedule == BARE
     assert "is enough: 0.900" in decision.reason
@@ -255,7 +255,7 @@ def test_it_is_measured_also_where_no_site_is_predicted_to_be_needed() -> None:
 
 def test_and_where_it_is_not_enough_by_measurement_sites_are_planned() -> None:
     plan = mapped(table(dense=DEPTH * 17 / 0.9))
-    decision = decide([plan], Goal(share=0.95), Imagined(lambda one: 1.15 * one.predicted))
+    decision = decide([plan], Goal(latency=0.95), Imagined(lambda one: 1.15 * one.predicted))
     assert decision.chosen.schedule
     assert decision.chosen.share <= 0.95
 

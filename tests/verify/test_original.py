@@ -15,7 +15,7 @@ from tests.tiny import ViT, pixels
 
 def transformed(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     x = pixels() if example is None else example
-    return prunec.transform(model.eval(), "norm", keep=0.5, blocks=(1,), example=x)
+    return prunec.transform(model.eval(), prunec.Policy.load("norm", keep=0.5, blocks=(1,)), example=x)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

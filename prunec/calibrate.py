@@ -25,7 +25,8 @@ from prunec import compat, graph, ops
 from prunec.errors import CalibrationError
 from prunec.fitting import HELD_OUT, fit, fit_grader
 from prunec.heads import ClassScores, class_scores
-from prunec.program import Program, Site
+from prunec.program import Program
+from prunec.site_plan import Site
 from prunec.structure import Anatomy
 
 PROJECTIONS = 4  # of the output, for one image

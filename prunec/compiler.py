@@ -23,8 +23,8 @@ from prunec.ops import Learned
 from prunec.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.policy import Policy
-from prunec.program import Plan, Program, Stage
-from prunec.site_plan import counted, make_plan
+from prunec.program import Program, Stage
+from prunec.site_plan import Plan, counted, make_plan
 from prunec.sources import Pictures, Source
 
 

@@ -17,7 +17,8 @@ from rich.markup import escape
 from torch import fx
 
 from prunec import graph, ops
-from prunec.program import Program, Site
+from prunec.program import Program
+from prunec.site_plan import Site
 from prunec.structure import Anatomy
 
 

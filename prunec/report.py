@@ -18,8 +18,9 @@ from prunec.evaluate import Comparison
 from prunec.figures import Latency
 from prunec.planner.planned import Planned
 from prunec.planner.planning import LEAST_GAIN
-from prunec.program import Plan, Stage
+from prunec.program import Stage
 from prunec.rules import rates
+from prunec.site_plan import Plan
 from prunec.structure import Anatomy
 
 

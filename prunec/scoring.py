@@ -18,7 +18,7 @@ from prunec.counted import follows, note
 from prunec.errors import PolicyError, RecognitionError
 from prunec.language import Scorer
 from prunec.padding import mask_of
-from prunec.program import Site
+from prunec.site_plan import Site
 from prunec.structure import Anatomy, Core
 from prunec.writer import Writer
 

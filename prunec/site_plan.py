@@ -5,18 +5,77 @@ Counts here follow the policy's own rate; nothing is measured yet.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from prunec.errors import PolicyError
 from prunec.language import LATE, Selector
 from prunec.lowering import Lowering, choose
 from prunec.policy import Policy, presets
-from prunec.program import Plan, Site
-from prunec.rules import Step
+from prunec.rules import Rules, Step
 from prunec.structure import Anatomy
+
+Where = Literal["before_block", "after_attention"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where tokens are scored and selected, with its counts."""
+
+    block: int
+    where: Where
+    tokens: int  # stream length that enters, protected tokens counted in
+    keep: int  # patch tokens that survive
+    leaves: int  # stream length that goes on: protected + keep (+ 1 fused token)
+    ragged: bool = False  # each image keeps as many as it needs; the counts are the mean
+    step: int = 0  # which step of the policy
+    known: bool = True  # whether the mean is; else the counts are what it may be at most
+
+    def __str__(self) -> str:
+        name = "before" if self.where == "before_block" else "after attention of"
+        mean = (" on average" if self.known else " at most") if self.ragged else ""
+        return f"{name} block {self.block}: {self.tokens} -> {self.leaves} tokens{mean}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy made concrete for one model: pure data, printable, editable, replayable."""
+
+    rules: Rules
+    sites: tuple[Site, ...]
+    notes: tuple[str, ...] = ()
+    rejoin: int | None = None  # the block before which all tokens come back
+    lowering: Lowering = field(default_factory=Lowering)
+
+    @property
+    def policy(self) -> str:
+        """The policy's name."""
+        return self.rules.name
+
+    @property
+    def fate(self) -> str:
+        """What becomes of tokens that do not stay; the same for all steps."""
+        return self.rules.fate
+
+    def step(self, site: Site) -> Step:
+        """The policy's step that a site belongs to."""
+        return self.rules.steps[site.step]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for reports."""
+        sites = [dataclasses.asdict(site) for site in self.sites]
+        rules = self.rules.model_dump(mode="json", exclude_none=True)
+        return {
+            "policy": rules,
+            "sites": sites,
+            "notes": list(self.notes),
+            "rejoin": self.rejoin,
+            "lowering": self.lowering.as_dict(),
+        }
 
 
 def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None) -> Plan:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import prunec
 from prunec import ops
-from prunec.program import Plan, Program, ProgramModule, Site, Stage
+from prunec.program import Program, ProgramModule, Stage
+from prunec.site_plan import Plan, Site
 from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels, pruned, recognised
 
 

@@ -10,8 +10,9 @@ from prunec.data.preprocess import Preprocess
 from prunec.evaluate import Comparison, Score
 from prunec.figures import Latency
 from prunec.policy import Policy
-from prunec.program import Plan, Site, Stage
+from prunec.program import Stage
 from prunec.report import Report
+from prunec.site_plan import Plan, Site
 from prunec.structure import Anatomy, NoMatch
 
 ANATOMY = Anatomy(

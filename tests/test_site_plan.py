@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from prunec.errors import PolicyError
 from prunec.policy import Policy
-from prunec.program import Site
-from prunec.site_plan import make_plan
+from prunec.site_plan import Site, make_plan
 from prunec.structure import Anatomy, Block, Branch, Core
 from tests.tiny import policy
 

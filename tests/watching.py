@@ -16,7 +16,8 @@ from prunec.compiler import plan, recognise
 from prunec.lowering import choose
 from prunec.passes import BACK, run_passes
 from prunec.policy import Policy
-from prunec.program import Program, ProgramModule, Site
+from prunec.program import Program, ProgramModule
+from prunec.site_plan import Site
 from tests.families import difference, randomise
 from tests.methods import Segmenter
 

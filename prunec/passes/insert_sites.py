@@ -26,9 +26,10 @@ from prunec import gates, graph, heads, ops
 from prunec.errors import PolicyError
 from prunec.language import Selector
 from prunec.padding import mask_of, set_mask
-from prunec.program import Plan, Program, Site
+from prunec.program import Program
 from prunec.rules import Step
 from prunec.scoring import Scored, Scoring, grid_of, state_of
+from prunec.site_plan import Plan, Site
 from prunec.structure import Anatomy
 from prunec.writer import Writer
 

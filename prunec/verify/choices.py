@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from prunec import compat, graph, ops
 from prunec.errors import VerificationError
 from prunec.program import Program
-from prunec.program import Site as Planned
+from prunec.site_plan import Site as Planned
 from prunec.verify.refusals import REPORT, refuse
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunec.program import Plan, Site
+from prunec.site_plan import Plan, Site
 from prunec.verify.choices import Choice
 from prunec.verify.refusals import refuse
 

@@ -22,8 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat, graph
 from prunec.heads import ClassScores
-from prunec.program import Program, Site
+from prunec.program import Program
 from prunec.scoring import state_of
+from prunec.site_plan import Site
 from prunec.verify import fates, poison
 from prunec.verify.choices import Choice, short_calls, whole_calls
 from prunec.verify.fates import NAN, Epoch, Merged

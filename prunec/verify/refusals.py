@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from prunec.errors import VerificationError
-from prunec.program import Site
+from prunec.site_plan import Site
 
 #: What to do about a fault of the compiler.
 REPORT = "the model was not changed and nothing was returned; please report the model's name"

@@ -28,19 +28,19 @@ import torch
 from common import RESULTS
 from torch import Tensor
 
-from prunec import cost, figures
-from prunec.calibrate import KeptCounter
+from prunec.calibration.calibrate import KeptCounter
 from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
-from prunec.evaluate import Model, output
-from prunec.fitting import rank_correlation
+from prunec.frontend.sources import Pictures, load
+from prunec.ir.program import Program
+from prunec.measure import cost, figures
+from prunec.measure.evaluate import Model, output
+from prunec.measure.pictures import CALIBRATION
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores
-from prunec.pictures import CALIBRATION
-from prunec.policy import Policy, presets
-from prunec.program import Program
-from prunec.sources import Pictures, load
+from prunec.policy.policy import Policy, presets
+from prunec.scorers.fitting import rank_correlation
 from prunec.version import __version__
 
 TABLE = Path(__file__).parent.parent / "docs" / "accuracy.md"

@@ -42,11 +42,13 @@ from common import (
     write,
 )
 
-from prunec import compat, cost, sources
+from prunec import compat
 from prunec.compiler import compile_source
-from prunec.cost import Timing
-from prunec.policy import Policy
-from prunec.program import Stage
+from prunec.frontend import sources
+from prunec.ir.program import Stage
+from prunec.measure import cost
+from prunec.measure.cost import Timing
+from prunec.policy.policy import Policy
 
 BATCH = 8
 DEPTHS = (6, 12, 24)

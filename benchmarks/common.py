@@ -15,18 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from prunec import cost, sources, targets
-from prunec.capture import capture
-from prunec.certificate import relative_difference
+from prunec import targets
+from prunec.capture.capture import capture
 from prunec.compiler import compile_source
-from prunec.cost import Timing
-from prunec.evaluate import output
-from prunec.figures import flops
+from prunec.frontend import sources
+from prunec.ir.program import Program
+from prunec.measure import cost
+from prunec.measure.cost import Timing
+from prunec.measure.evaluate import output
+from prunec.measure.figures import flops
 from prunec.passes import FRONT, run_passes
 from prunec.passes.controls import RandomScores, Slices
-from prunec.policy import Policy
-from prunec.program import Program
+from prunec.policy.policy import Policy
 from prunec.targets import Flat
+from prunec.verify.certificate import relative_difference
 
 RESULTS = Path(__file__).parent / "results"
 POLICY, KEEP = "evit", 0.5

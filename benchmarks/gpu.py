@@ -52,12 +52,12 @@ from common import (
 )
 from torch import Tensor, nn
 
-from prunec import cost
-from prunec.certificate import relative_difference
-from prunec.evaluate import output
-from prunec.policy import Policy
-from prunec.program import Program
+from prunec.ir.program import Program
+from prunec.measure import cost
+from prunec.measure.evaluate import output
+from prunec.policy.policy import Policy
 from prunec.targets import Flat
+from prunec.verify.certificate import relative_difference
 
 BATCHES = (8, 64, 1)
 GRAPH_BATCHES = (8, 1)  # at 64 the launches that a graph saves no longer count

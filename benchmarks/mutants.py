@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the mistakes are part o
 
 import torch
 
-from prunec.certificate import certify
+from prunec.verify.certificate import certify
 from tests.mutants import MUTANTS, SCORING
 from tests.mutants.judge import Verdict, judge
 from tests.mutants.planting import Mutant

@@ -28,21 +28,23 @@ from typing import Any
 import torch
 from common import RESULTS, Check, Row, conclude, fresh, show, write
 
-from prunec import cost, evaluate, figures, sources, targets
-from prunec.calibrate import call_on
+from prunec import targets
+from prunec.calibration.calibrate import call_on
 from prunec.compiler import compile_recognised, recognise
 from prunec.data import shapes
-from prunec.lowering import choose
-from prunec.planner import latency
-from prunec.planner.goal import Goal
+from prunec.frontend import sources
+from prunec.frontend.sources import Pictures, Source
+from prunec.ir.program import Program
+from prunec.latency import latency
+from prunec.latency.table import LatencyTable
+from prunec.measure import cost, evaluate, figures
 from prunec.planner.planned import Request, Search, explore, planned, workshop_of
 from prunec.planner.planning import Candidate, decide, described
-from prunec.planner.schedule import Schedule, scheduled
-from prunec.planner.search import Choice
-from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
-from prunec.program import Program
-from prunec.sources import Pictures, Source
+from prunec.policy.lowering import choose
+from prunec.policy.policy import Policy
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import Schedule, scheduled
+from prunec.schedules.search import Choice
 from prunec.targets import Flat
 
 POLICY = Policy.load("evit")

@@ -42,13 +42,15 @@ from common import (
 )
 from torch import Tensor, fx, nn
 
-from prunec import cost, ops, sources
+from prunec import ops
 from prunec.compiler import compile_source
-from prunec.lowering import choose
+from prunec.frontend import sources
+from prunec.ir.program import Program, ProgramModule
+from prunec.measure import cost
 from prunec.passes import run_passes
 from prunec.passes.controls import Slices
-from prunec.policy import Policy
-from prunec.program import Program, ProgramModule
+from prunec.policy.lowering import choose
+from prunec.policy.policy import Policy
 
 BATCH, LEAST, MOST = 32, 0.2, 0.8
 MOST_OF_IDEAL = 1.10  # packed / the same number of tokens at uniform counts

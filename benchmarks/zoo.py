@@ -42,16 +42,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, fx, nn
 from zoo_models import Built, Case, build, cases, randomise
 
-from prunec import capture, cost, graph, ops, sources
-from prunec.agreement import agree
-from prunec.certificate import certify, relative_difference
+from prunec import ops
+from prunec.capture import capture
 from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
-from prunec.lowering import choose
+from prunec.frontend import sources
+from prunec.ir import graph
+from prunec.ir.program import Program, ProgramModule
+from prunec.measure import cost
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.passes.repair_tokens import RepairTokens
-from prunec.policy import Policy
-from prunec.program import Program, ProgramModule
+from prunec.policy.lowering import choose
+from prunec.policy.policy import Policy
+from prunec.verify.agreement import agree
+from prunec.verify.certificate import certify, relative_difference
 from prunec.version import __version__
 
 HERE = Path(__file__).parent

@@ -371,7 +371,7 @@ def _divided(value: Any, factor: int) -> Any:
 
 def _image_of(module: nn.Module) -> Tensor:
     """The smallest image that a model takes: a third or half of a large one, or the whole."""
-    from prunec import sources
+    from prunec.frontend import sources
 
     (image,) = sources.from_module(module).args
     sides = image.shape[-2:]

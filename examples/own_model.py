@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from prunec import evaluate
+from prunec.measure import evaluate
 
 
 class Attention(nn.Module):

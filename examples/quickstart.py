@@ -11,7 +11,7 @@ import timm
 import torch
 
 import prunec
-from prunec import cost, evaluate
+from prunec.measure import cost, evaluate
 
 name = sys.argv[1] if len(sys.argv) > 1 else "vit_tiny_patch16_224"
 model = timm.create_model(name, pretrained=False).eval()  # pretrained=True when there is a network

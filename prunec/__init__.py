@@ -9,25 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunec.version import __version__
 
 if TYPE_CHECKING:  # the same names as in _MODULES, for type checkers and editors
-    from prunec.data.preprocess import Preprocess
-    from prunec.errors import (
-        CaptureError,
-        NoGainError,
-        PolicyError,
-        PruneError,
-        RecognitionError,
-        SourceError,
-        TargetError,
-        UsageError,
-        VerificationError,
-    )
-    from prunec.measure import Measure
-    from prunec.modes import Masked, Packed, Padded, Static
-    from prunec.planner.goal import Goal
-    from prunec.planner.planned import Search
-    from prunec.policy import Policy, presets
-    from prunec.structure import Anatomy, NoMatch
-    from prunec.verbs import (
+    from prunec.api.verbs import (
         Result,
         anatomy,
         benchmark,
@@ -40,6 +22,24 @@ if TYPE_CHECKING:  # the same names as in _MODULES, for type checkers and editor
         sweep,
         transform,
     )
+    from prunec.data.preprocess import Preprocess
+    from prunec.errors import (
+        CaptureError,
+        NoGainError,
+        PolicyError,
+        PruneError,
+        RecognitionError,
+        SourceError,
+        TargetError,
+        UsageError,
+        VerificationError,
+    )
+    from prunec.measure.measure import Measure
+    from prunec.planner.planned import Search
+    from prunec.policy.modes import Masked, Packed, Padded, Static
+    from prunec.policy.policy import Policy, presets
+    from prunec.schedules.goal import Goal
+    from prunec.structure import Anatomy, NoMatch
 
 __all__ = [
     "Anatomy",
@@ -82,36 +82,36 @@ __all__ = [
 _MODULES = {
     "Anatomy": "prunec.structure",
     "CaptureError": "prunec.errors",
-    "Goal": "prunec.planner.goal",
-    "Masked": "prunec.modes",
-    "Measure": "prunec.measure",
+    "Goal": "prunec.schedules.goal",
+    "Masked": "prunec.policy.modes",
+    "Measure": "prunec.measure.measure",
     "NoGainError": "prunec.errors",
     "NoMatch": "prunec.structure",
-    "Packed": "prunec.modes",
-    "Padded": "prunec.modes",
-    "Policy": "prunec.policy",
+    "Packed": "prunec.policy.modes",
+    "Padded": "prunec.policy.modes",
+    "Policy": "prunec.policy.policy",
     "PolicyError": "prunec.errors",
     "Preprocess": "prunec.data.preprocess",
     "PruneError": "prunec.errors",
     "RecognitionError": "prunec.errors",
-    "Result": "prunec.verbs",
+    "Result": "prunec.api.verbs",
     "Search": "prunec.planner.planned",
     "SourceError": "prunec.errors",
-    "Static": "prunec.modes",
+    "Static": "prunec.policy.modes",
     "TargetError": "prunec.errors",
     "UsageError": "prunec.errors",
     "VerificationError": "prunec.errors",
-    "anatomy": "prunec.verbs",
-    "benchmark": "prunec.verbs",
-    "diff": "prunec.verbs",
-    "latency_table": "prunec.verbs",
-    "load": "prunec.verbs",
-    "optimize": "prunec.verbs",
-    "plan": "prunec.verbs",
-    "presets": "prunec.policy",
-    "save": "prunec.verbs",
-    "sweep": "prunec.verbs",
-    "transform": "prunec.verbs",
+    "anatomy": "prunec.api.verbs",
+    "benchmark": "prunec.api.verbs",
+    "diff": "prunec.api.verbs",
+    "latency_table": "prunec.api.verbs",
+    "load": "prunec.api.verbs",
+    "optimize": "prunec.api.verbs",
+    "plan": "prunec.api.verbs",
+    "presets": "prunec.policy.policy",
+    "save": "prunec.api.verbs",
+    "sweep": "prunec.api.verbs",
+    "transform": "prunec.api.verbs",
 }
 
 

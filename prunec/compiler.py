@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from prunec.agreement import agree
-from prunec.borrowing import alone
-from prunec.calibrate import Calibration, calibrate
-from prunec.capture import adopt, capture
-from prunec.certificate import Certificate, certify
-from prunec.counts import mark_counts
+from prunec.calibration.calibrate import Calibration, calibrate
+from prunec.capture.borrowing import alone
+from prunec.capture.capture import adopt, capture
+from prunec.counting.counts import mark_counts
 from prunec.errors import CalibrationError
-from prunec.lowering import Lowering
+from prunec.frontend.sources import Pictures, Source
+from prunec.ir.program import Program, Stage
+from prunec.measure.packed_attention import faster_attention
 from prunec.ops import Learned
-from prunec.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
-from prunec.policy import Policy
-from prunec.program import Program, Stage
-from prunec.site_plan import Plan, counted, make_plan
-from prunec.sources import Pictures, Source
+from prunec.policy.lowering import Lowering
+from prunec.policy.policy import Policy
+from prunec.policy.site_plan import Plan, counted, make_plan
+from prunec.verify.agreement import agree
+from prunec.verify.certificate import Certificate, certify
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .versions import COMPAT, PACKAGES, ROOT, installed, recorded
+from tests.versions import COMPAT, PACKAGES, ROOT, installed, recorded
 
 PAGE = ROOT / "docs" / "compat.md"
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from . import compat, goldens, versions
+from tests import compat, goldens, versions
 
 golden = goldens.golden
 

@@ -15,8 +15,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from . import references
-from .references import EVIT, NORM, Pruning
+from tests import references
+from tests.references import EVIT, NORM, Pruning
 
 WIDTH, HEADS, DEPTH, CLASSES = 48, 3, 4, 10
 

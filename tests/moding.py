@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import compat, ops
-from prunec.lowering import MODES, choose
-from prunec.modes import ModeLike
+from prunec.ir.program import Program
 from prunec.passes import BACK, lowering_passes, run_passes
-from prunec.policy import Policy
-from prunec.program import Program
-from prunec.site_plan import make_plan
+from prunec.policy.lowering import MODES, choose
+from prunec.policy.modes import ModeLike
+from prunec.policy.policy import Policy
+from prunec.policy.site_plan import make_plan
 from tests.families import difference
 
 TOLERANCE = 1e-5

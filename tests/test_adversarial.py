@@ -14,11 +14,10 @@ from torchvision.models import VisionTransformer
 
 import prunec
 from prunec.compiler import Compiled
-from prunec.program import ProgramModule
-
-from .families import difference
-from .references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
-from .test_own_models import (
+from prunec.ir.program import ProgramModule
+from tests.families import difference
+from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
+from tests.test_own_models import (
     HEADS,
     WIDTH,
     Block,

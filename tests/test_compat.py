@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import prunec
-from prunec import compat, graph, ops
-from prunec.program import Program
+from prunec import compat, ops
+from prunec.ir import graph
+from prunec.ir.program import Program
 from tests.tiny import ViT, captured
 
 aten = torch.ops.aten

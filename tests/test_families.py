@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 
 import prunec
-from prunec import ops, sources
+from prunec import ops
 from prunec.compiler import Compiled, compile_source
-from prunec.flops import FlopCounter
-from prunec.policy import Policy
-from prunec.program import ProgramModule
-
-from . import references
-from .families import DEPTH, FAMILIES, Family, difference, expected_flops, tensors
-from .references import EVIT, NORM, Pruning
+from prunec.frontend import sources
+from prunec.ir.flops import FlopCounter
+from prunec.ir.program import ProgramModule
+from prunec.policy.policy import Policy
+from tests import references
+from tests.families import DEPTH, FAMILIES, Family, difference, expected_flops, tensors
+from tests.references import EVIT, NORM, Pruning
 
 TOLERANCE = 1e-5
 

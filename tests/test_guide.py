@@ -11,15 +11,15 @@ import torch
 import yaml
 
 import prunec
-from prunec import policy
+from prunec.api.deprecated import SPELLINGS
 from prunec.cli.commands import COMMANDS, load
-from prunec.deprecated import SPELLINGS
-from prunec.language import Selector
-from prunec.lowering import MODES
+from prunec.latency.table import CACHE_VARIABLE
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planning import BOUND, LEAST_GAIN
-from prunec.planner.table import CACHE_VARIABLE
-from prunec.policy import Policy
+from prunec.policy import policy
+from prunec.policy.language import Selector
+from prunec.policy.lowering import MODES
+from prunec.policy.policy import Policy
 from tests.tiny import ViT
 
 ROOT = Path(__file__).parents[1]

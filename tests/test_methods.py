@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec import ops
-from prunec.policy import Policy, presets
+from prunec.policy.policy import Policy, presets
 from tests import methods
 from tests.families import difference
 from tests.watching import (

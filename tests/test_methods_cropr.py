@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunec import ops
-from prunec.gates import QueryGate, Setting
+from prunec.scorers.gates import QueryGate, Setting
 from tests import methods
 from tests.families import difference
 from tests.watching import (

@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from prunec import ops
-from prunec.language import Merge
-from prunec.policy import Policy
+from prunec.policy.language import Merge
+from prunec.policy.policy import Policy
 from tests import methods
 from tests.families import HF, difference, randomise
 from tests.watching import (

@@ -8,7 +8,7 @@ import pytest
 
 import prunec
 from prunec.errors import UsageError
-from prunec.modes import NAMES, Masked, Mode, Packed, Padded, Static, as_mode, name_of, with_options
+from prunec.policy.modes import NAMES, Masked, Mode, Packed, Padded, Static, as_mode, name_of, with_options
 
 VALUES: dict[str, Mode] = {"static": Static(), "padded": Padded(), "packed": Packed(), "masked": Masked()}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunec import ops
-from prunec.certificate import certify
+from prunec.verify.certificate import certify
 from tests.mutants import MUTANTS, SCORING
 from tests.mutants.judge import changes_something, judge
 from tests.mutants.planting import planted

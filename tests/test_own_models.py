@@ -14,12 +14,12 @@ from torch import Tensor, fx, nn
 from torchvision.models import VisionTransformer
 
 import prunec
-from prunec import ops, sources
+from prunec import ops
 from prunec.compiler import Compiled, compile_source
-from prunec.policy import Policy
-
-from .families import difference, randomise, tensors
-from .references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
+from prunec.frontend import sources
+from prunec.policy.policy import Policy
+from tests.families import difference, randomise, tensors
+from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 
 WIDTH, HEADS, GRID = 24, 2, (4, 5)
 PATCHES = GRID[0] * GRID[1]

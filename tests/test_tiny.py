@@ -6,8 +6,8 @@ import torch
 
 import prunec
 from prunec.compiler import compile_source
-from prunec.policy import Policy
-from prunec.sources import from_module
+from prunec.frontend.sources import from_module
+from prunec.policy.policy import Policy
 from tests.tiny import ViT, pixels
 
 

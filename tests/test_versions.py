@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from prunec import doctor
-
-from . import compat, versions
+from tests import compat, versions
 
 HERE = {
     "python": "3.11.7",

@@ -18,14 +18,13 @@ import timm
 import torch
 from torch import nn
 
-from prunec import sources
-from prunec.certificate import certify, relative_difference
 from prunec.compiler import plan, recognise
+from prunec.frontend import sources
+from prunec.ir.program import Program, ProgramModule
 from prunec.passes import BACK, run_passes
-from prunec.policy import Policy
-from prunec.program import Program, ProgramModule
-
-from .families import randomise
+from prunec.policy.policy import Policy
+from prunec.verify.certificate import certify, relative_difference
+from tests.families import randomise
 
 KEEP, CLASSES, WIDTH, HEADS = 0.6, 10, 48, 3
 

@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec import graph, ops
-from prunec.capture import capture
+from prunec import ops
+from prunec.capture.capture import capture
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
 from prunec.passes.repair_tokens import RepairTokens
-from prunec.policy import Policy
-from prunec.program import Program
-from prunec.site_plan import make_plan
+from prunec.policy.policy import Policy
+from prunec.policy.site_plan import make_plan
 
 Make = Callable[[], nn.Module]
 

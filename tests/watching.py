@@ -10,14 +10,15 @@ import timm
 import torch
 from torch import Tensor, fx, nn
 
-from prunec import ops, sources
-from prunec.certificate import certify
+from prunec import ops
 from prunec.compiler import plan, recognise
-from prunec.lowering import choose
+from prunec.frontend import sources
+from prunec.ir.program import Program, ProgramModule
 from prunec.passes import BACK, run_passes
-from prunec.policy import Policy
-from prunec.program import Program, ProgramModule
-from prunec.site_plan import Site
+from prunec.policy.lowering import choose
+from prunec.policy.policy import Policy
+from prunec.policy.site_plan import Site
+from prunec.verify.certificate import certify
 from tests.families import difference, randomise
 from tests.methods import Segmenter
 

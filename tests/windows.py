@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .tiny import Attention, Mlp
+from tests.tiny import Attention, Mlp
 
 SIDE, WINDOW, DIM = 6, 3, 16
 

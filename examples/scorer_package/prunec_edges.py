@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from prunec.gates import Setting
+from prunec.scorers.gates import Setting
 
 
 class Edges(nn.Module):

@@ -30,8 +30,8 @@ from prunec.cli.printing import out, print_json, progress, warn
 from prunec.cli.values import inputs_of, writable
 
 if TYPE_CHECKING:
-    from prunec.planner.roofline import Ceilings
-    from prunec.planner.table import LatencyTable
+    from prunec.latency.roofline import Ceilings
+    from prunec.latency.table import LatencyTable
 
 
 def bench(
@@ -67,8 +67,10 @@ def bench(
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
     import torch
 
-    from prunec import cost, sources, verbs
-    from prunec.measure import Measure
+    from prunec.api import verbs
+    from prunec.frontend import sources
+    from prunec.measure import cost
+    from prunec.measure.measure import Measure
 
     ceilings = None if estimate is None else replace(_ceilings(estimate), name=device)
     file = None if table is None else writable(table, "--table")
@@ -102,7 +104,7 @@ def bench(
 
 def _ceilings(text: str) -> Ceilings:
     """What a device sustains: TFLOP/s, GB/s, and perhaps how many processors it has."""
-    from prunec.planner.roofline import Ceilings
+    from prunec.latency.roofline import Ceilings
 
     try:
         flops, bandwidth, *more = (float(part) for part in text.split(","))

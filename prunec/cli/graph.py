@@ -52,11 +52,11 @@ def graph(
     if show_diff and policy is None:
         raise typer.BadParameter("--diff needs a --policy to compare with")
 
-    from prunec import sources
     from prunec.compiler import compile_source, recognise
-    from prunec.graph_diff import compare, lines, without_changes
-    from prunec.lowering import choose
-    from prunec.policy import Policy
+    from prunec.frontend import sources
+    from prunec.policy.lowering import choose
+    from prunec.policy.policy import Policy
+    from prunec.report.graph_diff import compare, lines, without_changes
 
     with_weights = pretrained or source == "shapes"
     given = sources.load(
@@ -90,8 +90,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is recognised in a model, what is not, and why."""
-    from prunec import sources
     from prunec.compiler import recognise
+    from prunec.frontend import sources
 
     given = sources.load(
         source,

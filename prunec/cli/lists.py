@@ -12,7 +12,7 @@ from prunec.cli.options import JsonOption
 from prunec.cli.printing import out, print_json
 
 if TYPE_CHECKING:
-    from prunec.policy import Policy
+    from prunec.policy.policy import Policy
 
 
 def list_policies(
@@ -28,7 +28,7 @@ def list_policies(
     if show_schema and name is not None:
         raise typer.BadParameter("--schema is of every policy file, give no name")
 
-    from prunec.policy import Policy, presets, schema
+    from prunec.policy.policy import Policy, presets, schema
 
     if show_schema:
         print_json(schema())
@@ -62,7 +62,7 @@ def list_targets(as_json: JsonOption = False) -> None:
 
 
 def _table(policies: Mapping[str, Policy]) -> Table:
-    from prunec.rules import rates
+    from prunec.policy.rules import rates
 
     table = Table(box=None, pad_edge=False)
     table.add_column("policy", no_wrap=True)

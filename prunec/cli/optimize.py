@@ -46,7 +46,7 @@ from prunec.cli.printing import out, print_json, progress, show_report, warn
 from prunec.cli.values import folder_of, inputs_of, numbers
 
 if TYPE_CHECKING:
-    from prunec.program import Program
+    from prunec.ir.program import Program
 
 
 def optimize(
@@ -102,14 +102,18 @@ def optimize(
 
     import torch
 
-    from prunec import artefact, cost, sources, targets, verbs
+    from prunec import targets
+    from prunec.api import verbs
+    from prunec.artefact import artefact
     from prunec.compiler import compile_source
-    from prunec.lowering import choose
-    from prunec.measure import Measure
-    from prunec.modes import with_options
-    from prunec.planner.goal import Goal
+    from prunec.frontend import sources
+    from prunec.measure import cost
+    from prunec.measure.measure import Measure
     from prunec.planner.planned import Search
-    from prunec.policy import Policy
+    from prunec.policy.lowering import choose
+    from prunec.policy.modes import with_options
+    from prunec.policy.policy import Policy
+    from prunec.schedules.goal import Goal
 
     backend = targets.load(target)
     chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)

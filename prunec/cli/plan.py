@@ -75,11 +75,13 @@ def plan(
     """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it."""
     import torch
 
-    from prunec import cost, sources, verbs
-    from prunec.measure import Measure
-    from prunec.planner.goal import Goal
+    from prunec.api import verbs
+    from prunec.frontend import sources
+    from prunec.measure import cost
+    from prunec.measure.measure import Measure
     from prunec.planner.planfile import PlanFile
     from prunec.planner.planned import Search
+    from prunec.schedules.goal import Goal
 
     given = sources.load(
         source,
@@ -141,10 +143,13 @@ def apply(
     """Transform a model as a plan says, prove it, measure it, and write the artefact."""
     import torch
 
-    from prunec import artefact, cost, sources, verbs
-    from prunec.measure import Measure
+    from prunec.api import verbs
+    from prunec.artefact import artefact
+    from prunec.frontend import sources
+    from prunec.measure import cost
+    from prunec.measure.measure import Measure
     from prunec.planner.planfile import PlanFile
-    from prunec.policy import Policy
+    from prunec.policy.policy import Policy
 
     told = PlanFile.read(file)
     folder = output or folder_of(told.source, Policy.load(told.policy).name)

@@ -13,8 +13,8 @@ from rich.console import Console
 from prunec.errors import NoGainError
 
 if TYPE_CHECKING:
-    from prunec.figures import Progress
-    from prunec.report import Report
+    from prunec.measure.figures import Progress
+    from prunec.report.report import Report
 
 out = Console(highlight=False, soft_wrap=True)
 chatter = Console(stderr=True, highlight=False)

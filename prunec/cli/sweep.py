@@ -75,10 +75,12 @@ def sweep(
     """Build and time schedules from the fastest to the gentlest: what each share of the time costs."""
     import torch
 
-    from prunec import cost, sources, verbs
-    from prunec.measure import Measure
+    from prunec.api import verbs
+    from prunec.frontend import sources
+    from prunec.measure import cost
+    from prunec.measure.measure import Measure
     from prunec.planner.planned import Search
-    from prunec.policy import Policy
+    from prunec.policy.policy import Policy
 
     chosen = Policy.load(policy)
     file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
@@ -122,7 +124,7 @@ def sweep(
 def _drawing(path: Path) -> Any:
     """The module that draws, which needs an extra; UsageError where that is not installed."""
     try:
-        drawing = importlib.import_module("prunec.planner.drawing")
+        drawing = importlib.import_module("prunec.report.drawing")
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed, which draws",

@@ -37,7 +37,7 @@ def inputs_of(
         raise typer.BadParameter("an example has a size already: leave --image-size out")
     given: Any = example
     if example is not None and example.endswith(".safetensors"):
-        from prunec import files
+        from prunec.files import files
 
         tensors = files.read_safetensors(Path(example))
         numbered = sorted(tensors, key=int) if all(map(str.isdecimal, tensors)) else None

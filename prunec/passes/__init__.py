@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from prunec import graph
-from prunec.borrowing import alone
-from prunec.lowering import Lowering
+from prunec.capture.borrowing import alone
+from prunec.ir import graph
+from prunec.ir.program import Counts, Program, Stage
 from prunec.passes.absorb import Absorb
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.insert_sites import InsertSites
@@ -23,7 +23,7 @@ from prunec.passes.lower_single import LowerSingle
 from prunec.passes.normalise import Normalise
 from prunec.passes.recognise import Recognise
 from prunec.passes.repair_tokens import RepairTokens
-from prunec.program import Counts, Program, Stage
+from prunec.policy.lowering import Lowering
 
 
 class Pass(Protocol):

@@ -27,10 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import compat, graph, ops, watch
-from prunec.boxes import Lengths, settings
-from prunec.program import Counts, Program
-from prunec.sizes import sizes_of
+from prunec import compat, ops
+from prunec.ir import graph
+from prunec.ir.program import Counts, Program
+from prunec.ir.sizes import sizes_of
+from prunec.probing import watch
+from prunec.probing.boxes import Lengths, settings
 from prunec.structure import Anatomy
 
 _LOUD = 1000.0  # numbers so large that a bound on them shows

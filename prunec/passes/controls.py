@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import graph, ops
-from prunec.program import Program
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
 
 
 @dataclass(frozen=True)

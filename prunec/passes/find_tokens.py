@@ -18,14 +18,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from prunec import graph, ops
-from prunec.boxes import Box, Lengths, Span
+from prunec import ops
 from prunec.compat import fake_mode_of, hint
 from prunec.errors import RecognitionError, first_few
+from prunec.ir import graph
 from prunec.passes.liveness import Needs
-from prunec.reads import Reader
-from prunec.rows import RowRead
-from prunec.spaces import Repairs, TokenAxis
+from prunec.probing.boxes import Box, Lengths, Span
+from prunec.probing.reads import Reader
+from prunec.probing.rows import RowRead
+from prunec.token_axis.spaces import Repairs, TokenAxis
 
 #: A constant read of more rows than this share of the stream reads the grid, not protected tokens.
 _LARGEST_PROTECTED_SHARE = 0.5

@@ -17,10 +17,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import compat, graph, watch
-from prunec.calls import CallTypes, signature
-from prunec.flow import DataFlow, Link, residual_adds
-from prunec.program import Program
+from prunec import compat
+from prunec.dataflow.flow import DataFlow, Link, residual_adds
+from prunec.ir import graph
+from prunec.ir.calls import CallTypes, signature
+from prunec.ir.program import Program
+from prunec.probing import watch
 
 #: What reads the last axis as channels; of a state of four axes the two in the middle are the grid then.
 _READS_CHANNELS = {"linear", "layer_norm", "rms_norm"}

@@ -22,16 +22,19 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import gates, graph, heads, ops
+from prunec import ops
+from prunec.dataflow import heads
 from prunec.errors import PolicyError
-from prunec.language import Selector
-from prunec.padding import mask_of, set_mask
-from prunec.program import Program
-from prunec.rules import Step
-from prunec.scoring import Scored, Scoring, grid_of, state_of
-from prunec.site_plan import Plan, Site
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.ir.writer import Writer
+from prunec.policy.language import Selector
+from prunec.policy.rules import Step
+from prunec.policy.site_plan import Plan, Site
+from prunec.scorers import gates
+from prunec.scorers.scoring import Scored, Scoring, grid_of, state_of
 from prunec.structure import Anatomy
-from prunec.writer import Writer
+from prunec.token_axis.padding import mask_of, set_mask
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import compat, graph, ops
-from prunec.boxes import (
+from prunec import compat, ops
+from prunec.compat import fake_mode_of
+from prunec.ir import graph
+from prunec.ir.program import Counts, Program
+from prunec.ir.sizes import Position, with_sizes
+from prunec.probing.boxes import (
     WHOLE,
     Box,
     Chosen,
@@ -44,10 +48,7 @@ from prunec.boxes import (
     shape_of,
     within,
 )
-from prunec.compat import fake_mode_of
-from prunec.program import Counts, Program
-from prunec.reads import Reader, Reads, unit_of
-from prunec.sizes import Position, with_sizes
+from prunec.probing.reads import Reader, Reads, unit_of
 from prunec.structure import Anatomy
 
 

@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from prunec import compat, graph, ops
-from prunec.padding import mask_of
-from prunec.program import Program
+from prunec import compat, ops
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.token_axis.padding import mask_of
 
 
 @dataclass(frozen=True)

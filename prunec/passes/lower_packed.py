@@ -24,13 +24,14 @@ import sympy
 import torch
 from torch import fx
 
-from prunec import compat, graph, ops
+from prunec import compat, ops
+from prunec.dataflow.forms import Forms, Space
 from prunec.errors import UsageError
-from prunec.forms import Forms, Space
-from prunec.lowering import Attention
-from prunec.padding import mask_of
-from prunec.program import Program
-from prunec.sizes import SizeNodes
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.ir.sizes import SizeNodes
+from prunec.policy.lowering import Attention
+from prunec.token_axis.padding import mask_of
 
 
 @dataclass(frozen=True)

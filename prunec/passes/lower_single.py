@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prunec import graph, ops
-from prunec.program import Program
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
 
 
 @dataclass(frozen=True)

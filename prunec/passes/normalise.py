@@ -23,10 +23,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import compat, graph
-from prunec.counted import follows
-from prunec.program import Program, value_at
-from prunec.sizes import sizes_of
+from prunec import compat
+from prunec.ir import graph
+from prunec.ir.program import Program, value_at
+from prunec.ir.sizes import sizes_of
+from prunec.token_axis.counted import follows
 
 _WHOLE = 2**62  # ends of slices that mean "to the end" are larger
 _ONLY_BROADCAST = {"expand", "unsqueeze", "view", "reshape", "squeeze", "alias", "to", "contiguous"}

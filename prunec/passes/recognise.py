@@ -22,12 +22,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from prunec import graph
+from prunec.dataflow.flow import NORMS, DataFlow, Link, chains, leads, residual_adds
+from prunec.dataflow.streams import holds_image_tokens, left_alone
 from prunec.errors import RecognitionError
-from prunec.flow import NORMS, DataFlow, Link, chains, leads, residual_adds
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes.find_tokens import example_inputs, find_tokens, token_dim
-from prunec.program import Program
-from prunec.streams import holds_image_tokens, left_alone
 from prunec.structure import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 
 PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm"}

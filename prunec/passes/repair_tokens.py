@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from torch import fx
 
 from prunec import compat, ops
-from prunec.enough import check_enough
-from prunec.graph import output_node
-from prunec.program import Program
-from prunec.spaces import TokenAxis
+from prunec.ir.graph import output_node
+from prunec.ir.program import Program
+from prunec.token_axis.enough import check_enough
+from prunec.token_axis.spaces import TokenAxis
 
 
 @dataclass(frozen=True)

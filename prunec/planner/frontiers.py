@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from prunec.lowering import Lowering
-from prunec.planner.goal import Goal
-from prunec.planner.losses import Losses, Trial
-from prunec.planner.schedule import shortest
-from prunec.planner.search import Choice, Costs, Limits, best, fastest, frontier
-from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
+from prunec.latency.losses import Losses, Trial
+from prunec.latency.table import LatencyTable
+from prunec.policy.lowering import Lowering
+from prunec.policy.policy import Policy
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import shortest
+from prunec.schedules.search import Choice, Costs, Limits, best, fastest, frontier
 from prunec.structure import Anatomy
 
 NEVER = 1e6  # seconds: what a site takes that the policy cannot make

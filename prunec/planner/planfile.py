@@ -11,10 +11,10 @@ from pydantic import Field, ValidationError
 
 from prunec import documents
 from prunec.errors import PlanError
-from prunec.language import MOST, Model, Word, mistakes
+from prunec.frontend.sources import runs_code
 from prunec.planner.planned import Planned
-from prunec.policy import Policy
-from prunec.sources import runs_code
+from prunec.policy.language import MOST, Model, Word, mistakes
+from prunec.policy.policy import Policy
 
 HEAD = """\
 # A plan for prunec: edit `schedule`, then run `{command}`.

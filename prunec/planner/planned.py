@@ -9,25 +9,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from prunec import figures, graph
 from prunec.errors import TableError, UsageError
-from prunec.figures import Progress
-from prunec.lowering import Attention, Lowering, choose
-from prunec.modes import Masked, ModeLike, Packed, Padded, Static, as_mode, name_of
-from prunec.packed_attention import faster_attention
-from prunec.planner import latency, losses, roofline
-from prunec.planner.fast import estimate
+from prunec.frontend.sources import Pictures, Source
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.latency import latency, losses, roofline
+from prunec.latency.fast import estimate
+from prunec.latency.latency import place_of, work_of
+from prunec.latency.losses import Losses, Trial
+from prunec.latency.roofline import Ceilings
+from prunec.latency.table import LatencyTable, cached
+from prunec.measure import figures
+from prunec.measure.figures import Progress
+from prunec.measure.packed_attention import faster_attention
 from prunec.planner.frontiers import Map, schedule_of
-from prunec.planner.goal import Goal
-from prunec.planner.latency import place_of, work_of
-from prunec.planner.losses import Losses, Trial
 from prunec.planner.planning import ROUNDS, Candidate, Decision, Workshop, decide, described, unreachable
-from prunec.planner.roofline import Ceilings
-from prunec.planner.schedule import check_schedulable, limits_of, scheduled
-from prunec.planner.table import LatencyTable, cached
-from prunec.policy import Policy
-from prunec.program import Program
-from prunec.sources import Pictures, Source
+from prunec.policy.lowering import Attention, Lowering, choose
+from prunec.policy.modes import Masked, ModeLike, Packed, Padded, Static, as_mode, name_of
+from prunec.policy.policy import Policy
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import check_schedulable, limits_of, scheduled
 from prunec.targets import Target, device_of
 
 

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunec import cost, figures
 from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
-from prunec.figures import Progress
+from prunec.frontend.sources import Pictures
+from prunec.ir.program import Program
+from prunec.latency.losses import Trial
+from prunec.measure import cost, figures
+from prunec.measure.figures import Progress
 from prunec.planner.frontiers import Map, schedule_of
-from prunec.planner.goal import Goal
-from prunec.planner.losses import Trial
-from prunec.planner.schedule import Schedule, scheduled
-from prunec.planner.search import Choice
-from prunec.program import Program
-from prunec.sources import Pictures
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import Schedule, scheduled
+from prunec.schedules.search import Choice
 from prunec.targets import Flat, Target, device_of
 
 LEAST_GAIN = 0.03

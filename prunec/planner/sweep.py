@@ -24,18 +24,19 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from prunec import documents, figures
+from prunec import documents
 from prunec.errors import TableError, brief, first_few
-from prunec.language import MOST, mistakes
-from prunec.lowering import Lowering
+from prunec.frontend.sources import Source
+from prunec.ir.program import Program
+from prunec.latency.latency import place_of, work_of
+from prunec.measure import figures
 from prunec.planner.frontiers import Map, schedule_of, some
-from prunec.planner.latency import place_of, work_of
 from prunec.planner.planned import Explored, Request
 from prunec.planner.planning import Candidate, Workshop
-from prunec.planner.schedule import Schedule
-from prunec.planner.search import Choice
-from prunec.program import Program
-from prunec.sources import Source
+from prunec.policy.language import MOST, mistakes
+from prunec.policy.lowering import Lowering
+from prunec.schedules.schedule import Schedule
+from prunec.schedules.search import Choice
 from prunec.targets import device_of
 
 FORMAT = 1

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from prunec.errors import TargetError, did_you_mean
-from prunec.modes import ModeName
-from prunec.program import Program, ProgramModule
+from prunec.ir.program import Program, ProgramModule
+from prunec.policy.modes import ModeName
 
 Flat = Callable[..., Any]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prunec.lowering import MODES
-from prunec.modes import ModeName
-from prunec.program import Program
+from prunec.ir.program import Program
+from prunec.policy.lowering import MODES
+from prunec.policy.modes import ModeName
 from prunec.targets import Flat
 
 

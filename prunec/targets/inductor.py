@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from prunec import compat, ops
-from prunec.lowering import MODES
-from prunec.modes import ModeName
-from prunec.program import Program
+from prunec.ir.program import Program
+from prunec.policy.lowering import MODES
+from prunec.policy.modes import ModeName
 from prunec.targets import Flat
 
 

@@ -11,16 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
-from prunec import compat, graph, ops
+from prunec import compat, ops
 from prunec.errors import VerificationError
-from prunec.program import Program
-from prunec.site_plan import Site as Planned
-from prunec.verify.refusals import REPORT, refuse
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.policy.site_plan import Site as Planned
+
+#: What to do about a fault of the compiler.
+REPORT = "the model was not changed and nothing was returned; please report the model's name"
+
+
+def refuse(site: Planned, what: str, image: int | None = None) -> NoReturn:
+    """The error that says what is wrong with the rows that a site lets go on."""
+    whose = "" if image is None else f" of image {image}"
+    raise VerificationError(f"the rows{whose} that go on {what}", where=f"site {site}", remedy=REPORT)
 
 
 @dataclass(frozen=True)

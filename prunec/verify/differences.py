@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunec.program import Program, with_tensors
+from prunec.ir.program import Program, with_tensors
 
 #: Largest difference relative to the output's scale that still counts as equal, by precision.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunec.rules import Step
+from prunec.policy.rules import Step
 from prunec.verify.choices import Choice
 
 NAN = float("nan")

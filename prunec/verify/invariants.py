@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunec.site_plan import Plan, Site
-from prunec.verify.choices import Choice
-from prunec.verify.refusals import refuse
+from prunec.policy.site_plan import Plan, Site
+from prunec.verify.choices import Choice, refuse
 
 
 def check(

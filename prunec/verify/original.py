@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunec.errors import UsageError, VerificationError, first_few
-from prunec.program import Program
+from prunec.ir.program import Program
 from prunec.verify.differences import seeded, worst
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunec import graph, heads
-from prunec.counted import operands_that_follow
+from prunec.dataflow import heads
 from prunec.errors import VerificationError
-from prunec.interface import images_in
-from prunec.program import Program
+from prunec.ir import graph
+from prunec.ir.interface import images_in
+from prunec.ir.program import Program
+from prunec.token_axis.counted import operands_that_follow
 from prunec.verify import runs
-from prunec.verify.choices import Choice
+from prunec.verify.choices import REPORT, Choice
 from prunec.verify.differences import one, relative_difference, worst
 from prunec.verify.reference import Reference, UnprovenError
-from prunec.verify.refusals import REPORT
 from prunec.verify.together import Shared, how_shared, together
 
 NOT_ALONE = "the model's own code joins several images, such as the frames of a clip, so none runs by itself"

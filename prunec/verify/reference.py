@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
 
-from prunec import compat, graph
-from prunec.heads import ClassScores
-from prunec.program import Program
-from prunec.scoring import state_of
-from prunec.site_plan import Site
+from prunec import compat
+from prunec.dataflow.heads import ClassScores
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.policy.site_plan import Site
+from prunec.scorers.scoring import state_of
 from prunec.verify import fates, poison
-from prunec.verify.choices import Choice, short_calls, whole_calls
+from prunec.verify.choices import Choice, refuse, short_calls, whole_calls
 from prunec.verify.fates import NAN, Epoch, Merged
-from prunec.verify.refusals import refuse
 
 
 class UnprovenError(Exception):

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunec import compat, graph
+from prunec import compat
 from prunec.errors import VerificationError
-from prunec.interface import images_in
-from prunec.program import Program
-from prunec.scattering import Scattering
+from prunec.ir import graph
+from prunec.ir.interface import images_in
+from prunec.ir.program import Program
 from prunec.structure import Anatomy
 from prunec.verify import invariants
-from prunec.verify.choices import Choice, choices, sites_of
-from prunec.verify.refusals import REPORT
+from prunec.verify.choices import REPORT, Choice, choices, sites_of
+from prunec.verify.scattering import Scattering
 
 #: What a dense graph may hold that counts as random and, in eval mode, is not.
 _QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")

@@ -18,9 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import prunec
-import prunec.pictures
-from prunec import artefact, certificate, cli, sources, verbs
+import prunec.measure.pictures
+from prunec import cli
+from prunec.api import verbs
+from prunec.artefact import artefact
+from prunec.frontend import sources
 from prunec.targets.inductor import Inductor
+from prunec.verify import certificate
 
 ROOT = Path(__file__).parents[2]
 MODELS = """\
@@ -164,7 +168,7 @@ def masked(text: str) -> str:
 def test_optimize_shapes_from_end_to_end(
     call: Call, home: Path, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunec.pictures, "MOST", 256)
+    monkeypatch.setattr(prunec.measure.pictures, "MOST", 256)
     said = call(
         "optimize", "shapes", "--policy", "evit", "--keep", "0.5", "--target", "eager", "--rounds", "5",
         "--output", "out",

@@ -15,12 +15,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from prunec import cli, verbs
+from prunec import cli
+from prunec.api import verbs
+from prunec.latency.table import LatencyTable
 from prunec.planner import planned
 from prunec.planner.planning import Candidate, Workshop
-from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
-from prunec.report import Report
+from prunec.policy.policy import Policy
+from prunec.report.report import Report
 
 MODELS = """\
 import torch
@@ -401,7 +402,7 @@ def test_a_sweep_of_another_model_is_refused_before_anything_is_measured(
 
 
 def test_drawing_without_the_extra_says_what_to_install(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "prunec.planner.drawing", raising=False)
+    monkeypatch.delitem(sys.modules, "prunec.report.drawing", raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setattr(verbs, "sweep", None)
     text = failure(call("sweep", *MODEL, "--plot", "sweep.png"), 2)

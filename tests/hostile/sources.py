@@ -14,8 +14,8 @@ import torch
 import yaml
 from torch import nn
 
-from prunec import artefact
-from prunec.policy import Policy
+from prunec.artefact import artefact
+from prunec.policy.policy import Policy
 from tests.hostile import Hostile, configurations_choose_attention
 from tests.hostile.pickles import Call
 

@@ -6,7 +6,7 @@ returns what the model would return for that image, and for each site the origin
 tokens merge: for each token after the site the rows that it stands for). EViT is in tests/references.py.
 """
 
-from .dropping import (
+from tests.methods.dropping import (
     ats,
     ats_sample,
     ats_scores,
@@ -22,9 +22,29 @@ from .dropping import (
     svit,
     svit_gate,
 )
-from .exiting import dtop, dtop_exits, dtop_grader, reconstruct
-from .merging import algm, algm_matches, algm_windows, diffrate, match, merge, pomt, pomt_scores, tome
-from .model import Attended, Layer, Parts, Segmenter, Stream, attention, paint, ranked, take_apart
+from tests.methods.exiting import dtop, dtop_exits, dtop_grader, reconstruct
+from tests.methods.merging import (
+    algm,
+    algm_matches,
+    algm_windows,
+    diffrate,
+    match,
+    merge,
+    pomt,
+    pomt_scores,
+    tome,
+)
+from tests.methods.model import (
+    Attended,
+    Layer,
+    Parts,
+    Segmenter,
+    Stream,
+    attention,
+    paint,
+    ranked,
+    take_apart,
+)
 
 __all__ = [
     "Attended",

@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.references import attend, heads
-
-from .model import (
+from tests.methods.model import (
     Counts,
     Learned,
     Rows,
@@ -24,6 +22,7 @@ from .model import (
     run,
     take_apart,
 )
+from tests.references import attend, heads
 
 # --- SViT -----------------------------------------------------------------------------------
 

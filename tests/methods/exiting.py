@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .model import (
+from tests.methods.model import (
     Learned,
     Rows,
     Segmenter,

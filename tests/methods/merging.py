@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .model import Counts, Groups, Rows, Stream, attention, ranked, take_apart
+from tests.methods.model import Counts, Groups, Rows, Stream, attention, ranked, take_apart
 
 # `proportional`: the logits of a key rise by the log of the size of its token, in all later attention.
 # `weighted`: an average over the patches at the end counts each token by its size.

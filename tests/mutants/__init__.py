@@ -11,7 +11,7 @@ modes       mistakes in a lowering
 judge       who catches what
 """
 
-from . import choosing, combining, graphs, modes, moving, reading
+from tests.mutants import choosing, combining, graphs, modes, moving, reading
 
 MUTANTS = (
     *choosing.MUTANTS, *moving.MUTANTS, *combining.MUTANTS, *reading.MUTANTS, *graphs.MUTANTS, *modes.MUTANTS,

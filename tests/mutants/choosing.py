@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-
-from .planting import Mutant, mistakes_in
+from tests.mutants.planting import Mutant, mistakes_in
 
 # --- selections --------------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunec import graph, ops
-from prunec.program import Program
-
-from .planting import Mutant
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
+from tests.mutants.planting import Mutant
 
 
 def _all(program: Program, *targets: object) -> list[fx.Node]:

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from prunec import graph
-from prunec.agreement import agree
-from prunec.certificate import certify
 from prunec.errors import PruneError, VerificationError
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import BACK, lowering_passes, run_passes
-from prunec.program import Program
-
-from .planting import Mutant, planted
-from .subjects import SUBJECTS, dense, lowered, plain, planned
+from prunec.verify.agreement import agree
+from prunec.verify.certificate import certify
+from tests.mutants.planting import Mutant, planted
+from tests.mutants.subjects import SUBJECTS, dense, lowered, plain, planned
 
 #: What an error says, and which part of the proof says it.
 _BY = {

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-
-from .planting import mistakes_in
+from tests.mutants.planting import mistakes_in
 
 DROPS = ("class token, drop", "mean head, drop", "rotary, drop", "dense output, stale", "windows, drop")
 

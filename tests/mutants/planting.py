@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
-from prunec.program import Program
+from prunec.ir.program import Program
 
 Wrong = Callable[..., Any]  # (the operation as it is, *its arguments)
 Edit = Callable[[Program], None]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-
-from .planting import Mutant
+from tests.mutants.planting import Mutant
 
 # --- padding, exits, what is not computed ------------------------------------------------------
 

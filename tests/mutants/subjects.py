@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunec.compiler import lower
-from prunec.lowering import choose
+from prunec.ir.program import Program
 from prunec.passes import BACK, run_passes
-from prunec.policy import Policy
-from prunec.program import Program
-from prunec.site_plan import make_plan
+from prunec.policy.lowering import choose
+from prunec.policy.policy import Policy
+from prunec.policy.site_plan import make_plan
 from tests.tiny import Attention, Block, ViT, pixels, policy, recognised
 from tests.windows import SIDE, windowed
 

@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from prunec import figures, graph, ops
-from prunec.certificate import certify
-from prunec.flops import FlopCounter
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.flops import FlopCounter
+from prunec.ir.program import Program
+from prunec.measure import figures
 from prunec.passes import run_passes
 from prunec.passes.absorb import Absorb
 from prunec.passes.controls import RandomScores, Slices
 from prunec.passes.liveness import Liveness
-from prunec.program import Program
+from prunec.verify.certificate import certify
 from tests import tiny
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised, run
 

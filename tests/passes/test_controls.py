@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from prunec import ops
+from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores, Slices
-from prunec.program import Program
 from tests.tiny import Attention, Block, ViT, counts, dialect_of, pixels, pruned, recognised, run
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec.certificate import certify
 from prunec.errors import RecognitionError
 from prunec.structure import Anatomy
+from prunec.verify.certificate import certify
 from tests.tiny import Attention, Block, ViT, class_row, counts, pixels, pruned, recognised, run
 
 

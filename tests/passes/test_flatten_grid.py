@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec import graph
-from prunec.flow import DataFlow, residual_adds
+from prunec.dataflow.flow import DataFlow, residual_adds
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.normalise import Normalise
-from prunec.program import Program
 from tests.tiny import Mlp, ViT, captured, counts, pixels, run, targets_of
 from tests.windows import DIM, SIDE, GlobalAttention, GridBlock, GridViT, WindowAttention, windowed
 

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec import graph, ops
+from prunec import ops
 from prunec.errors import RecognitionError
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.insert_sites import InsertSites
-from prunec.program import Program
 from tests.tiny import Attention, Block, ViT, counts, dialect_of, planned, recognised
 
 

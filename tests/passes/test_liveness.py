@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from prunec import figures, graph, ops, sources
-from prunec.certificate import certify
+from prunec import ops
 from prunec.compiler import compile_source
+from prunec.frontend import sources
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.measure import figures
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores, Slices
 from prunec.passes.liveness import Liveness
-from prunec.policy import Policy
-from prunec.program import Program
+from prunec.policy.policy import Policy
+from prunec.verify.certificate import certify
 from tests import tiny
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised, run
 

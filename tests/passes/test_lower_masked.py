@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from prunec import graph, ops
-from prunec.program import Program
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
 from tests import moding, tiny
-from tests.test_ragged import Biased
+from tests.passes.test_ragged import Biased
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised
 from tests.watching import preset
 

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from prunec import graph, ops
+from prunec import ops
 from prunec.errors import UsageError
-from prunec.lowering import choose
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.lower_packed import LowerPacked
-from prunec.program import Program
+from prunec.policy.lowering import choose
 from tests import moding, tiny
-from tests.test_ragged import Biased
+from tests.passes.test_ragged import Biased
 from tests.tiny import Attention, Block, Mlp, ViT, counts, pixels, recognised
 
 THRESHOLD = {"selector": "threshold", "fate": "preserve", "reactivate": True}

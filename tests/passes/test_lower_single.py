@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from prunec import graph, ops
-from prunec.padding import mask_of
-from prunec.program import Program
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.token_axis.padding import mask_of
 from tests import moding, tiny
-from tests.test_ragged import Biased
+from tests.passes.test_ragged import Biased
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised
 
 THRESHOLD = {"selector": "threshold", "fate": "preserve", "reactivate": True}

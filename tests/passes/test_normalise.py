@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec import graph
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.normalise import Normalise
-from prunec.program import Program
 from tests.tiny import captured, counts, normalised, run, targets_of
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec import graph
 from prunec.errors import RecognitionError
+from prunec.ir import graph
 from prunec.passes.recognise import recognise
 from prunec.structure import Anatomy
 from tests.tiny import Attention, Block, Mlp, ViT, captured, counts, pixels, recognised

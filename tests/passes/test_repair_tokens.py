@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec import graph, ops
-from prunec.certificate import certify
-from prunec.program import Program
+from prunec import ops
+from prunec.ir import graph
+from prunec.ir.program import Program
+from prunec.verify.certificate import certify
 from tests import tiny
 from tests.tiny import Attention, Block, ViT, counts, dialect_of, pixels, recognised, run
 

@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import torch
 
-from prunec.lowering import Lowering
-from prunec.modes import ModeName
+from prunec.latency.losses import Losses, Trial
+from prunec.latency.table import LatencyTable
 from prunec.planner.frontiers import Map, schedule_of
-from prunec.planner.losses import Losses, Trial
 from prunec.planner.planned import Explored
 from prunec.planner.planning import Candidate, Name, Workshop
-from prunec.planner.search import Choice, Limits
-from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
+from prunec.policy.lowering import Lowering
+from prunec.policy.modes import ModeName
+from prunec.policy.policy import Policy
+from prunec.schedules.search import Choice, Limits
 from prunec.structure import Anatomy, Block
 
 DEPTH, COUNTS = 8, (17, 13, 9, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunec.planner.planfile import PlanFile
-from prunec.policy import Policy
+from prunec.policy.policy import Policy
 
 
 def plan_file(**changes: Any) -> PlanFile:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from prunec.lowering import Lowering
+from prunec.latency.losses import Losses
+from prunec.latency.table import LatencyTable
 from prunec.planner.frontiers import NEVER, Map, schedule_of, some
-from prunec.planner.goal import Goal
-from prunec.planner.losses import Losses
-from prunec.planner.schedule import limits_of, shortest
-from prunec.planner.search import Choice, Limits
-from prunec.planner.table import LatencyTable
-from prunec.policy import Policy
+from prunec.policy.lowering import Lowering
+from prunec.policy.policy import Policy
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import limits_of, shortest
+from prunec.schedules.search import Choice, Limits
 from tests.planner.anatomies import anatomy
 
 COUNTS = (26, 20, 16, 12, 8, 5)

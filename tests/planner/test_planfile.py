@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from prunec.errors import PlanError, PolicyError
-from prunec.planner.goal import Goal
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Planned
 from prunec.planner.planning import Candidate, Decision
-from prunec.planner.schedule import scheduled
-from prunec.policy import Policy
+from prunec.policy.policy import Policy
+from prunec.schedules.goal import Goal
+from prunec.schedules.schedule import scheduled
 from tests.planner.imagined import ANATOMY, POLICY, mapped
 
 CHOSEN = Candidate("static", {6: 5, 3: 13}, 0.7125, 0.0123456789, 0.73, 0.01, 0.004)

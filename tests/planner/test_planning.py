@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prunec.errors import PlanError, UsageError
-from prunec.planner.goal import Goal
 from prunec.planner.planning import LEAST_GAIN, Candidate, Decision, decide
+from prunec.schedules.goal import Goal
 from tests.planner.imagined import DEPTH, Imagined, mapped, table
 
 BARE: dict[int, int] = {}

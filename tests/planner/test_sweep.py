@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from prunec import sources
 from prunec.compiler import recognise
 from prunec.errors import TableError
+from prunec.frontend import sources
+from prunec.frontend.sources import Pictures
 from prunec.planner import sweep as module
 from prunec.planner.planned import Request, Search
 from prunec.planner.planning import Candidate
 from prunec.planner.sweep import Sweep, proposals, read, sweep
-from prunec.policy import Policy
-from prunec.sources import Pictures
+from prunec.policy.policy import Policy
 from prunec.targets.eager import Eager
 from tests.planner.imagined import Imagined, explored, mapped, table
 from tests.tiny import ViT

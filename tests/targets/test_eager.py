@@ -5,7 +5,7 @@ import torch
 
 from prunec import targets
 from prunec.errors import TargetError, UsageError
-from prunec.program import ProgramModule
+from prunec.ir.program import ProgramModule
 from prunec.targets import LoweredModule, device_of
 from prunec.targets.eager import Eager
 from tests.tiny import ViT, pixels, pruned, recognised

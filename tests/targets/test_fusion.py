@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._inductor import config
 from torch._inductor.utils import run_and_get_code
 
-from prunec.program import Program
+from prunec.ir.program import Program
 from prunec.targets.inductor import Inductor
 from tests.tiny import Attention, Block, Mlp, ViT, pixels, pruned, recognised
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from prunec import compat, targets
 from prunec.errors import TargetError
-from prunec.program import Program
+from prunec.ir.program import Program
 from prunec.targets import LoweredModule
 from prunec.targets.inductor import Inductor
 from tests.tiny import ViT, pixels, pruned, recognised

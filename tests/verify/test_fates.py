@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunec.policy import Policy
+from prunec.policy.policy import Policy
 from prunec.verify import fates
 from prunec.verify.choices import Choice
 from prunec.verify.fates import Epoch

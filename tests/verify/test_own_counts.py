@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunec import graph, ops
-from prunec.certificate import certify
+from prunec import ops
 from prunec.errors import VerificationError
-from prunec.program import Program
+from prunec.ir import graph
+from prunec.ir.program import Program
 from prunec.verify import invariants, runs
+from prunec.verify.certificate import certify
 from prunec.verify.choices import Choice, choices, sites_of
 from tests.tiny import Attention, Block, ViT, pixels, pruned, recognised
 

@@ -1,0 +1,1 @@
+"""What people call: transform, optimize, plan, sweep, benchmark, save and load."""

@@ -1,0 +1,153 @@
+"""optimize: the whole way, from a model to a module on its backend with a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunec import targets
+from prunec.api.deprecated import old_spellings
+from prunec.api.results import Result
+from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, request_of, to_plan
+from prunec.calibration.calibrate import Calibration
+from prunec.compiler import Compiled, compile_recognised, has_blanks, recognise
+from prunec.frontend.sources import Pictures, Source
+from prunec.ir.program import Program
+from prunec.measure import figures
+from prunec.measure.labels import fitting
+from prunec.measure.measure import Measure
+from prunec.measure.pictures import SCENES, doubts, pictures_of, split_off
+from prunec.planner.planned import Search
+from prunec.planner.planned import plan as plan_schedule
+from prunec.policy.modes import ModeLike
+from prunec.policy.policy import Policy
+from prunec.report.report import Report
+from prunec.schedules.goal import Goal
+from prunec.targets import Target
+
+ROUNDS = 20
+
+
+@old_spellings
+def optimize(
+    source: SourceLike,
+    policy: PlanLike,
+    goal: Goal | None = None,
+    *,
+    images: str | Path | None = None,
+    example: Any = None,
+    mode: ModeLike | None = None,
+    measure: Measure | None = None,
+) -> Result:
+    """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
+
+    A policy with learned parts or thresholds is calibrated first: on some of the images of the folder (which
+    are then left out of the measurement), else on images that the source knows, else on scenes of Shapes.
+
+    Args:
+        source: a SOURCE string, a `Source`, or a module.
+        policy: as for `transform`; also a plan.
+        goal: plan blocks and counts by measurement on this device, so that this is met. For another search
+            than the usual one: optimize(source, plan(source, policy, goal, search=...)).
+        images: a folder of images to measure on; subfolders that name the model's classes give labels.
+        example: an input of a module or a SOURCE, as for `transform`, or its shapes as text: 2x3x224x224.
+        mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
+            tokens of every image.
+        measure: on which target, at which batch, and how.
+    """
+    measure = measure or Measure()
+    backend = targets.load(measure.target)
+    chosen = Chosen.of(policy if goal is None else to_plan(policy), mode)
+    search = Search(mode=mode) if goal is not None else None
+    chosen.lowering(measure.batch, backend.modes)  # what cannot run is told before a model is read
+    given = as_source(source, example, measure.preprocess)
+    with measure.on_threads():
+        pictures, fitted_on = pictures_of(given, images), None
+        if goal is not None or chosen.planned is not None or _calibrates(chosen.policy, measure):
+            pictures, fitted_on = split_off(given, pictures)
+        measure.progress("capture, recognise")
+        dense = recognise(given)
+        if goal is not None and search is not None and fitted_on is not None:
+            request = request_of(chosen.policy, fitted_on, search, measure)
+            chosen = Chosen.of(plan_schedule(given, dense, goal, request), None)
+        if not _calibrates(chosen.policy, measure):
+            fitted_on = None
+        return _built(given, dense, chosen, backend, pictures, fitted_on, measure)
+
+
+def _calibrates(policy: Policy, measure: Measure) -> bool:
+    return measure.calibrate and (policy.calibrated or policy.ragged)
+
+
+def _built(
+    given: Source,
+    dense: Program,
+    chosen: Chosen,
+    backend: Target,
+    pictures: Pictures | None,
+    fitted_on: Pictures | None,
+    measure: Measure,
+) -> Result:
+    """The model rewritten, lowered and measured."""
+    policy, say = chosen.on(dense), measure.progress
+    say("rewrite, certify")
+    lowering = chosen.lowering(measure.batch, backend.modes)
+    compiled = compile_recognised(
+        given.module, dense, policy, fitted_on, untrained=not measure.calibrate, lowering=lowering
+    )
+    pruned, plain = compiled.pruned, compiled.plain
+    lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
+    scenes = pictures or fitted_on
+    inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
+    timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, say)
+    if pictures:
+        say("compare on images")
+    told = _told(given, dense, pictures, fitted_on, compiled.calibration)
+    for doubt in told:
+        measure.warn(doubt)
+    accuracy = figures.accuracy(dense, plain, lowered, pictures) if pictures else None
+    assert pruned.anatomy is not None
+    assert pruned.plan is not None
+    report = Report(
+        source=given.spec,
+        weights=given.weights,
+        target=measure.target,
+        policy=policy.model_dump(mode="json"),
+        anatomy=pruned.anatomy,
+        plan=pruned.plan,
+        stages=pruned.stages,
+        certificate=compiled.certificate,
+        flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
+        images=pictures.name if pictures else "",
+        accuracy=accuracy,
+        latency=timed,
+        notes=(*given.notes, *_calibration_notes(compiled), *told),
+        arch=given.arch,
+        example=given.example,
+        calibration=compiled.calibration,
+        planned=chosen.planned,
+        preprocess=pictures.preprocess if pictures else None,
+    )
+    return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
+
+
+def _told(
+    source: Source,
+    dense: Program,
+    pictures: Pictures | None,
+    fitted_on: Pictures | None,
+    calibration: Calibration | None,
+) -> tuple[str, ...]:
+    """What is doubtful about pictures, labels and calibration: warned of, and noted in the report."""
+    shown = pictures or fitted_on
+    about_pictures = () if shown is None or shown.name == SCENES else doubts(source, shown)
+    labels = fitting(pictures, figures.classes(dense))[1] if pictures else ""
+    return (*about_pictures, *filter(None, [labels]), *(calibration.doubts if calibration else ()))
+
+
+def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:
+    if compiled.calibration is not None and compiled.calibration.name == SCENES:
+        return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
+    if compiled.calibration is None and has_blanks(compiled.pruned):
+        return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
+    return ()

@@ -1,0 +1,1 @@
+"""Fit learned parts and thresholds to what the dense model itself reveals."""

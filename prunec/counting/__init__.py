@@ -1,0 +1,1 @@
+"""Which numbers of a captured graph follow its number of tokens."""

@@ -1,0 +1,1 @@
+"""The flow of the image through a graph: streams, residual adds, heads."""

@@ -1,0 +1,1 @@
+"""Model and weight files, read without running anything that is in them."""

@@ -1,0 +1,1 @@
+"""The program that passes hand on: its graph, its inputs and outputs, its sizes and types."""

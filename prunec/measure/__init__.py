@@ -1,0 +1,1 @@
+"""What pruning costs and gains: FLOPs, time and accuracy, each beside its control."""

@@ -1,0 +1,62 @@
+"""How things are measured: one value that optimize, plan, sweep, latency_table and benchmark take."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+from prunec.errors import UsageError, shown
+from prunec.measure import cost
+from prunec.measure.figures import Progress
+
+
+def _silent(step: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Where and how models are timed and compared: `Measure(target="eager", batch=32)`.
+
+    target: the backend, for the dense model and the controls too.
+    batch: images at a time.
+    rounds: interleaved rounds of timing; as many as each kind of measurement is used to when left out.
+    threads: of the CPU; as many as torch uses when left out.
+    preprocess: how pictures become the model's input, where the model does not say or you know better: a
+        `Preprocess`, a processor of transformers, transforms of torchvision, or single values such as
+        {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop": 0.9}.
+    calibrate: False leaves learned parts and thresholds as they are at first, for timing only.
+    progress: called with each step's name.
+    warn: called with what should be known, and stops nothing.
+    """
+
+    target: str = "inductor"
+    batch: int = 8
+    rounds: int | None = None
+    threads: int | None = None
+    preprocess: Any = None
+    calibrate: bool = True
+    progress: Progress = _silent
+    warn: Progress = warnings.warn
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch", self.batch), ("rounds", self.rounds), ("threads", self.threads)):
+            if not (value is None or (isinstance(value, int) and value >= 1)):
+                raise UsageError(
+                    f"{name} must be a whole number of at least 1, got {shown(value)}", where="Measure"
+                )
+
+    def on_threads(self) -> AbstractContextManager[object]:
+        """With as many threads as were asked for."""
+        return nullcontext() if self.threads is None else cost.threads(self.threads)
+
+    def refuse(self, *names: str, where: str) -> None:
+        """UsageError where one of these fields was set: it would have no effect."""
+        usual = {field.name: field.default for field in fields(self)}
+        for name in names:
+            if getattr(self, name) != usual[name]:
+                raise UsageError(
+                    f"{name} has no effect here", where=where, remedy=f"leave {name} out of Measure"
+                )

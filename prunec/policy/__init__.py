@@ -1,0 +1,1 @@
+"""Policies: the language, what goes together in it, and a policy made concrete for one model."""

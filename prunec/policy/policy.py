@@ -1,0 +1,329 @@
+"""Policies: where tokens are scored, by what, how many stay, and what becomes of the rest.
+
+A policy is data, in the words of `language.py`. Policies are read from YAML, JSON or TOML, or from a plain
+mapping; the presets are YAML files beside this module. Every mistake in one is a `PolicyError` that carries
+the path inside the file, the value found there, what is allowed, and the nearest names where a name was
+expected.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
+
+from prunec import documents
+from prunec.errors import PolicyError, brief, did_you_mean, shown
+from prunec.policy.language import listed
+from prunec.policy.rules import Misfit, Rules, Step
+
+PRESETS = Path(__file__).parent / "presets"
+#: How many mistakes of one policy are told.
+TOLD = 8
+
+
+class Policy(Rules):
+    """A complete, validated policy. Frozen: `override` returns a new one."""
+
+    _overridden: tuple[str, ...] = PrivateAttr(())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.model_dump() == other.model_dump()
+
+    __hash__ = Rules.__hash__
+
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """What `override` changed of it: names of its arguments."""
+        return self._overridden
+
+    @classmethod
+    def load(
+        cls,
+        source: PolicyLike,
+        *,
+        keep: float | None = None,
+        blocks: Iterable[int] | None = None,
+        restore: str | None = None,
+        where: str = "the value given as policy",
+    ) -> Policy:
+        """Read a policy, such as `Policy.load("evit", keep=0.5, blocks=(3, 6, 9))`.
+
+        Args:
+            source: the name of a preset, a path that ends in .yaml, .yml, .json or .toml, or a mapping.
+            keep: in place of the policy's own, as for `override`.
+            blocks: in place of the policy's own, as for `override`.
+            restore: in place of the policy's own, as for `override`.
+            where: what errors name as the place of a mapping.
+
+        Raises:
+            PolicyError: the name is unknown, the file cannot be read, or its content is not a policy.
+        """
+        loaded = _read(source, where)
+        if keep is None and blocks is None and restore is None:
+            return loaded
+        return loaded.override(keep=keep, blocks=blocks, restore=restore)
+
+    def override(
+        self,
+        *,
+        keep: float | None = None,
+        blocks: Iterable[int] | None = None,
+        sites: Mapping[str, Any] | None = None,
+        restore: str | None = None,
+    ) -> Policy:
+        """The same policy with another keep rate, or at other sites; each for all its steps.
+
+        Args:
+            keep: the share of the patch tokens entering a site that survives it, in place of whatever rate or
+                threshold the policy gives.
+            blocks: the blocks of the sites, in place of `blocks`, `depths` or `between`.
+            sites: the whole axis, as it stands in a policy file; instead of `blocks`.
+            restore: how tokens come back for a head that reads all of them.
+        """
+        if blocks is not None and sites is not None:
+            raise PolicyError(
+                "blocks and sites both say where",
+                where=f"an override of policy {self.name}",
+                remedy="give one of them",
+            )
+        data = self.model_dump()
+        if restore is not None:
+            data["restore"] = restore
+        for step in (data, *data["then"]):
+            if keep is not None:
+                kind = "threshold" if step["selector"]["kind"] == "adaptive" else step["selector"]["kind"]
+                step["selector"].update(kind=kind, keep=keep, remove=None, at=None)
+            if blocks is not None:
+                step["sites"].update(blocks=tuple(blocks), depths=None, between=None)
+            if sites is not None:
+                step["sites"] = dict(sites)
+        made = _validated(data, where=f"an override of policy {self.name}")
+        given = {"keep": keep, "blocks": blocks, "sites": sites, "restore": restore}
+        changed = [name for name, value in given.items() if value is not None]
+        made._overridden = tuple(dict.fromkeys((*self._overridden, *changed)))
+        return made
+
+    def to_yaml(self) -> str:
+        """The canonical text: fields in the order of the language, absent ones left out."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields, and what follows from them: needs and fits."""
+        return {**self.model_dump(mode="json"), "needs": sorted(self.needs), "fits": list(self.fits)}
+
+    def site_blocks(self, depth: int) -> tuple[int, ...]:
+        """The blocks that have a site in a model of `depth` blocks: sorted, without repetition."""
+        return tuple(sorted({block for step in self.steps for block in self.blocks_of(step, depth)}))
+
+    def blocks_of(self, step: Step, depth: int) -> tuple[int, ...]:
+        """The blocks of one step's sites in a model of `depth` blocks: sorted, without repetition.
+
+        Raises:
+            PolicyError: a block lies outside the model, or the model has none.
+        """
+        if depth < 1:
+            raise PolicyError(
+                "the model has no blocks to prune in",
+                where=f"policy {self.name}",
+                remedy="choose a model with transformer blocks",
+            )
+        sites = step.sites
+        if sites.blocks is not None:
+            blocks = sites.blocks
+        elif sites.between is not None:
+            first, last = (math.ceil(round(fraction * depth, 9)) for fraction in sites.between)
+            blocks = tuple(range(first, max(last, first + 1)))
+            blocks = tuple(min(block, depth - 1) for block in blocks)
+        else:
+            # Rounded first, or 0.29 of 100 blocks would be block 28; that may reach 1, hence the last block.
+            blocks = tuple(min(math.floor(round(f * depth, 9)), depth - 1) for f in sites.depths or ())
+        if max(blocks, default=0) >= depth:
+            raise PolicyError(
+                f"block {max(blocks)} does not exist, the model has blocks 0 to {depth - 1} @ sites.blocks",
+                where=f"policy {self.name}",
+                remedy="choose blocks of the model, or give depths, which fit every model",
+            )
+        return tuple(sorted(set(blocks)))
+
+
+#: What is taken for a policy: one, the name of a preset, a file, or a mapping.
+PolicyLike = Policy | str | Path | Mapping[str, Any]
+
+
+def presets() -> dict[str, Policy]:
+    """The policies that ship with prunec, in the order of their names."""
+    return {name: _preset(name) for name in _preset_names()}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a policy file: for editors, and for programs that write policies."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Policy.model_json_schema()}
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def _read(source: PolicyLike, where: str) -> Policy:
+    if isinstance(source, Policy):
+        return source
+    if isinstance(source, str) and "/" not in source and not Path(source).suffix:
+        return _preset(source)
+    if isinstance(source, str | Path):
+        return _from_file(Path(source))
+    return _validated(dict(source) if isinstance(source, Mapping) else source, where=where)
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _preset(name: str) -> Policy:
+    names = _preset_names()
+    if name not in names:
+        raise PolicyError(
+            f"there is no policy {shown(name)}{did_you_mean(name, names)}",
+            where="the presets",
+            remedy=f"choose one of {', '.join(names)}, or give the path of a .yaml, .json or .toml file",
+        )
+    return _from_file(PRESETS / f"{name}.yaml")
+
+
+def _from_file(path: Path) -> Policy:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in documents.KINDS:
+        raise PolicyError(
+            f"a policy file ends in {', '.join(f'.{kind}' for kind in documents.KINDS)}, got {path.name!r}",
+            where=str(path),
+            remedy="rename the file, or give the name of a preset: " + ", ".join(_preset_names()),
+        )
+    try:
+        data = documents.load(path, kind)
+    except documents.Unreadable as error:
+        remedy = error.remedy
+        if not os.path.lexists(path):
+            remedy += f", or give the name of a preset: {', '.join(_preset_names())}"
+        raise PolicyError(f"the policy file {error}", where=str(path), remedy=remedy) from error
+    return _validated(data, where=str(path))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML: a list of numbers on one line, one of mappings below its key, flat mappings a line each."""
+
+    def represent_list(self, data: Iterable[Any]) -> yaml.SequenceNode:
+        node = self.represent_sequence("tag:yaml.org,2002:seq", data)
+        node.flow_style = all(isinstance(item, yaml.ScalarNode) for item in node.value)
+        for item in node.value:
+            if isinstance(item, yaml.MappingNode):
+                item.flow_style = all(isinstance(value, yaml.ScalarNode) for _, value in item.value)
+        return node
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, indentless=False)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_implicit_resolver(*documents.EXPONENT)
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------
+
+
+def _validated(data: object, *, where: str) -> Policy:
+    if not isinstance(data, dict):
+        raise PolicyError(
+            f"a policy is a mapping of keys to values, got {shown(data)}",
+            where=where,
+            remedy=f"give the keys {', '.join(Policy.model_fields)}",
+        )
+    try:
+        return Policy.model_validate(data)
+    except ValidationError as error:
+        problems = _innermost(error)
+        mistakes = [_describe(problem) for problem in problems[:TOLD]]
+        if len(problems) > TOLD:
+            mistakes.append(f"and {len(problems) - TOLD} more mistakes")
+        place = "the place" if len(mistakes) == 1 else "each place"
+        raise PolicyError(
+            "\n".join(mistakes), where=where, remedy=f"correct {place} named after the @"
+        ) from error
+
+
+def _innermost(error: ValidationError) -> list[dict[str, Any]]:
+    """The mistakes, without those of a list that only say that something in it is wrong."""
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    outer = {loc[:end] for loc in (problem["loc"] for problem in problems) for end in range(len(loc))}
+    return [problem for problem in problems if problem["loc"] not in outer]
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    """One mistake, as `keep must be in (0, 1], got 1.5 @ selector.keep`."""
+    kind, value, loc = problem["type"], problem["input"], problem["loc"]
+    if kind == "invalid_key":  # not a string, such as 1 or yes
+        loc = (*loc[:-1], shown(value))
+    if kind == "value_error":
+        reason = problem["ctx"]["error"]
+        loc = (*loc[:-1], reason.place) if isinstance(reason, Misfit) else loc
+        return f"{reason} @ {_path(loc)}"
+    if kind == "missing" and isinstance(loc[-1], int):  # the list is too short
+        kind, loc = "too_short", loc[:-1]
+    if loc[-1] == "[key]":  # a key of a mapping that may have any, as long as it is text
+        loc = loc[:-2]
+    path = _path(loc)
+    *parents, name = (part for part in loc if isinstance(part, str))  # an element goes by its list's name
+    fields = _fields(parents)
+    if name not in fields:
+        allowed = f"allowed: {', '.join(fields)}{did_you_mean(name, fields)}"
+        return f"unknown key {shown(name)}, {allowed} @ {path}"
+    if kind == "missing":
+        return f"{name} is missing, it must be {_allowed(fields[name])} @ {path}"
+    hint = did_you_mean(value, _choices(fields[name])) if isinstance(value, str) else ""
+    model = _model_in(fields[name].annotation) if isinstance(loc[-1], int) else None
+    if model is not None:
+        return f"{name}[{loc[-1]}] must be {_mapping(model)}, got {shown(value)} @ {path}"
+    return f"{name} must be {_allowed(fields[name])}, got {shown(value)}{hint} @ {path}"
+
+
+def _path(loc: tuple[str | int, ...]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{brief(part, 60)}" for part in loc)
+    return "".join(parts).removeprefix(".")
+
+
+def _fields(parents: Iterable[str]) -> dict[str, FieldInfo]:
+    """The fields of the model that stands at the end of `parents`."""
+    model: type[BaseModel] = Policy
+    for name in parents:
+        model = _model_in(model.model_fields[name].annotation) or model
+    return model.model_fields
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Merge | None` or `tuple[Step, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What may stand in a field: its own words, or its keys, or its choices."""
+    if field.description:
+        return field.description
+    model = _model_in(field.annotation)
+    return _mapping(model) if model else listed(_choices(field))
+
+
+def _mapping(model: type[BaseModel]) -> str:
+    return f"a mapping with the keys {', '.join(model.model_fields)}"
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words of a `Literal`, also of one that may be left out."""
+    literals = [field.annotation, *get_args(field.annotation)]
+    return tuple(str(word) for part in literals if get_origin(part) is Literal for word in get_args(part))

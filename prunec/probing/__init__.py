@@ -1,0 +1,1 @@
+"""What an operator does, found by running it on random numbers."""

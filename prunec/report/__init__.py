@@ -1,0 +1,1 @@
+"""What was found, done and measured, as text, as a page and as pictures."""

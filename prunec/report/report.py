@@ -1,0 +1,214 @@
+"""What was found, done and measured, as data, as text and as one HTML page.
+
+Every figure stands beside its control: pruned accuracy beside random selection at the same counts, pruned
+time beside the compiled dense model and beside plain slices of the same lengths, all in one interleaved run.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from prunec.calibration.calibrate import Calibration
+from prunec.data.preprocess import Preprocess
+from prunec.ir.program import Stage
+from prunec.measure.evaluate import Comparison
+from prunec.measure.figures import Latency
+from prunec.planner.planned import Planned
+from prunec.planner.planning import LEAST_GAIN
+from prunec.policy.rules import rates
+from prunec.policy.site_plan import Plan
+from prunec.structure import Anatomy
+from prunec.verify.certificate import Certificate, own_words
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one run of `optimize` has to say."""
+
+    source: str
+    weights: str
+    target: str
+    policy: Mapping[str, Any]
+    anatomy: Anatomy
+    plan: Plan
+    stages: tuple[Stage, ...]
+    certificate: Certificate
+    flops: Mapping[str, int] = field(default_factory=dict)
+    images: str = ""  # which images accuracy was measured on
+    accuracy: Comparison | None = None
+    latency: Latency | None = None
+    notes: tuple[str, ...] = ()
+    artefact: str | None = None
+    calibration: Calibration | None = None
+    arch: str = ""  # the SOURCE that weights from a file were put into
+    example: str = ""  # the shapes of the inputs, where the model by itself would have others
+    planned: Planned | None = None  # how the schedule was found, where it was asked to meet a goal
+    preprocess: Preprocess | None = None  # what became of the pictures of a folder
+
+    def at(self, folder: object) -> Report:
+        """The same report, saying where the artefact lies."""
+        return replace(self, artefact=str(folder))
+
+    @property
+    def no_gain(self) -> str:
+        """Why pruning does not pay here; empty where it does."""
+        if self.planned is not None:
+            missed = "" if self.planned.decision.gains else self.planned.decision.reason
+            return missed or "; ".join(self.planned.decision.notes)
+        speedup = None if self.latency is None else self.latency.speedup("pruned")
+        if speedup is None or speedup >= 1 + LEAST_GAIN:
+            return ""
+        return f"the pruned model is {speedup:.2f} times as fast as the dense one, which is no gain"
+
+    @property
+    def verdict(self) -> str:
+        """Whether pruning pays here, in words; empty where nothing was measured."""
+        if self.latency is None:
+            return self.no_gain
+        speedup = self.latency.speedup("pruned")
+        if speedup < 1:
+            slower = f"slower than the dense model (x{speedup:.2f})"
+            return f"{slower}: use the model as it is, or try another batch, policy or target"
+        return self.no_gain or f"{speedup:.2f} times as fast as the dense model"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain data for JSON."""
+        return {
+            "source": self.source,
+            "arch": self.arch,
+            "example": self.example,
+            "weights": self.weights,
+            "target": self.target,
+            "policy": dict(self.policy),
+            "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
+            "plan": self.plan.as_dict(),
+            "stages": [asdict(stage) for stage in self.stages],
+            "certificate": asdict(self.certificate),
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "flops": dict(self.flops),
+            "images": self.images,
+            "preprocess": self.preprocess.as_dict() if self.preprocess else None,
+            "accuracy": self.accuracy.as_dict() if self.accuracy else None,
+            "latency": self.latency.as_dict() if self.latency else None,
+            "verdict": self.verdict,
+            "planner": self.planned.as_dict() if self.planned else None,
+            "notes": list(self.notes),
+            "artefact": self.artefact,
+        }
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and text, line by line, in reading order."""
+        yield (
+            "model",
+            f"{self.source} ({f'weights of {self.arch}' if self.arch else f'{self.weights} weights'})",
+        )
+        yield "recognised", self.anatomy.summary()
+        if self.anatomy.unmatched and self.anatomy.blocks:
+            yield "", f"in {self.anatomy.path}"
+        for miss in self.anatomy.unmatched:
+            yield "", f"not recognised: {miss}"
+        yield (
+            "policy",
+            f"{self.policy['name']}, {rates(self.plan.rules)}, target {self.target}",
+        )
+        if self.plan.sites:
+            yield "mode", str(self.plan.lowering)
+        for number, site in enumerate(self.plan.sites):
+            yield "sites" if number == 0 else "", str(site)
+        yield from (("", note) for note in self.plan.notes)
+        repairs = next((stage.counts for stage in self.stages if stage.name == "repair tokens"), {})
+        yield "repairs", ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in repairs.items())
+        for stage in self.stages:
+            if stage.name == "liveness" and stage.notes:
+                yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
+            if stage.name == "absorb" and stage.notes:
+                yield "absorbed", "; ".join(stage.notes)
+        yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
+        yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
+        own = own_words(self.certificate.own_counts, self.certificate.unproven)
+        yield from (("", words) for words in [own] if words)
+        other, allowed = self.certificate.permutation_tolerance, f"{self.certificate.tolerance:.0e}"
+        allowed += "" if other is None else f", shuffled (in float32) {other:.0e}"
+        yield "", f"(largest relative difference from the original, allowed {allowed})"
+        if self.certificate.padding is not None:
+            yield "", f"each image by itself and in a batch: {self.certificate.padding:.1e}"
+        for stage in self.stages:
+            if stage.name == "agree":
+                yield "", f"in its mode: {stage.notes[0]}"
+        if self.planned:
+            yield from self.planned.rows()
+        if self.calibration:
+            yield "calibrated", str(self.calibration)
+        if self.flops:
+            dense, pruned = self.flops["dense"], self.flops["pruned"]
+            yield "FLOPs", f"{dense / 1e9:.2f} G -> {pruned / 1e9:.2f} G an image ({pruned / dense:.0%})"
+        yield from self._accuracy_rows()
+        yield from self._latency_rows()
+        if self.verdict:
+            yield "verdict", self.verdict
+        yield from (("note", note) for note in self.notes)
+        if self.artefact:
+            yield "artefact", self.artefact
+
+    def _accuracy_rows(self) -> Iterator[tuple[str, str]]:
+        if self.preprocess:
+            yield "pictures", f"{self.preprocess} ({self.preprocess.origin or 'a guess'})"
+        if self.accuracy is None:
+            yield "accuracy", "not measured: give --images DIR"
+            return
+        known = self.accuracy.pruned.as_dict()
+        figure = next(name for name in ("accuracy", "agreement", "similarity") if name in known)
+        yield figure, f"on {self.accuracy.images} {self.images}"
+        for name, scores in self.accuracy.as_dict().items():
+            if name not in ("dense", "pruned", "random"):
+                continue
+            line = f"{name:<8} {100 * scores[figure]:6.2f}%"
+            if name == "random" and self.accuracy.spread is not None:
+                spread = 100 * self.accuracy.spread.as_dict()[figure]
+                line += f" ± {spread:.2f} (the same counts, {self.accuracy.seeds} seeds)"
+            yield "", line
+
+    def _latency_rows(self) -> Iterator[tuple[str, str]]:
+        if self.latency is None:
+            yield "latency", "not measured"
+            return
+        named = {key: value for key, value in self.latency.facts.items() if key != "device"}
+        facts = ", ".join(
+            [str(self.latency.facts["device"]), *(f"{key} {value}" for key, value in named.items())]
+        )
+        yield "latency", f"batch {self.latency.batch}, {facts}"
+        for name, timing in self.latency.timings.items():
+            speedup = "" if name == "dense" else f"  x{self.latency.speedup(name):.2f}"
+            yield "", f"{name:<8} {timing.median * 1e3:8.2f} ms ±{timing.spread:.0%}{speedup}"
+        yield "", f"pruned reaches {self.latency.of_ideal():.0%} of the ideal (plain slices, no scoring)"
+
+    def text(self) -> str:
+        """The report as plain lines."""
+        return "\n".join(f"{label:<12} {line}".rstrip() for label, line in self.rows()) + "\n"
+
+    def html(self) -> str:
+        """One page that stands by itself."""
+        rows = "\n".join(
+            f"<tr><th>{html.escape(label)}</th><td>{html.escape(line)}</td></tr>"
+            for label, line in self.rows()
+        )
+        return _PAGE.format(title=html.escape(f"prunec: {self.source}, {self.policy['name']}"), rows=rows)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
+table {{ border-collapse: collapse; }}
+th {{ text-align: left; vertical-align: top; padding-right: 1.5em; font-weight: 600; white-space: nowrap; }}
+td {{ font-family: ui-monospace, monospace; white-space: pre-wrap; }}
+</style>
+<h1>{title}</h1>
+<table>
+{rows}
+</table>
+</html>
+"""

@@ -1,0 +1,1 @@
+"""What scores tokens: learned parts, and the calls that compute a score."""

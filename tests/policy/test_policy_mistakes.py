@@ -1,0 +1,402 @@
+"""Every mistake in a policy file: its message names the place, the value, and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+
+from prunec.errors import PolicyError
+from prunec.policy import language, rules
+from prunec.policy.policy import Policy
+from tests.policies import GONE, step, written
+
+KINDS = (
+    "kind must be cls_attention, received_attention, norm, random, change, similarity, mlp, predictor, "
+    "query, pre_net or grader"
+)
+SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"
+SELECTOR = "keys kind, keep, remove, at, multiple_of, least, spare, stages, budget"
+STEP = "sites, scorer, selector, fate, reactivate, weights, merge"
+TRAINING = "relaxation, temperature, detached, losses, epochs, rate, gate_rate, warm_up, freeze, required"
+COUNT = "must be a whole number from 1 to 65536"
+
+
+def scoring(kind: str, **options: Any) -> dict[str, Any]:
+    return {"scorer": {"kind": kind, **options}}
+
+
+def choosing(kind: str, **options: Any) -> dict[str, Any]:
+    return {"selector": {"kind": kind, **options}}
+
+
+def merging(**options: Any) -> dict[str, Any]:
+    return {"fate": "merge", "merge": options}
+
+
+def trained(**options: Any) -> dict[str, Any]:
+    return {"training": options}
+
+
+def losing(**options: Any) -> dict[str, Any]:
+    return trained(losses=[{"kind": "task"}, options])
+
+
+def then(**changes: Any) -> dict[str, Any]:
+    return {"then": [step(**changes)]}
+
+
+BLOCKS: dict[str, Any] = {"sites__depths": GONE}
+NO_KEEP: dict[str, Any] = {"selector__keep": GONE}
+EXITING = {"fate": "exit", **scoring("grader"), **choosing("threshold", at=0.9)}
+
+# Each row: the changes to a valid policy, and what the message must end in.
+TITLE = [
+    ({"version": 2}, "version must be 1, got 2 @ version"),
+    ({"version": True}, "version must be the number 1, got True @ version"),
+    ({"version": "1"}, "version must be the number 1, got '1' @ version"),
+    ({"version": GONE}, "version is missing, it must be 1 @ version"),
+    ({"name": "My Policy"}, "starting with a letter, got 'My Policy' @ name"),
+    (
+        {"name": 3},
+        "name must be at most 64 lower-case letters, digits, - and _, starting with a letter, got 3 @ name",
+    ),
+    ({"summary": "two\nlines"}, "summary must be one line of text, got 'two\\nlines' @ summary"),
+    ({"summary": ""}, "summary must be one line of text, got '' @ summary"),
+    ({"paper": 2202.07800}, "paper must be one line that names the paper, got 2202.078 @ paper"),
+    ({"paper": " "}, "paper must be one line that names the paper, got ' ' @ paper"),
+    ({"protect": "cls"}, "restore, then, training @ protect"),
+    ({"scorers": {}}, "then, training; nearest: scorer, restore, selector @ scorers"),
+]
+SITES = [
+    ({"sites": [3]}, "sites must be a mapping with the keys where, blocks, depths, between, got [3] @ sites"),
+    (
+        {"sites": {1: 2, "where": "before_block", "depths": [0.5]}},
+        "unknown key '1', allowed: where, blocks, depths, between @ sites.1",
+    ),
+    (
+        {"sites__where": "after_mlp"},
+        "or after_attention, got 'after_mlp'; nearest: after_attention @ sites.where",
+    ),
+    ({"sites__where": GONE}, "where is missing, it must be before_block or after_attention @ sites.where"),
+    ({"sites__blocks": [3]}, "give one of blocks, depths and between, got blocks and depths @ sites"),
+    ({"sites__depths": GONE}, "give one of blocks, depths and between, got none @ sites"),
+    ({"sites__between": [0.5, 1.0]}, "got depths and between @ sites"),
+    (
+        {"sites__depths": []},
+        "depths must be a list of fractions of the depth, each in [0, 1), got [] @ sites.depths",
+    ),
+    ({"sites__depths": [0.5, 1.0]}, "each in [0, 1), got 1.0 @ sites.depths[1]"),
+    ({"sites__depths": ["0.5"]}, "each in [0, 1), got '0.5' @ sites.depths[0]"),
+    ({"sites__depths": 0.5}, "each in [0, 1), got 0.5 @ sites.depths"),
+    (
+        {**BLOCKS, "sites__blocks": [3, -1]},
+        "blocks must be a list of block numbers, counted from 0, got -1 @ sites.blocks[1]",
+    ),
+    ({**BLOCKS, "sites__blocks": [2.5]}, "got 2.5 @ sites.blocks[0]"),
+    ({**BLOCKS, "sites__blocks": [True]}, "got True @ sites.blocks[0]"),
+    ({**BLOCKS, "sites__blocks": 3}, "got 3 @ sites.blocks"),
+    (
+        {**BLOCKS, "sites__between": [0.5, 0.25]},
+        "between must rise from the first fraction to the second, got [0.5, 0.25] @ sites.between",
+    ),
+    (
+        {**BLOCKS, "sites__between": [0.5]},
+        "between must be two fractions of the depth, such as [0.25, 1.0], got [0.5] @ sites.between",
+    ),
+    ({**BLOCKS, "sites__between": [0.5, 1.5]}, "got 1.5 @ sites.between[1]"),
+]
+SCORERS = [
+    ({"scorer": GONE}, f"scorer is missing, it must be {SCORER} @ scorer"),
+    ({"scorer": "norm"}, f"scorer must be {SCORER}, got 'norm' @ scorer"),
+    ({"scorer__kind": GONE}, "predictor, query, pre_net or grader @ scorer.kind"),
+    ({"scorer__kind": ["norm"]}, f"{KINDS}, got ['norm'] @ scorer.kind"),
+    (
+        scoring("cls_atention"),
+        f"{KINDS}, got 'cls_atention'; nearest: cls_attention, received_attention @ scorer.kind",
+    ),
+    ({"scorer__widht": 3}, "depth, embedding, of, pairs, options @ scorer.widht"),
+    (
+        scoring("norm", hidden=0.5),
+        "hidden belongs to the scorer mlp, norm has no such option; got 0.5 @ scorer.hidden",
+    ),
+    (
+        scoring("norm", values=True),
+        "values belongs to the scorer cls_attention, norm has no such option; got True @ scorer.values",
+    ),
+    (
+        scoring("mlp", queries=2),
+        "queries belongs to the scorer query, mlp has no such option; got 2 @ scorer.queries",
+    ),
+    (
+        scoring("query", depth=2),
+        "depth belongs to the scorer pre_net, query has no such option; got 2 @ scorer.depth",
+    ),
+    (
+        scoring("mlp", embedding="own"),
+        "embedding belongs to the scorer pre_net, mlp has no such option; got 'own' @ scorer.embedding",
+    ),
+    (
+        scoring("norm", of="keys"),
+        "of belongs to the scorer similarity, norm has no such option; got 'keys' @ scorer.of",
+    ),
+    (
+        scoring("grader", pairs="windows"),
+        "pairs belongs to the scorer similarity, grader has no such option; got 'windows' @ scorer.pairs",
+    ),
+    (
+        scoring("norm", options={"a": 1}),
+        "options belong to scorers of other packages, norm is one of prunec's; got {'a': 1} @ scorer.options",
+    ),
+    (scoring("norm", options={}), "norm is one of prunec's; got {} @ scorer.options"),
+    (
+        scoring("norm", options=3),
+        "options must be a mapping of options to their values, got 3 @ scorer.options",
+    ),
+    (scoring("mlp", hidden=0), "hidden must be in (0, 4], got 0 @ scorer.hidden"),
+    (scoring("cls_attention", values=1), "values must be true or false, got 1 @ scorer.values"),
+    (scoring("query", queries=0), "queries must be a whole number from 1 to 4096, got 0 @ scorer.queries"),
+    (scoring("pre_net", depth=1.5), "depth must be a whole number from 1 to 64, got 1.5 @ scorer.depth"),
+    (
+        scoring("pre_net", embedding="owm"),
+        "embedding must be shared or own, got 'owm'; nearest: own @ scorer.embedding",
+    ),
+    (scoring("similarity", of="key"), "of must be keys or tokens, got 'key'; nearest: keys @ scorer.of"),
+    (scoring("similarity", pairs="window"), "got 'window'; nearest: windows @ scorer.pairs"),
+]
+SELECTORS = [
+    ({"selector": 0.5}, f"selector must be a mapping with the {SELECTOR}, got 0.5 @ selector"),
+    ({"selector__kept": 0.5}, f"unknown key 'kept', allowed: {SELECTOR[5:]}; nearest: keep @ selector.kept"),
+    (
+        choosing("topk", keep=0.5),
+        "kind must be top_k, threshold, adaptive or sampling, got 'topk'; nearest: top_k @ selector.kind",
+    ),
+    ({"selector__keep": 1.5}, "keep must be in (0, 1], got 1.5 @ selector.keep"),
+    ({"selector__keep": 0}, "keep must be in (0, 1], got 0 @ selector.keep"),
+    ({"selector__keep": math.nan}, "keep must be in (0, 1], got nan @ selector.keep"),
+    ({"selector__keep": "0.5"}, "keep must be in (0, 1], got '0.5' @ selector.keep"),
+    ({"selector__keep": True}, "keep must be in (0, 1], got True @ selector.keep"),
+    ({"selector__keep": []}, "keep must be in (0, 1] or a list of such rates, got [] @ selector.keep"),
+    ({"selector__keep": [0.5, 1.5]}, "or a list of such rates, got [0.5, 1.5] @ selector.keep"),
+    ({"selector__keep": [0.5, "x"]}, "or a list of such rates, got [0.5, 'x'] @ selector.keep"),
+    ({**NO_KEEP, "selector__remove": 1}, "remove must be in [0, 1), got 1 @ selector.remove"),
+    ({**NO_KEEP, "selector__remove": "0.1"}, "remove must be in [0, 1), got '0.1' @ selector.remove"),
+    (choosing("threshold", at=0), "at must be in (0, 1], got 0 @ selector.at"),
+    (NO_KEEP, "top_k needs keep or remove, got none @ selector"),
+    ({"selector__remove": 0.1}, "top_k needs keep or remove, got keep and remove @ selector"),
+    ({**NO_KEEP, "selector__at": 0.5}, "top_k needs keep or remove, got at @ selector"),
+    (choosing("threshold"), "threshold needs keep or at, got none @ selector"),
+    (choosing("threshold", keep=0.5, at=0.5), "threshold needs keep or at, got keep and at @ selector"),
+    (choosing("adaptive", keep=0.5), "adaptive needs no rate, got keep @ selector"),
+    (choosing("sampling", remove=0.5), "sampling needs keep, got remove @ selector"),
+    ({"selector__multiple_of": 0}, f"multiple_of {COUNT}, got 0 @ selector.multiple_of"),
+    ({"selector__multiple_of": 8.0}, f"multiple_of {COUNT}, got 8.0 @ selector.multiple_of"),
+    ({"selector__least": 0}, f"least {COUNT}, got 0 @ selector.least"),
+    ({"selector__spare": -1}, "spare must be a whole number from 0 to 65536, got -1 @ selector.spare"),
+    ({"selector__stages": 0}, f"stages {COUNT}, got 0 @ selector.stages"),
+    (
+        choosing("top_k", keep=[0.5, 0.4], stages=2),
+        "stages needs one keep for all sites, to take powers of; got stages 2 @ selector",
+    ),
+    (choosing("top_k", remove=0.1, stages=2), "to take powers of; got stages 2 @ selector"),
+    (
+        choosing("threshold", keep=0.5, budget="batch"),
+        "budget batch needs kind top_k, threshold spends no budget @ selector",
+    ),
+    (
+        choosing("top_k", keep=0.5, budget="images"),
+        "budget must be image or batch, got 'images'; nearest: image @ selector.budget",
+    ),
+]
+TOGETHER = [
+    ({"fate": "fues"}, "fate must be drop, fuse, merge, preserve or exit, got 'fues'; nearest: fuse @ fate"),
+    ({"fate": GONE}, "fate is missing, it must be drop, fuse, merge, preserve or exit @ fate"),
+    ({"fate": "fuse"}, "which must be shares of attention; norm scores are not @ fate"),
+    ({"fate": "fuse", "weights": "score"}, "shares of attention; norm scores are not @ fate"),
+    (
+        {"fate": "fuse", "weights": "unifrm"},
+        "weights must be score or uniform, got 'unifrm'; nearest: uniform @ weights",
+    ),
+    ({"weights": "uniform"}, "weights belong to fate fuse, drop sums nothing up; got 'uniform' @ weights"),
+    (
+        scoring("similarity"),
+        "scorer similarity needs fate merge, got drop: it finds pairs, which nothing else merges @ fate",
+    ),
+    (
+        scoring("grader"),
+        "scorer grader needs fate exit, got drop: it says what tokens are, which is lost @ fate",
+    ),
+    (
+        {"fate": "exit"},
+        "fate exit needs scorer.kind grader, got norm: it gives no class scores @ scorer.kind",
+    ),
+    (
+        {**EXITING, **choosing("top_k", keep=0.5)},
+        "fate exit needs selector.kind threshold, got top_k: it knows no confidence @ selector.kind",
+    ),
+    (
+        {"fate": "merge", **choosing("threshold", keep=0.5)},
+        "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens "
+        "are; got threshold of norm @ selector.kind",
+    ),
+    (
+        {"fate": "merge", **scoring("similarity", pairs="windows")},
+        "pairs windows needs selector.kind threshold, got top_k: a window is merged whole @ selector.kind",
+    ),
+    (
+        choosing("adaptive"),
+        "selector.kind adaptive needs scorer similarity, norm scores have no such spread @ selector.kind",
+    ),
+    (
+        choosing("sampling", keep=0.5),
+        "selector.kind sampling needs scorer cls_attention or received_attention, whose shares add "
+        "up; norm scores do not @ selector.kind",
+    ),
+    (
+        choosing("threshold", at=0.5),
+        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), norm has none; got "
+        "0.5 @ selector.at",
+    ),
+    ({"selector__spare": 2}, "spare needs scorer grader, norm knows no classes; got 2 @ selector.spare"),
+    (
+        {"selector__stages": 3},
+        "stages needs reactivate: without it every site prunes what is left; got stages 3 @ selector.stages",
+    ),
+    ({"reactivate": "yes"}, "reactivate must be true or false, got 'yes' @ reactivate"),
+    (
+        {"reactivate": True},
+        "reactivate needs fate preserve: what drop takes away cannot come back @ reactivate",
+    ),
+    (
+        {"reactivate": True, "fate": "preserve", **scoring("change")},
+        "reactivate needs a scorer of all tokens: change scores only those that went through the "
+        "block before @ reactivate",
+    ),
+    ({"merge": {}}, "merge belongs to fate merge, not to drop @ merge"),
+    (
+        {"fate": "merge", "merge": "plain"},
+        "merge must be a mapping with the keys mean, sizes, forget, got 'plain' @ merge",
+    ),
+    (
+        merging(means="plain"),
+        "unknown key 'means', allowed: mean, sizes, forget; nearest: mean @ merge.means",
+    ),
+    (merging(mean="bysize"), "mean must be by_size or plain, got 'bysize'; nearest: by_size @ merge.mean"),
+    (
+        merging(sizes="count"),
+        "sizes must be counted or by_similarity, got 'count'; nearest: counted @ merge.sizes",
+    ),
+    (merging(forget=1), "forget must be in [0, 1), got 1 @ merge.forget"),
+    (
+        {**merging(forget=0.5), **scoring("similarity")},
+        "forget needs scores that rank all tokens, similarity ranks pairs; got 0.5 @ merge.forget",
+    ),
+    (
+        {"attention": "proportionl"},
+        "attention must be plain or proportional, got 'proportionl'; nearest: proportional @ attention",
+    ),
+    (
+        {"attention": "proportional"},
+        "attention proportional needs fate merge: drop leaves each token for itself @ attention",
+    ),
+    ({"restore": "stail"}, "unmerge or canvas, got 'stail'; nearest: stale @ restore"),
+    (
+        {"restore": "unmerge"},
+        "restore of fate drop must be none, stale, nearest or rejoin, got 'unmerge' @ restore",
+    ),
+    ({"restore": "stale", "fate": "merge"}, "restore of fate merge must be unmerge, got 'stale' @ restore"),
+    ({"restore": "none", "fate": "preserve"}, "must be stale, nearest or rejoin, got 'none' @ restore"),
+    ({"restore": "stale", **EXITING}, "restore of fate exit must be canvas, got 'stale' @ restore"),
+    (
+        {"restore": "rejoin", "fate": "preserve", "reactivate": True},
+        "restore rejoin is for tokens that are gone for good; with reactivate none is @ restore",
+    ),
+]
+THEN = [
+    ({"then": 3}, "then must be a list of further steps, each a mapping, got 3 @ then"),
+    ({"then": [3]}, f"then[0] must be a mapping with the keys {STEP}, got 3 @ then[0]"),
+    (then(restore="stale"), "reactivate, weights, merge; nearest: scorer, selector, merge @ then[0].restore"),
+    (then(name="x"), f"unknown key 'name', allowed: {STEP}; nearest: fate @ then[0].name"),
+    (then(scorer=GONE), f"scorer is missing, it must be {SCORER} @ then[0].scorer"),
+    (then(scorer__kind="nrom"), f"{KINDS}, got 'nrom'; nearest: norm, random @ then[0].scorer.kind"),
+    (then(selector__keep=2), "keep must be in (0, 1], got 2 @ then[0].selector.keep"),
+    (then(selector__keep=GONE), "top_k needs keep or remove, got none @ then[0].selector"),
+    (then(selector__stages=2), "what is left; got stages 2 @ then[0].selector.stages"),
+    (then(sites__depths=[2]), "each in [0, 1), got 2 @ then[0].sites.depths[0]"),
+    (then(sites__depths=GONE), "give one of blocks, depths and between, got none @ then[0].sites"),
+    (then(fate="merge", merge={"forgt": 0.5}), "sizes, forget; nearest: forget @ then[0].merge.forgt"),
+    (
+        {"then": [step(), step(fate="preserve")]},
+        "fate must be drop in all steps, as in the first; got preserve @ then[1].fate",
+    ),
+    (
+        {"fate": "preserve", "reactivate": True, **then(fate="preserve")},
+        "reactivate must be true in all steps, as in the first; got false @ then[0].reactivate",
+    ),
+]
+TRAININGS = [
+    ({"training": 3}, f"training must be a mapping with the keys {TRAINING}, got 3 @ training"),
+    (trained(epoch=3), f"unknown key 'epoch', allowed: {TRAINING}; nearest: epochs @ training.epoch"),
+    (
+        trained(relaxation="gumble"),
+        "relaxation must be none, gumbel, sigmoid or counts, got 'gumble'; nearest: gumbel @ "
+        "training.relaxation",
+    ),
+    (trained(temperature=0), "temperature must be a number above 0, got 0 @ training.temperature"),
+    (trained(detached=1), "detached must be true or false, got 1 @ training.detached"),
+    (trained(epochs=0), "epochs must be a whole number, 1 or more, got 0 @ training.epochs"),
+    (trained(rate="fast"), "rate must be a number above 0, got 'fast' @ training.rate"),
+    (trained(gate_rate=-1), "gate_rate must be a number above 0, got -1 @ training.gate_rate"),
+    (trained(warm_up=2), "warm_up must be in [0, 1], got 2 @ training.warm_up"),
+    (trained(freeze="all"), "freeze must be nothing, model or gates, got 'all' @ training.freeze"),
+    (trained(required="no"), "required must be true or false, got 'no' @ training.required"),
+    (trained(losses="task"), "losses must be a list of losses, got 'task' @ training.losses"),
+    (
+        trained(losses=["task"]),
+        "losses[0] must be a mapping with the keys kind, weight, over, got 'task' @ training.losses[0]",
+    ),
+    (
+        losing(weight=1),
+        "kind is missing, it must be task, ratio, flops, heads, logits or tokens @ training.losses[1].kind",
+    ),
+    (losing(kind="token"), "logits or tokens, got 'token'; nearest: tokens @ training.losses[1].kind"),
+    (
+        losing(kind="flops", wieght=1),
+        "unknown key 'wieght', allowed: kind, weight, over; nearest: weight @ training.losses[1].wieght",
+    ),
+    (losing(kind="flops", weight=0), "weight must be a number above 0, got 0 @ training.losses[1].weight"),
+    (
+        losing(kind="ratio", over="images"),
+        "over must be batch or image, got 'images'; nearest: image @ training.losses[1].over",
+    ),
+    (
+        losing(kind="flops", over="image"),
+        "over belongs to the loss ratio, flops has no such option; got 'image' @ training.losses[1].over",
+    ),
+]
+MISTAKES: list[tuple[dict[str, Any], str]]
+MISTAKES = [*TITLE, *SITES, *SCORERS, *SELECTORS, *TOGETHER, *THEN, *TRAININGS]
+
+
+def mistake(changes: dict[str, Any]) -> PolicyError:
+    with pytest.raises(PolicyError) as caught:
+        Policy.load(written(**changes))
+    return caught.value
+
+
+@pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=lambda part: None)
+def test_a_mistake_names_its_place_the_value_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
+    error = mistake(changes)
+    assert error.what.endswith(said)
+    assert error.what.count("\n") == 0
+    assert error.where == "the value given as policy"
+    assert error.remedy == "correct the place named after the @"
+
+
+def test_every_field_of_the_language_has_its_mistake() -> None:
+    models = (rules.Rules, language.Sites, language.Scorer, language.Selector)
+    models += (language.Merge, language.Training, language.Loss)
+    places = {re.sub(r"\[\d+\]$", "", said.rpartition(" @ ")[2]).rpartition(".")[2] for _, said in MISTAKES}
+    assert {name for model in models for name in model.model_fields} - places == set()

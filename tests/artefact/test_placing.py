@@ -225,7 +225,7 @@ def test_a_save_that_fails_behind_a_killed_one_leaves_the_old_artefact(
 #: Saves again and again over an artefact, each time killed at a later operation on the file system.
 KILLED = """
 import json, os, pathlib, sys
-from prunec import artefact
+from prunec.artefact import artefact
 from tests.artefact.test_artefact import save
 from tests.artefact.test_placing import value
 

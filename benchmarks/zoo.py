@@ -134,7 +134,7 @@ def _through(built: Built, row: Row) -> None:
     with _clock(row, "certify"), _seeded():
         certificate = certify(dense, pruned)
     row |= {"identity": certificate.identity, "permutation": certificate.permutation}
-    row |= {"own_counts": certificate.own_counts, "unproven": certificate.unproven}
+    row |= {"own_counts": certificate.own_counts, "unproven": _portable(certificate.unproven)}
     with _clock(row, "modes"):
         row["modes"] = {
             mode: _in_mode(dense, mode) for mode in ("packed", "masked") if free or mode == "masked"

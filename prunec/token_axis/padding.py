@@ -131,14 +131,7 @@ class Padding:
         attended = made.args[1] if fused else logits
         assert isinstance(attended, fx.Node)
         last = attended.meta["val"].dim() - 1
-        live = self._live(made, attended, last - 1 if fused else last, space)
-        if live is None:
-            raise PolicyError(
-                "this attention looks at some of the tokens, or at them and at others together, and which of "
-                "its keys are padding cannot be told",
-                where=place(node),
-                remedy="use mode static, with a policy whose selector is top_k",
-            )
+        live = self._live_keys(node, made, attended, last - 1 if fused else last, space)
         with made.graph.inserting_before(made):
             if fused:
                 set_mask(made, self.call(ops.key_mask, (live, mask_of(made)), f"{node.name}_live"))
@@ -163,7 +156,7 @@ class Padding:
             return made
         images, each = images_of(made, space)
         if images is not None and not keeps_zero(made, list(given), self.sizes()):
-            args = (made, self._live(None, made, keys, space), 0.0, keys, images, each)
+            args = (made, self._live_keys(node, None, made, keys, space), 0.0, keys, images, each)
             made = self.call(ops.fill, args, f"{node.name}_live")
         self.weights[made] = keys
         return made
@@ -171,6 +164,20 @@ class Padding:
     def _stays(self, made: fx.Node, source: fx.Node, keys: int, axis: int) -> bool:
         """Whether the keys of a value stand on this axis of what is made of it."""
         return rows_before(made, source, (keys, axis), self.sizes()) == 0
+
+    def _live_keys(
+        self, node: fx.Node, made: fx.Node | None, value: fx.Node, axis: int, space: Space
+    ) -> fx.Node:
+        """What says which keys count; PolicyError where that cannot be told."""
+        live = self._live(made, value, axis, space)
+        if live is None:
+            raise PolicyError(
+                "this attention looks at some of the tokens, or at them and at others together, and which of "
+                "its keys are padding cannot be told",
+                where=place(node),
+                remedy="use mode static, with a policy whose selector is top_k",
+            )
+        return live
 
     def _live(self, made: fx.Node | None, value: fx.Node, axis: int, space: Space) -> fx.Node | None:
         """What says which rows of a value count; it stands before `made`. None where that cannot be told.

@@ -32,11 +32,11 @@ from prunec.calibration.calibrate import KeptCounter
 from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
-from prunec.frontend.sources import Pictures, load
+from prunec.frontend.sources import ImageSet, load
 from prunec.ir.program import Program
 from prunec.measure import cost, figures
 from prunec.measure.evaluate import Model, output
-from prunec.measure.pictures import CALIBRATION
+from prunec.measure.image_sets import CALIBRATION
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores
 from prunec.policy.policy import Policy, presets
@@ -76,7 +76,7 @@ class Setting:
     images: Tensor  # [n, 3, H, W], normalised
     busy: shapes.Scenes  # of one to four objects; the classifier's own scenes have one
     control: int  # how many of them the random control sees
-    fitted_on: Pictures
+    fitted_on: ImageSet
     seeds: int
 
 

@@ -33,7 +33,7 @@ from prunec.calibration.calibrate import call_on
 from prunec.compiler import compile_recognised, recognise
 from prunec.data import shapes
 from prunec.frontend import sources
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Program
 from prunec.latency import latency
 from prunec.latency.table import LatencyTable
@@ -111,9 +111,9 @@ def decision(device: torch.device, batch: int, rounds: int) -> Row:
     fresh()
     source, dense = model("timm:vit_tiny_patch16_224", device)
     blocks, counts = (4, 8), (197, 160, 128, 96, 64, 48, 32)
-    pictures = scenes(source, device)
+    image_set = scenes(source, device)
     search = Search(sites=2, blocks=blocks, counts=counts)
-    request = Request(POLICY, INDUCTOR, "inductor", batch, pictures, search=search, rounds=rounds)
+    request = Request(POLICY, INDUCTOR, "inductor", batch, image_set, search=search, rounds=rounds)
     explored = explore(dense, request)
     decisions = {
         share: decide(explored.maps, Goal(latency=share), workshop_of(source, explored, request)).chosen
@@ -207,14 +207,14 @@ def equal(share: float, uniform: Mapping[float, float]) -> float:
     return min(slower, key=lambda rate: slower[rate]) if slower else max(uniform, key=lambda r: uniform[r])
 
 
-def right(program: Program, dense: Program, pictures: Pictures) -> float:
+def right(program: Program, dense: Program, image_set: ImageSet) -> float:
     """The share of images whose class is found."""
-    assert pictures.labels is not None
+    assert image_set.labels is not None
     found = [
         evaluate.output(lambda x: program.module(*call_on(dense, x)), part).argmax(1)
-        for part in pictures.images.split(32)
+        for part in image_set.images.split(32)
     ]
-    return float((torch.cat(found) == pictures.labels).double().mean())
+    return float((torch.cat(found) == image_set.labels).double().mean())
 
 
 # --- what they share ------------------------------------------------------------------------------
@@ -270,18 +270,18 @@ def timed(
     return cost.measure(runs, device=device, rounds=rounds, seconds=600)
 
 
-def scenes(source: Source, device: torch.device) -> Pictures:
+def scenes(source: Source, device: torch.device) -> ImageSet:
     """Images for a model that knows none."""
     from_shapes, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, 32)
     size = source.args[0].shape[-2:]
     scaled = torch.nn.functional.interpolate(from_shapes, size=size, mode="bilinear")
-    return Pictures(shapes.normalize(scaled).to(device), None, "scenes of Shapes")
+    return ImageSet(shapes.normalize(scaled).to(device), None, "scenes of Shapes")
 
 
-def images_of(seed: int, count: int, device: torch.device) -> Pictures:
+def images_of(seed: int, count: int, device: torch.device) -> ImageSet:
     """Scenes that nothing was trained on, of a seed of their own."""
     images, labels = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[100 + seed], 0, count)
-    return Pictures(shapes.normalize(images).to(device), labels, f"Shapes images of seed {seed}")
+    return ImageSet(shapes.normalize(images).to(device), labels, f"Shapes images of seed {seed}")
 
 
 def row_of(one: Candidate) -> dict[str, Any]:

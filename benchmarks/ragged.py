@@ -111,7 +111,7 @@ class Scores(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As it is."""
-        if target is ops.passing:
+        if target is ops.threshold_mask:
             self.found = args[0]
         return super().call_function(target, args, kwargs)
 

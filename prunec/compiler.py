@@ -1,7 +1,7 @@
 """The compiler, on one screen.
 
 capture -> normalise -> flatten grid -> recognise -> plan -> insert sites -> repair tokens -> liveness
--> absorb -> calibrate -> certify -> lower
+-> fold key and value projections -> calibrate -> certify -> lower
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunec.capture.borrowing import alone
 from prunec.capture.capture import adopt, capture
 from prunec.counting.counts import mark_counts
 from prunec.errors import CalibrationError
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Program, Stage
 from prunec.measure.packed_attention import faster_attention
 from prunec.ops import Learned
@@ -54,7 +54,7 @@ def recognise(source: Source) -> Program:
 def compile_source(
     source: Source,
     policy: Policy,
-    calibration: Pictures | None = None,
+    calibration: ImageSet | None = None,
     *,
     untrained: bool = False,
     lowering: Lowering | None = None,
@@ -78,7 +78,7 @@ def compile_recognised(
     original: nn.Module,
     dense: Program,
     policy: Policy,
-    calibration: Pictures | None = None,
+    calibration: ImageSet | None = None,
     *,
     untrained: bool = False,
     lowering: Lowering | None = None,
@@ -120,11 +120,11 @@ def _with_attention(plain: Program, plan: Plan) -> Program:
     return plain.replace(plan=plan, stages=(*plain.stages, stage))
 
 
-def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None) -> Calibration | None:
+def fit(dense: Program, pruned: Program, policy: Policy, images: ImageSet | None) -> Calibration | None:
     """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
     assert pruned.plan is not None
     unknown = any(not site.known for site in pruned.plan.sites)
-    if not (has_blanks(pruned) or (unknown and images)):
+    if not (needs_calibration(pruned) or (unknown and images)):
         return None
     if images is None:
         raise CalibrationError(
@@ -135,11 +135,11 @@ def fit(dense: Program, pruned: Program, policy: Policy, images: Pictures | None
     return calibrate(dense, pruned, images.images, images.name)
 
 
-def has_blanks(pruned: Program) -> bool:
+def needs_calibration(pruned: Program) -> bool:
     """Whether images must give it numbers: a scorer's parameters, a threshold that the policy leaves open."""
     assert pruned.plan is not None
     selectors = [pruned.plan.step(site).selector for site in pruned.plan.sites]
-    return any(selector.blank for selector in selectors) or any(
+    return any(selector.needs_calibration for selector in selectors) or any(
         isinstance(node.target, Learned) and node.target.trainable for node in pruned.graph.nodes
     )
 

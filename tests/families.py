@@ -58,7 +58,7 @@ class Family:
     read: int | None = None
     cuts: int = 0
     # attention whose keys and values are not made, and how many cuts of weights that adds
-    absorbed: int = 0
+    folded: int = 0
     views: int = 0
     # the independent implementation, and which of the outputs it gives
     reference: Reference | None = None
@@ -168,7 +168,7 @@ def last_block_flops(family: Family, tokens: int) -> int:
     return keys_and_values + queries_and_output + scores_and_values + mlp
 
 
-def absorbed_flops(family: Family, tokens: int) -> int:
+def folded_flops(family: Family, tokens: int) -> int:
     """What is left out where an attention makes no keys and values: each head of a query reads the states."""
     rows = family.read or 1
     made = 2 * tokens * WIDTH * 2 * WIDTH + 2 * 2 * rows * tokens * WIDTH
@@ -189,8 +189,8 @@ def expected_flops(family: Family, lengths: tuple[int, int, int], *, original: b
         attending = passing
     blocks = [block_flops(family, *pair) for pair in zip(attending, passing, strict=True)]
     total += sum(blocks) if original else sum(blocks[:3]) + last_block_flops(family, lengths[2])
-    if family.absorbed and not original:
-        total -= absorbed_flops(family, lengths[2])
+    if family.folded and not original:
+        total -= folded_flops(family, lengths[2])
     pruned = lengths[2] < lengths[0]
     if pruned and family.pruning.scorer == "cls_attention" and family.core == "fused":
         total += sum(2 * length * WIDTH for length in lengths[:2])  # one row of queries against all keys
@@ -234,32 +234,32 @@ FAMILIES = (
     Family(
         "timm_vit", _timm("vit_small_patch16_224"), pruning=EVIT, tokens=29, prefix=1, class_token=0,
         head=("class token",), layer_scale=False, activation="gelu", literals=4, gathered=0, takes=0,
-        lengths=(29, 16, 10), read=1, cuts=8, absorbed=1, views=-1, head_flops=_classify(),
+        lengths=(29, 16, 10), read=1, cuts=8, folded=1, views=-1, head_flops=_classify(),
         reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_deit_distilled", _timm("deit_tiny_distilled_patch16_224"), pruning=EVIT, tokens=30, prefix=2,
         class_token=0, head=("class token", "token 1"), layer_scale=False, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(30, 17, 11), read=2, cuts=10, absorbed=1, views=-1,
+        gathered=0, takes=0, lengths=(30, 17, 11), read=2, cuts=10, folded=1, views=-1,
         head_flops=_classify(heads=2), reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_dinov2_registers", _timm("vit_small_patch14_reg4_dinov2", patch=14), pruning=EVIT, tokens=33,
         prefix=5, class_token=0, head=("class token",), layer_scale=True, activation="gelu", literals=4,
-        gathered=0, takes=0, lengths=(33, 20, 14), read=1, cuts=8, absorbed=1, views=-1,
+        gathered=0, takes=0, lengths=(33, 20, 14), read=1, cuts=8, folded=1, views=-1,
         head_flops=_classify(), reference=references.plain, **{**_TIMM, "image": (56, 98), "patch": 14},
     ),
     Family(
         "timm_siglip", _timm("vit_base_patch16_siglip_224"), pruning=NORM, tokens=28, prefix=0,
         class_token=None, head=("attention pooling",), layer_scale=False, activation="gelu", literals=7,
         gathered=0, takes=0,
-        lengths=(28, 14, 7), absorbed=1, views=3, head_flops=_pool(192, CLASSES),
+        lengths=(28, 14, 7), folded=1, views=3, head_flops=_pool(192, CLASSES),
         reference=references.plain, **_TIMM,
     ),
     Family(
         "timm_deit3", _timm("deit3_small_patch16_224"), pruning=EVIT, tokens=29, prefix=1, class_token=0,
         head=("class token",), layer_scale=True, activation="gelu", literals=4, gathered=0, takes=0,
-        lengths=(29, 16, 10), read=1, cuts=8, absorbed=1, views=-1, head_flops=_classify(),
+        lengths=(29, 16, 10), read=1, cuts=8, folded=1, views=-1, head_flops=_classify(),
         reference=references.plain, **_TIMM,
     ),
     # Sine and cosine for the queries and the keys of three blocks, each gathered once behind either site.
@@ -296,7 +296,7 @@ FAMILIES = (
         "hf_deit", _hf("DeiTForImageClassificationWithTeacher", "DeiTConfig"), pruning=EVIT, tokens=27,
         prefix=2, class_token=0, head=("class token", "token 1"), layer_scale=False, activation="gelu",
         core="fused", masks=4, literals=10, gathered=0, takes=0, scatters=0, lengths=(27, 16, 10),
-        read=2, cuts=4, absorbed=1, head_flops=_classify(2, heads=2), **_SQUARE,
+        read=2, cuts=4, folded=1, head_flops=_classify(2, heads=2), **_SQUARE,
     ),
     Family(
         "hf_dinov2", _hf("Dinov2Model", "Dinov2Config", mlp_ratio=2), pruning=EVIT, tokens=26, prefix=1,

@@ -73,10 +73,10 @@ def separate(padded: Program, flat: Sequence[Any], share: float = 0.5) -> None:
     """Put each threshold where about `share` of all scores pass and none is near."""
     assert padded.plan is not None
     for number in range(len(padded.plan.sites)):
-        score, _, prefix, suffix, _, live = run(padded, flat).scored[number]
+        score, _, prefix, suffix, _, valid = run(padded, flat).scored[number]
         end = score.shape[1] - suffix
         patches = score[:, prefix:end]
-        patches = patches[patches.isfinite() if live is None else live[:, prefix:end]].sort().values
+        patches = patches[patches.isfinite() if valid is None else valid[:, prefix:end]].sort().values
         middle, width = round((1 - share) * len(patches)), max(1, len(patches) // 8)
         near = patches[middle - width : middle + width + 1]
         place = int(near.diff().argmax())
@@ -113,23 +113,23 @@ class Tracking(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As it is, but for what is kept by force."""
-        if target in ops.PASSING:
+        if target in ops.MASKS:
             self.scored.append((*args, None) if len(args) < 6 else args)
             kept = target(*args) if self.kept is None else self._forced(args[0], self.scored[-1][5])
             self.rows.append((self._tokens(args[0]), kept))
             return kept
-        if target is ops.only and self.kept is not None:  # which does not take fewer than two rows
+        if target is ops.kept_rows and self.kept is not None:  # which does not take fewer than two rows
             result = args[0].nonzero()[:, 1].unsqueeze(0)
         else:
             result = super().call_function(target, args, kwargs)
-        if target in (ops.joined, ops.spared):
+        if target in (ops.with_best_dropped, ops.context_mask):
             self.rows[-1] = self.rows[-1][0], result
         elif target in ops.FIXED:
             assert self.kept is None, "as many of every image: nothing to force"
             self.rows.append((self._tokens(args[0]).gather(1, result), result >= 0))
         elif target in ops.SELECTIONS:
-            tokens, live = self.rows[-1]
-            self.rows[-1] = tokens.gather(1, result), live.gather(1, result)
+            tokens, valid = self.rows[-1]
+            self.rows[-1] = tokens.gather(1, result), valid.gather(1, result)
         return result
 
     def _tokens(self, rows: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ class Tracking(fx.Interpreter):
             return torch.arange(rows.shape[1]).expand(rows.shape[0], -1)
         return self.rows[-1][0]
 
-    def _forced(self, score: Tensor, live: Tensor | None) -> Tensor:
+    def _forced(self, score: Tensor, valid: Tensor | None) -> Tensor:
         """Rows of infinite score stay too: others are merged into them."""
         assert self.kept is not None
         wanted = self.kept[len(self.rows)].gather(1, self._tokens(score)) | score.isposinf()
-        return wanted if live is None else wanted & live
+        return wanted if valid is None else wanted & valid
 
 
 def run(program: Program, flat: Sequence[Any], kept: Tensor | None = None) -> Tracking:
@@ -170,8 +170,8 @@ def outcome(program: Program, places: dict[str, int | None], flat: Sequence[Any]
     assert program.anatomy is not None
     tracking, tokens = run(program, flat, kept), program.anatomy.tokens
     left = [
-        torch.zeros(len(number), tokens, dtype=torch.bool).scatter(1, number, live)
-        for number, live in tracking.rows
+        torch.zeros(len(number), tokens, dtype=torch.bool).scatter(1, number, valid)
+        for number, valid in tracking.rows
     ]
     states = {}
     for name, value in tracking.values.items():
@@ -185,16 +185,16 @@ def outcome(program: Program, places: dict[str, int | None], flat: Sequence[Any]
     return Outcome(outputs, left, states)
 
 
-def _in_place(rows: Tensor, numbers: Tensor, live: Tensor, tokens: int) -> Tensor:
+def _in_place(rows: Tensor, numbers: Tensor, valid: Tensor, tokens: int) -> Tensor:
     """Padded rows [B, n, C], or packed ones [1, S, C], as tokens [B, T, C]."""
-    if rows.shape[:2] == live.shape:
-        rows = rows[live]
+    if rows.shape[:2] == valid.shape:
+        rows = rows[valid]
     else:
-        assert rows.shape[:2] == (1, int(live.sum()))
+        assert rows.shape[:2] == (1, int(valid.sum()))
         rows = rows[0]
-    image = torch.arange(len(live)).unsqueeze(1).expand_as(live)[live]
-    whole = rows.new_zeros(len(live), tokens, rows.shape[-1])
-    whole[image, numbers[live]] = rows
+    image = torch.arange(len(valid)).unsqueeze(1).expand_as(valid)[valid]
+    whole = rows.new_zeros(len(valid), tokens, rows.shape[-1])
+    whole[image, numbers[valid]] = rows
     return whole
 
 

@@ -122,7 +122,7 @@ def test_every_stage_does_as_much_as_written_down(case: Case) -> None:
     notes = next(stage.notes for stage in case.compiled.pruned.stages if stage.name == "liveness")
     read = [f"rows {family.read} of {family.lengths[2]} from block 3"] if family.read else []
     assert list(notes) == read
-    assert counts["absorb"] == {"absorbed": family.absorbed}
+    assert counts["fold_key_value"] == {"folded": family.folded}
 
 
 def test_the_graph_holds_the_operations_of_the_plan_and_no_others(case: Case) -> None:
@@ -136,7 +136,7 @@ def test_the_graph_holds_the_operations_of_the_plan_and_no_others(case: Case) ->
         ops.take: family.takes,
         ops.scatter: family.scatters,
         ops.rows: family.cuts + family.views,
-        ops.attend_states: family.absorbed,
+        ops.attend_states: family.folded,
         # Original rows past the second site: a table is gathered by them, a way back goes up step by step.
         ops.compose: 1 if family.takes else 0,
     }

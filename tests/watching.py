@@ -132,10 +132,10 @@ def thresholds(fast: nn.Module) -> list[tuple[int, float]]:
 def separate(fast: nn.Module, x: Tensor, share: float = 0.6) -> None:
     """Set each threshold where about `share` of the scores pass, and none is near to it."""
     for number in range(len(sites(fast))):
-        score, _, prefix, suffix, _, live = watch(fast, x).passing[number]
+        score, _, prefix, suffix, _, valid = watch(fast, x).passing[number]
         end = score.shape[1] - suffix
         patches = score[:, prefix:end]
-        patches = patches[patches.isfinite() if live is None else live[:, prefix:end]].sort().values
+        patches = patches[patches.isfinite() if valid is None else valid[:, prefix:end]].sort().values
         middle, width = round((1 - share) * len(patches)), max(1, len(patches) // 10)
         near = patches[middle - width : middle + width + 1]
         place = int(near.diff().argmax())
@@ -164,7 +164,7 @@ class Watching(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As it is, and noted."""
         result = super().call_function(target, args, kwargs)
-        if target is ops.passing:
+        if target is ops.threshold_mask:
             self.passing.append(args)
         elif target is ops.remembered:
             self.remembered = result
@@ -184,10 +184,10 @@ class Watching(fx.Interpreter):
             [groups[row] for row in rows] for groups, rows in zip(self.before, index.tolist(), strict=True)
         ]
         if target is ops.pack:
-            live = args[0].gather(1, index).tolist()
+            valid = args[0].gather(1, index).tolist()
             now = [
                 [group if counts else [] for group, counts in zip(*pair, strict=True)]
-                for pair in zip(now, live, strict=True)
+                for pair in zip(now, valid, strict=True)
             ]
         if target is ops.select and args[4:] and args[4] and index.shape[1] < tokens:
             for number, rows in enumerate(index.tolist()):

@@ -14,15 +14,15 @@ from prunec import targets
 from prunec.compiler import recognise
 from prunec.errors import UsageError
 from prunec.frontend import sources
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.interface import images_in
 from prunec.ir.program import Program, ProgramModule
 from prunec.measure import cost, evaluate, figures
 from prunec.measure.cost import Timing
 from prunec.measure.evaluate import Comparison
+from prunec.measure.image_sets import image_set_of
 from prunec.measure.labels import fitting
 from prunec.measure.measure import Measure
-from prunec.measure.pictures import pictures_of
 from prunec.policy.lowering import from_dict
 
 ROUNDS = 20
@@ -110,21 +110,21 @@ def benchmark(
     with measure.on_threads():
         measure.progress("capture, recognise")
         dense = recognise(given)
-        pictures = _pictures(given, images)
-        return _measured(dense, program, backend, pictures, measure)
+        image_set = _image_set(given, images)
+        return _measured(dense, program, backend, image_set, measure)
 
 
-def _pictures(source: Source, images: str | Path | Tensor | None) -> Pictures | None:
+def _image_set(source: Source, images: str | Path | Tensor | None) -> ImageSet | None:
     if isinstance(images, Tensor):
-        return Pictures(images, None, "images that were given")
-    return None if images is None else pictures_of(source, images)
+        return ImageSet(images, None, "images that were given")
+    return None if images is None else image_set_of(source, images)
 
 
 def _measured(
-    dense: Program, pruned: Program, backend: targets.Target, pictures: Pictures | None, measure: Measure
+    dense: Program, pruned: Program, backend: targets.Target, image_set: ImageSet | None, measure: Measure
 ) -> Benchmark:
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
-    inputs = figures.inputs(dense, measure.batch, None if pictures is None else pictures.images)
+    inputs = figures.inputs(dense, measure.batch, None if image_set is None else image_set.images)
     with torch.no_grad():
         for name, call in lowered.items():
             measure.progress(f"compile {name}")
@@ -134,18 +134,18 @@ def _measured(
     runs = {name: figures.bound(call, inputs) for name, call in lowered.items()}
     timings = cost.measure(runs, device=device, rounds=measure.rounds or ROUNDS)
     comparison = None
-    if pictures is not None:
+    if image_set is not None:
         measure.progress("compare on images")
         batch = None if dense.interface.batch else figures.fixed_batch(dense)
-        labels, _ = fitting(pictures, figures.classes(dense))
+        labels, _ = fitting(image_set, figures.classes(dense))
         comparison = evaluate.compare(
-            lowered["dense"], lowered["pruned"], None, pictures.images, labels, batch=batch, device=device
+            lowered["dense"], lowered["pruned"], None, image_set.images, labels, batch=batch, device=device
         )
     return Benchmark(
         timings=timings,
         batch=images_in(inputs),
         facts=cost.device_facts(device),
         flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
-        images=pictures.name if pictures is not None else "",
+        images=image_set.name if image_set is not None else "",
         comparison=comparison,
     )

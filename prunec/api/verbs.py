@@ -17,11 +17,11 @@ from prunec.api.verbs_plan import Chosen, PlanLike
 from prunec.api.verbs_plan import latency_table as latency_table
 from prunec.api.verbs_plan import plan as plan
 from prunec.api.verbs_plan import sweep as sweep
-from prunec.capture.within import with_part
+from prunec.capture.submodule import with_submodule
 from prunec.compiler import compile_recognised, recognise
 from prunec.errors import UsageError
 from prunec.frontend import sources
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import ProgramModule
 from prunec.policy.modes import ModeLike
 from prunec.report.graph_diff import compare, text
@@ -64,14 +64,14 @@ def transform(
     """
     chosen = Chosen.of(policy, mode)
     lowering = chosen.lowering()
-    pictures = None if calibration is None else Pictures(calibration, None, "images")
+    image_set = None if calibration is None else ImageSet(calibration, None, "images")
     if calibration is not None and not calibrate:
         raise UsageError(
             "there are images to calibrate on, and calibrate=False says not to",
             where="calibration=, calibrate=",
             remedy="leave one of them out",
         )
-    if submodule is not None and pictures is not None:
+    if submodule is not None and image_set is not None:
         raise UsageError(
             "a part of a model cannot be calibrated on images: it sees what the rest makes of them",
             where=f"submodule={submodule!r}",
@@ -81,11 +81,11 @@ def transform(
     def pruned(source: Source) -> nn.Module:
         dense = recognise(source)
         compiled = compile_recognised(
-            source.module, dense, chosen.on(dense), pictures, untrained=not calibrate, lowering=lowering
+            source.module, dense, chosen.on(dense), image_set, untrained=not calibrate, lowering=lowering
         )
         assert dense.anatomy is not None
         assert compiled.pruned.plan is not None
-        if pictures is not None and compiled.calibration is None and compiled.pruned.plan.sites:
+        if image_set is not None and compiled.calibration is None and compiled.pruned.plan.sites:
             raise UsageError(
                 f"policy {chosen.policy.name!r} has nothing to calibrate: no learned parts, no thresholds",
                 where="calibration=",
@@ -98,7 +98,7 @@ def transform(
 
     if submodule is None:
         return pruned(sources.from_module(model, example))
-    return with_part(
+    return with_submodule(
         model, submodule, example, lambda part, call: pruned(Source(submodule, part, *call, "given"))
     )
 

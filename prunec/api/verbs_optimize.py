@@ -10,13 +10,13 @@ from prunec.api.deprecated import old_spellings
 from prunec.api.results import Result
 from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, request_of, to_plan
 from prunec.calibration.calibrate import Calibration
-from prunec.compiler import Compiled, compile_recognised, has_blanks, recognise
-from prunec.frontend.sources import Pictures, Source
+from prunec.compiler import Compiled, compile_recognised, needs_calibration, recognise
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Program
 from prunec.measure import figures
+from prunec.measure.image_sets import SCENES, doubts, image_set_of, split_off
 from prunec.measure.labels import fitting
 from prunec.measure.measure import Measure
-from prunec.measure.pictures import SCENES, doubts, pictures_of, split_off
 from prunec.planner.planned import Search
 from prunec.planner.planned import plan as plan_schedule
 from prunec.policy.modes import ModeLike
@@ -62,9 +62,9 @@ def optimize(
     chosen.lowering(measure.batch, backend.modes)  # what cannot run is told before a model is read
     given = as_source(source, example, measure.preprocess)
     with measure.on_threads():
-        pictures, fitted_on = pictures_of(given, images), None
+        image_set, fitted_on = image_set_of(given, images), None
         if goal is not None or chosen.planned is not None or _calibrates(chosen.policy, measure):
-            pictures, fitted_on = split_off(given, pictures)
+            image_set, fitted_on = split_off(given, image_set)
         measure.progress("capture, recognise")
         dense = recognise(given)
         if goal is not None and search is not None and fitted_on is not None:
@@ -72,7 +72,7 @@ def optimize(
             chosen = Chosen.of(plan_schedule(given, dense, goal, request), None)
         if not _calibrates(chosen.policy, measure):
             fitted_on = None
-        return _built(given, dense, chosen, backend, pictures, fitted_on, measure)
+        return _built(given, dense, chosen, backend, image_set, fitted_on, measure)
 
 
 def _calibrates(policy: Policy, measure: Measure) -> bool:
@@ -84,8 +84,8 @@ def _built(
     dense: Program,
     chosen: Chosen,
     backend: Target,
-    pictures: Pictures | None,
-    fitted_on: Pictures | None,
+    image_set: ImageSet | None,
+    fitted_on: ImageSet | None,
     measure: Measure,
 ) -> Result:
     """The model rewritten, lowered and measured."""
@@ -97,15 +97,15 @@ def _built(
     )
     pruned, plain = compiled.pruned, compiled.plain
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
-    scenes = pictures or fitted_on
+    scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
     timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, say)
-    if pictures:
+    if image_set:
         say("compare on images")
-    told = _told(given, dense, pictures, fitted_on, compiled.calibration)
+    told = _told(given, dense, image_set, fitted_on, compiled.calibration)
     for doubt in told:
         measure.warn(doubt)
-    accuracy = figures.accuracy(dense, plain, lowered, pictures) if pictures else None
+    accuracy = figures.accuracy(dense, plain, lowered, image_set) if image_set else None
     assert pruned.anatomy is not None
     assert pruned.plan is not None
     report = Report(
@@ -118,7 +118,7 @@ def _built(
         stages=pruned.stages,
         certificate=compiled.certificate,
         flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
-        images=pictures.name if pictures else "",
+        images=image_set.name if image_set else "",
         accuracy=accuracy,
         latency=timed,
         notes=(*given.notes, *_calibration_notes(compiled), *told),
@@ -126,7 +126,7 @@ def _built(
         example=given.example,
         calibration=compiled.calibration,
         planned=chosen.planned,
-        preprocess=pictures.preprocess if pictures else None,
+        preprocess=image_set.preprocess if image_set else None,
     )
     return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
 
@@ -134,20 +134,20 @@ def _built(
 def _told(
     source: Source,
     dense: Program,
-    pictures: Pictures | None,
-    fitted_on: Pictures | None,
+    image_set: ImageSet | None,
+    fitted_on: ImageSet | None,
     calibration: Calibration | None,
 ) -> tuple[str, ...]:
     """What is doubtful about pictures, labels and calibration: warned of, and noted in the report."""
-    shown = pictures or fitted_on
+    shown = image_set or fitted_on
     about_pictures = () if shown is None or shown.name == SCENES else doubts(source, shown)
-    labels = fitting(pictures, figures.classes(dense))[1] if pictures else ""
+    labels = fitting(image_set, figures.classes(dense))[1] if image_set else ""
     return (*about_pictures, *filter(None, [labels]), *(calibration.doubts if calibration else ()))
 
 
 def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:
     if compiled.calibration is not None and compiled.calibration.name == SCENES:
         return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
-    if compiled.calibration is None and has_blanks(compiled.pruned):
+    if compiled.calibration is None and needs_calibration(compiled.pruned):
         return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
     return ()

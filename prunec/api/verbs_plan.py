@@ -14,12 +14,12 @@ from prunec import targets
 from prunec.compiler import recognise
 from prunec.errors import UsageError
 from prunec.frontend import sources
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Program
 from prunec.latency.roofline import Ceilings
 from prunec.latency.table import LatencyTable
+from prunec.measure.image_sets import doubts, image_set_of, split_off
 from prunec.measure.measure import Measure
-from prunec.measure.pictures import doubts, pictures_of, split_off
 from prunec.planner import sweep as sweeping
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Planned, Request, Search, estimated, explore, tables, workshop_of
@@ -253,20 +253,20 @@ def _request(
     chosen = to_plan(policy)
     targets.load(measure.target)  # one that cannot run is told before a model is read
     given = as_source(source, example, measure.preprocess)
-    _, pictures = split_off(given, pictures_of(given, images))
-    for doubt in doubts(given, pictures) if images is not None else ():
+    _, image_set = split_off(given, image_set_of(given, images))
+    for doubt in doubts(given, image_set) if images is not None else ():
         measure.warn(doubt)
-    return given, request_of(chosen, pictures, search, measure)
+    return given, request_of(chosen, image_set, search, measure)
 
 
-def request_of(policy: Policy, pictures: Pictures, search: Search, measure: Measure) -> Request:
+def request_of(policy: Policy, image_set: ImageSet, search: Search, measure: Measure) -> Request:
     """What the planner is asked for."""
     return Request(
         policy=policy,
         target=targets.load(measure.target),
         target_name=measure.target,
         batch=measure.batch,
-        images=pictures,
+        images=image_set,
         calibrated=measure.calibrate,
         search=search,
         rounds=measure.rounds or ROUNDS,

@@ -102,7 +102,7 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
     shares = tuple(
         _set_threshold(pruned, number, site, images)
         for number, site in enumerate(pruned.plan.sites)
-        if pruned.plan.step(site).selector.blank
+        if pruned.plan.step(site).selector.needs_calibration
     )
     counts = count_kept(pruned, images) if any(site.ragged for site in pruned.plan.sites) else ()
     seconds, graded = time.perf_counter() - start, pruned.plan.fate == "exit"
@@ -302,7 +302,7 @@ class KeptCounter(fx.Interpreter):
                 self.fixed[n.name] = next(self.sites).keep
             if n.target in ops.RAGGED:
                 (rows,) = n.all_input_nodes
-                kept = rows.all_input_nodes[0] if rows.target is ops.joined else rows
+                kept = rows.all_input_nodes[0] if rows.target is ops.with_best_dropped else rows
                 count = self.env[kept].sum(dim=1) - self.protected
             else:  # a fused token is none of the patches kept
                 count = torch.full((len(value),), self.fixed[n.name])
@@ -331,7 +331,7 @@ class _ScoreReader(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, until the site comes."""
-        if target not in ops.PASSING:
+        if target not in ops.MASKS:
             return super().call_function(target, args, kwargs)
         if self.left == 0:
             score, alive = args[0], args[5] if len(args) > 5 else None

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunec import compat
 from prunec.capture.capture import graph_of
-from prunec.capture.within import shared_copy
+from prunec.capture.submodule import shared_copy
 from prunec.ir.graph import ancestors, is_tensor, reachable, tidy
 from prunec.ir.program import Program
 

@@ -23,7 +23,7 @@ class Space:
     selection: fx.Node
     padded: sympy.Symbol  # n
     packed: sympy.Symbol  # S
-    live: fx.Node  # [B, n]
+    valid: fx.Node  # [B, n]
     rows: fx.Node  # [1, S]
     slots: fx.Node  # [B, n]
     made: dict[Any, fx.Node] = field(default_factory=dict)  # places, each made once

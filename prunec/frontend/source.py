@@ -20,7 +20,7 @@ Weights = Literal["pretrained", "random", "given", "shipped", "file"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageSet:
     """Images to measure on, normalised for the model, and how to call them in a report."""
 
     images: Tensor  # [n, 3, H, W]
@@ -66,20 +66,20 @@ class Source:
     chosen: object = None  # what the caller says about pictures
     labels: tuple[str, ...] = field(default=(), repr=False)  # the names of its classes, as far as it has any
 
-    def test_images(self, count: int) -> Pictures | None:
+    def test_images(self, count: int) -> ImageSet | None:
         """Held-out images for this model, if the source knows any."""
         if self.spec != "shapes":
             return None
         seed = shapes.HELD_OUT_SEEDS[0]
         images, labels = shapes.images(shapes.CLASSIFICATION, seed, 0, count)
-        return Pictures(shapes.normalize(images), labels, "held-out Shapes images")
+        return ImageSet(shapes.normalize(images), labels, "held-out Shapes images")
 
-    def calibration_images(self, count: int) -> Pictures | None:
+    def calibration_images(self, count: int) -> ImageSet | None:
         """Images that a policy may be fitted to, other than the test images, if the source knows any."""
         if self.spec != "shapes":
             return None
         images, labels = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, count)
-        return Pictures(shapes.normalize(images), labels, "other held-out Shapes images")
+        return ImageSet(shapes.normalize(images), labels, "other held-out Shapes images")
 
     @property
     def preprocess(self) -> Preprocess:

@@ -28,13 +28,13 @@ from torch import nn
 from prunec import compat, documents
 from prunec.capture.capturable import check_capturable
 from prunec.capture.example_inputs import Example, exported_inputs
-from prunec.capture.within import shared_copy
+from prunec.capture.submodule import shared_copy
 from prunec.data import tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.files import files
 from prunec.frontend import folders, processors
 from prunec.frontend.source import Asked as Asked
-from prunec.frontend.source import Pictures as Pictures
+from prunec.frontend.source import ImageSet as ImageSet
 from prunec.frontend.source import Source as Source
 from prunec.frontend.source import made
 from prunec.frontend.source_hugging_face import hugging_face

@@ -78,5 +78,5 @@ def _remembered(keep: int, tokens: int, prefix: int, suffix: int, share: float) 
 
 
 def _selections(target: fx.Graph) -> list[tuple[fx.Node, int]]:
-    counted = (ops.select, ops.select_pairs, ops.best, ops.best_of_batch)
+    counted = (ops.select, ops.select_pairs, ops.topk_mask, ops.topk_mask_of_batch)
     return [(node, node.args[1]) for node in target.nodes if node.target in counted]

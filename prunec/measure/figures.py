@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunec import ops
 from prunec.calibration.calibrate import call_on
-from prunec.frontend.sources import Pictures
+from prunec.frontend.sources import ImageSet
 from prunec.ir.flops import FlopCounter
 from prunec.ir.interface import images_in
 from prunec.ir.program import Program
@@ -105,15 +105,15 @@ def latency(
     return Latency(timings, batch, cost.device_facts(device))
 
 
-def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], pictures: Pictures) -> Comparison:
+def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], image_set: ImageSet) -> Comparison:
     """Accuracy or agreement of dense, pruned and random at the same counts."""
     random = run_passes((RandomScores(),), plain)
-    labels, _ = fitting(pictures, classes(dense))
+    labels, _ = fitting(image_set, classes(dense))
     return evaluate.compare(
         lowered["dense"],
         lowered["pruned"],
         random.module,  # operator by operator: compiled code would draw the same numbers for every seed
-        pictures.images,
+        image_set.images,
         labels,
         batch=None if dense.interface.batch else fixed_batch(dense),
         device=device_of(dense),

@@ -13,41 +13,41 @@ import torch
 from torch import Tensor
 
 from prunec.errors import brief, first_few
-from prunec.frontend.source import Pictures
+from prunec.frontend.source import ImageSet
 
 
-def fitting(pictures: Pictures, classes: int | None) -> tuple[Tensor | None, str]:
+def fitting(image_set: ImageSet, classes: int | None) -> tuple[Tensor | None, str]:
     """The class of each picture, and what should be known about it: why there is none, or how it was found.
 
     Args:
-        pictures: with labels that number folders, or that are the folders' numbers.
+        image_set: with labels that number folders, or that are the folders' numbers.
         classes: how many the model scores; None where it gives no class scores.
     """
-    if pictures.labels is None:
+    if image_set.labels is None:
         return None, ""
     if classes is None:
         return None, _without("the model gives no scores of classes", "leave them out")
-    if pictures.classes is None:
-        beyond = sorted({int(label) for label in pictures.labels if label >= classes})
+    if image_set.classes is None:
+        beyond = sorted({int(label) for label in image_set.labels if label >= classes})
         if not beyond:
-            return pictures.labels, ""
+            return image_set.labels, ""
         shown = first_few([str(number) for number in beyond])
-        many = len(pictures.folders) or len(beyond)
+        many = len(image_set.folders) or len(beyond)
         return None, _without(
             f"{len(beyond)} of {many} folders are no classes of the model, which has 0 to {classes - 1}: "
             f"{shown}",
             "number them as the model does",
         )
-    return _by_name(pictures, pictures.labels, classes)
+    return _by_name(image_set, image_set.labels, classes)
 
 
-def _by_name(pictures: Pictures, labels: Tensor, classes: int) -> tuple[Tensor | None, str]:
-    known = _known(pictures.names) if (named := len(pictures.names) == classes) else {}
-    folders = pictures.folders
+def _by_name(image_set: ImageSet, labels: Tensor, classes: int) -> tuple[Tensor | None, str]:
+    known = _known(image_set.names) if (named := len(image_set.names) == classes) else {}
+    folders = image_set.folders
     strange = [folder for folder in folders if _plain(folder) not in known]
     if named and not strange:
         return torch.tensor([known[_plain(folder)] for folder in folders])[labels], ""
-    if len(strange) == len(folders) and pictures.classes == classes:
+    if len(strange) == len(folders) and image_set.classes == classes:
         if not named:
             return labels, ""
         return labels, (
@@ -56,14 +56,14 @@ def _by_name(pictures: Pictures, labels: Tensor, classes: int) -> tuple[Tensor |
         )
     if named:
         what = f"{len(strange)} of {len(folders)} folders are none of the model's {classes} classes: "
-        names = first_few([repr(brief(name, 40)) for name in pictures.names], most=3)
+        names = first_few([repr(brief(name, 40)) for name in image_set.names], most=3)
         return None, _without(
             what + first_few([brief(folder, 40) for folder in strange]),
             f"call them as the model does ({names})",
         )
     shown = f" ({first_few([brief(folder, 40) for folder in folders])})" if folders else ""
     return None, _without(
-        f"{pictures.classes} folders name classes{shown}, and the model has {classes}",
+        f"{image_set.classes} folders name classes{shown}, and the model has {classes}",
         "call them by the numbers of the model's classes, or have one for each, in the model's order",
     )
 

@@ -39,23 +39,23 @@ def faster_attention(program: Program) -> tuple[Attention, str]:
 def _measured(
     tokens: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> dict[Attention, float]:
-    live = (
+    valid = (
         torch.arange(tokens, device=device)
         < (torch.linspace(*SHARES, IMAGES, device=device) * tokens)[:, None]
     )
-    live = live[:, : max(2, int(live.sum(dim=1).max()))]  # [B, n]
-    rows, slots = ops.rows_of(live), ops.slots(live)
+    valid = valid[:, : max(2, int(valid.sum(dim=1).max()))]  # [B, n]
+    rows, slots = ops.rows_of(valid), ops.slots(valid)
     packed = torch.randn(3, 1, rows.shape[1], heads, width, device=device).to(dtype).transpose(2, 3)
 
     query, key, value = packed
 
     def image_by_image() -> Tensor:
-        return ops.attend(query, key, value, live, live)
+        return ops.attend(query, key, value, valid, valid)
 
     def padded() -> Tensor:
-        wide = [ops.spread(x, slots, 2, 0) for x in (query, key, value)]
-        out = scaled_dot_product_attention(wide[0], wide[1], wide[2], attn_mask=ops.key_mask(live))
-        return ops.pick(out, rows, 2, 0)
+        wide = [ops.pad(x, slots, 2, 0) for x in (query, key, value)]
+        out = scaled_dot_product_attention(wide[0], wide[1], wide[2], attn_mask=ops.key_mask(valid))
+        return ops.unpad(out, rows, 2, 0)
 
     timings = cost.measure({"rows": image_by_image, "padded": padded}, device=device, rounds=ROUNDS, warmup=2)
     return {"rows": timings["rows"].median, "padded": timings["padded"].median}

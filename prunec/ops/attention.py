@@ -82,15 +82,15 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    live: Tensor,
+    valid: Tensor,
     among: Tensor,
     scale: float | None = None,
 ) -> Tensor:
     """Attention of packed rows [1, h, S, d].
 
-    Of image i there are as many queries as row i of `live` [B, n] has, and as many keys as that of `among`.
+    Of image i there are as many queries as row i of `valid` [B, n] has, and as many keys as that of `among`.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    counts = live.sum(dim=1), among.sum(dim=1)
-    out: Tensor = _attend(query, key, value, *counts, scale, live.shape[1], among.shape[1])
+    counts = valid.sum(dim=1), among.sum(dim=1)
+    out: Tensor = _attend(query, key, value, *counts, scale, valid.shape[1], among.shape[1])
     return out

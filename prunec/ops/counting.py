@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def counts(live: Tensor) -> Tensor:
+def counts(valid: Tensor) -> Tensor:
     """How many rows of each image count: [B]."""
-    return live.sum(dim=1, dtype=torch.float64)
+    return valid.sum(dim=1, dtype=torch.float64)
 
 
 def log(number: Any) -> Any:

@@ -20,7 +20,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 class Learned:
     """Calls a scorer module with parameters that are operands of the graph: saved, moved and trained there.
 
-    x, prefix, suffix, axis, live, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or,
+    x, prefix, suffix, axis, valid, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or,
     of classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C]; one
     that asks for it is told which of these count, where some are padding.
     """
@@ -31,17 +31,17 @@ class Learned:
         self.names = tuple(tensors_of(module))
         self.pixels = getattr(module, "reads", "patches") == "pixels"
         self.context = self.pixels or bool(getattr(module, "context", False))
-        self.takes_live = bool(getattr(module, "takes_live", False)) and not self.pixels
+        self.takes_valid = bool(getattr(module, "takes_valid", False)) and not self.pixels
         self.__name__ = self.__qualname__ = name
         self.__module__ = __name__
 
     def __call__(
-        self, x: Tensor, prefix: int, suffix: int, dim: int, live: Tensor | None, *parameters: Tensor
+        self, x: Tensor, prefix: int, suffix: int, dim: int, valid: Tensor | None, *parameters: Tensor
     ) -> Any:
         """The scores."""
         given = [x if self.pixels else x.movedim(dim, 1)[:, prefix : x.shape[dim] - suffix]]
-        if self.takes_live and live is not None:
-            given.append(live[:, prefix : live.shape[1] - suffix])
+        if self.takes_valid and valid is not None:
+            given.append(valid[:, prefix : valid.shape[1] - suffix])
         own = dict(zip(self.names, parameters, strict=True))
         found: Tensor = functional_call(self.module, own, tuple(given))
         return pad(found, (0, 0) * (found.dim() - 2) + (prefix, suffix))

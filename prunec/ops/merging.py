@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prunec.ops.selections import best
+from prunec.ops.selections import topk_mask
 from prunec.ops.streams import gather
 
 
@@ -21,15 +21,15 @@ def token_keys(key: Tensor) -> Tensor:
     return key.mean(dim=1)  # [B, h, T, d] -> [B, T, d]
 
 
-def pairs(metric: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pairs(metric: Tensor, prefix: int, suffix: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """For each patch at an even place the most similar one at an odd place: score [B, T], partner [B, T]."""
     unit = normalize(metric, dim=-1)  # [B, T, d]
     tokens = metric.shape[1]
     rows = torch.arange(tokens, device=metric.device)
-    if live is not None:  # a length that is read off a tensor cannot be halved before it is known
+    if valid is not None:  # a length that is read off a tensor cannot be halved before it is known
         odd = (rows % 2 == 1) & (rows >= prefix) & (rows < tokens - suffix)
         even = (rows % 2 == 0) & (rows >= prefix) & (rows < tokens - suffix)
-        alike = (unit @ unit.transpose(1, 2)).masked_fill(~(odd & live)[:, None], float("-inf"))
+        alike = (unit @ unit.transpose(1, 2)).masked_fill(~(odd & valid)[:, None], float("-inf"))
         likest, place = alike.max(dim=-1)
         return torch.where(even, -likest, float("inf")), torch.where(even, place, rows)
     first, other = prefix + prefix % 2, prefix + 1 - prefix % 2
@@ -61,15 +61,15 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
 
 
 def nearest(
-    x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1, live: Tensor | None = None
+    x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """For each token the most similar patch that stays: likeness [B, T], partner [B, T]."""
     unit = normalize(x.movedim(dim, 1), dim=-1)  # [B, T, C]
     patches = slice(prefix, index.shape[1] - suffix)
     kept = index[:, patches]
     alike = unit @ gather(unit, kept).transpose(1, 2)  # [B, T, n]
-    if live is not None:
-        alike = alike.masked_fill(~live[:, None, patches], float("-inf"))
+    if valid is not None:
+        alike = alike.masked_fill(~valid[:, None, patches], float("-inf"))
     alike, place = alike.max(dim=-1)
     return alike, kept.gather(1, place)
 
@@ -95,11 +95,11 @@ def remembered(
     prefix: int,
     suffix: int,
     kept: Tensor | None = None,
-    live: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """1 for rows that stay and for others among the `count` best patches, 0 for those that are dropped."""
     stays = stay(index, score.shape[1]) if kept is None else kept
-    return (stays | best(score, count, prefix, suffix, live=live)).to(score.dtype)
+    return (stays | topk_mask(score, count, prefix, suffix, valid=valid)).to(score.dtype)
 
 
 def sizes(

@@ -1,6 +1,6 @@
 """Packing: the tokens that all images keep as rows of one image, one after the other.
 
-    live [B, n] -- rows_of -- rows [1, S]     where in the padded stream [B * n] each packed row stands
+    valid [B, n] -- rows_of -- rows [1, S]     where in the padded stream [B * n] each packed row stands
                '-- slots                      and where in the packed one each padded row stands: [B, n]
 
     padded [B, n, C] -- pick -- packed [1, S, C] -- spread -- padded
@@ -16,12 +16,12 @@ from torch import Tensor
 from prunec import compat
 
 
-def rows_of(live: Tensor, bound: int | None = None) -> Tensor:
+def rows_of(valid: Tensor, bound: int | None = None) -> Tensor:
     """Where the rows that count stand among those of all images: [B, n] to [1, S]."""
-    found = live.flatten().nonzero()[:, 0].unsqueeze(0)
+    found = valid.flatten().nonzero()[:, 0].unsqueeze(0)
     total = found.shape[1]
     compat.assume(total >= 2)  # a compiler that does not know the number wants to know whether it is one
-    compat.assume(total <= live.numel())
+    compat.assume(total <= valid.numel())
     if bound is not None:
         compat.assume(total <= bound, f"a batch has more than the {bound} {TOO_MANY}")
     return found
@@ -31,15 +31,15 @@ def rows_of(live: Tensor, bound: int | None = None) -> Tensor:
 TOO_MANY = "packed rows that it may have"
 
 
-def fixed_rows_of(live: Tensor, each: int) -> Tensor:
+def fixed_rows_of(valid: Tensor, each: int) -> Tensor:
     """The same where a batch has `each` rows for every image on average, whatever is in it."""
-    order = (~live).to(torch.uint8).flatten().argsort(stable=True)
-    return order[: live.shape[0] * each].sort().values.unsqueeze(0)
+    order = (~valid).to(torch.uint8).flatten().argsort(stable=True)
+    return order[: valid.shape[0] * each].sort().values.unsqueeze(0)
 
 
-def slots(live: Tensor) -> Tensor:
+def slots(valid: Tensor) -> Tensor:
     """Where each padded row stands among the packed ones; padding points at its neighbour: [B, n]."""
-    return (live.flatten().cumsum(0) - 1).clamp_min(0).view_as(live)
+    return (valid.flatten().cumsum(0) - 1).clamp_min(0).view_as(valid)
 
 
 def places(index: Tensor, rows: Tensor, tokens: int) -> Tensor:
@@ -53,12 +53,12 @@ def places_among(slots: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     return slots.gather(1, index).flatten()[rows]
 
 
-def numbers(index: Tensor, rows: Tensor) -> Tensor:
+def token_numbers(index: Tensor, rows: Tensor) -> Tensor:
     """The token that each packed row is, as `index` [B, n] counts them: [1, S]."""
     return index.flatten()[rows]
 
 
-def pick(x: Tensor, places: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
+def unpad(x: Tensor, places: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
     """Rows of all images, one after the other: [B, T, C] and places in B * T to [1, S, C]."""
     rows = x.movedim((batch_dim, dim), (0, 1)).flatten(0, 1)
     return rows.index_select(0, places[0]).unsqueeze(0).movedim((0, 1), (batch_dim, dim))
@@ -69,7 +69,7 @@ def keep(x: Tensor, places: Tensor, dim: int = 1) -> Tensor:
     return x.index_select(dim, places[0])
 
 
-def spread(x: Tensor, slots: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
+def pad(x: Tensor, slots: Tensor, dim: int = 1, batch_dim: int = 0) -> Tensor:
     """Packed rows as padded ones: [1, S, C] to [B, n, C]."""
     return x.movedim((batch_dim, dim), (0, 1))[0][slots].movedim((0, 1), (batch_dim, dim))
 

@@ -66,7 +66,7 @@ def times_values(score: Tensor, value: Tensor) -> Tensor:
 
 
 def received(
-    attention: Tensor, value: Tensor, prefix: int, suffix: int, live: Tensor | None = None
+    attention: Tensor, value: Tensor, prefix: int, suffix: int, valid: Tensor | None = None
 ) -> Tensor:
     """What all patches pay to a token, and its value's share of the image's.
 
@@ -75,8 +75,8 @@ def received(
     end = attention.shape[-1] - suffix  # attention: [B, h, T, T], value: [B, h, T, d]
     paid = attention[:, :, prefix:end, prefix:end].amax(dim=1)  # [B, N, N]
     worth = value[:, :, prefix:end].amax(dim=1).sum(dim=-1)  # [B, N]
-    if live is not None:
-        there = live[:, prefix:end]
+    if valid is not None:
+        there = valid[:, prefix:end]
         paid, worth = paid * there.unsqueeze(-1), worth.masked_fill(~there, float("-inf"))
     paid, share = paid.sum(dim=1), worth.softmax(dim=-1)
     score = paid / paid.amax(dim=1, keepdim=True) + share

@@ -42,39 +42,39 @@ def select_pairs(score: Tensor, keep: int, prefix: int, suffix: int) -> Tensor:
 
 # --- as many as every image needs ----------------------------------------------------------------
 #
-# What says which rows go on has one form: (scores, bound, prefix, suffix, least, live) -> [B, T].
+# What says which rows go on has one form: (scores, bound, prefix, suffix, least, valid) -> [B, T].
 
 
-def best(
-    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+def topk_mask(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, valid: Tensor | None = None
 ) -> Tensor:
     """Which rows go on: the `count` best patches of each image, as `select` has them, and protected ones."""
-    patches, there = _patches(score, prefix, suffix, live)
+    patches, there = _patches(score, prefix, suffix, valid)
     return _with_ends(_highest(patches, max(count, least)) & there, prefix, suffix)
 
 
-def best_of_batch(
-    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+def topk_mask_of_batch(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, valid: Tensor | None = None
 ) -> Tensor:
     """Which rows go on: the best patches of all images together, `count` of each on average.
 
     The `least` best ones of each image go on in any case, so how many do is the same for every batch.
     """
-    patches, there = _patches(score, prefix, suffix, live)
+    patches, there = _patches(score, prefix, suffix, valid)
     surely = _highest(patches, least) & there
     ranked = patches.masked_fill(surely, float("inf")).reshape(1, -1)
     kept = _highest(ranked, score.shape[0] * count).view_as(there)
     return _with_ends(kept & there, prefix, suffix)
 
 
-def passing(
-    score: Tensor, threshold: Tensor, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+def threshold_mask(
+    score: Tensor, threshold: Tensor, prefix: int, suffix: int, least: int = 1, valid: Tensor | None = None
 ) -> Tensor:
     """Which rows go on: patches that score above the threshold, the `least` best ones, protected ones.
 
-    Rows that the selection before has dropped already (not `live`) do not come back.
+    Rows that the selection before has dropped already (not `valid`) do not come back.
     """
-    patches, there = _patches(score, prefix, suffix, live)
+    patches, there = _patches(score, prefix, suffix, valid)
     kept = (patches > threshold) | _highest(patches, least)
     return _with_ends(kept & there, prefix, suffix)  # [B, T]
 
@@ -89,12 +89,12 @@ def _highest(score: Tensor, count: int) -> Tensor:
     return torch.zeros_like(order).scatter(1, order, places) < count
 
 
-def _patches(score: Tensor, prefix: int, suffix: int, live: Tensor | None) -> tuple[Tensor, Tensor]:
+def _patches(score: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores of the patches, the lowest where one has been dropped already, and which are there: [B, N]."""
     patches = score[:, prefix : score.shape[1] - suffix]
-    if live is None:
+    if valid is None:
         return patches, torch.ones_like(patches, dtype=torch.bool)
-    there = live[:, prefix : score.shape[1] - suffix]
+    there = valid[:, prefix : score.shape[1] - suffix]
     return patches.masked_fill(~there, float("-inf")), there
 
 
@@ -104,8 +104,8 @@ def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
     return torch.cat([front, patches, back], dim=1)
 
 
-def shuffled(
-    kept: Tensor, prefix: int, suffix: int, live: Tensor | None = None, score: Tensor | None = None
+def random_mask(
+    kept: Tensor, prefix: int, suffix: int, valid: Tensor | None = None, score: Tensor | None = None
 ) -> Tensor:
     """As many rows of each image, chosen at random among those that are there: the honest baseline.
 
@@ -113,8 +113,8 @@ def shuffled(
     """
     end = kept.shape[1] - suffix
     chance = torch.rand(kept[:, prefix:end].shape, device=kept.device)
-    if live is not None:
-        chance = chance.masked_fill(~live[:, prefix:end], -1.0)
+    if valid is not None:
+        chance = chance.masked_fill(~valid[:, prefix:end], -1.0)
     if score is not None:
         chance = chance.masked_fill(score[:, prefix:end].isposinf() & kept[:, prefix:end], 2.0)
     place = chance.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the luckiest row
@@ -122,9 +122,11 @@ def shuffled(
     return _with_ends(lucky, prefix, suffix)
 
 
-def joined(kept: Tensor, score: Tensor, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
+def with_best_dropped(
+    kept: Tensor, score: Tensor, prefix: int, suffix: int, valid: Tensor | None = None
+) -> Tensor:
     """Those rows, and of the patches that leave the best one: its place is where they are summed up."""
-    patches, there = _patches(score, prefix, suffix, live)
+    patches, there = _patches(score, prefix, suffix, valid)
     leaving = there & ~kept[:, prefix : kept.shape[1] - suffix]
     first = _highest(patches.masked_fill(~leaving, float("-inf")), 1) & leaving  # none where none leaves
     return kept | torch.nn.functional.pad(first, (prefix, suffix))
@@ -177,7 +179,7 @@ def _in_order(kept: Tensor, prefix: int, suffix: int, length: int, in_pairs: boo
     return torch.where(place < prefix, place, last)
 
 
-def only(kept: Tensor) -> Tensor:
+def kept_rows(kept: Tensor) -> Tensor:
     """The rows of the one image that there is: nothing pads them."""
     index = kept[0].nonzero()[:, 0].unsqueeze(0)  # [1, T] -> [1, n]
     compat.assume(index.shape[1] >= 2)
@@ -185,18 +187,18 @@ def only(kept: Tensor) -> Tensor:
     return index
 
 
-def every(kept: Tensor) -> Tensor:
+def all_rows(kept: Tensor) -> Tensor:
     """All rows, in place: for a lowering that computes them all and hides those that are not kept."""
     return torch.arange(kept.shape[1], device=kept.device).expand(kept.shape[0], -1)
 
 
-def live(kept: Tensor, index: Tensor) -> Tensor:
+def valid_mask(kept: Tensor, index: Tensor) -> Tensor:
     """Which rows of a packed selection count; the others pad it."""
     return kept.gather(1, index)  # [B, T], [B, n] -> [B, n]
 
 
-def sampled(
-    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, live: Tensor | None = None
+def sampled_mask(
+    score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, valid: Tensor | None = None
 ) -> Tensor:
     """Which rows go on: those that `count` regular steps over the cumulated scores hit, and protected ones.
 
@@ -205,8 +207,8 @@ def sampled(
     """
     patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
     there = torch.ones_like(patches, dtype=torch.bool)
-    if live is not None:
-        there = live[:, prefix : score.shape[1] - suffix]
+    if valid is not None:
+        there = valid[:, prefix : score.shape[1] - suffix]
     ordered, order = patches.masked_fill(~there, 0.0).sort(dim=1, stable=True)
     reached = ordered.cumsum(dim=1) / ordered.sum(dim=1, keepdim=True)
     reached = reached.masked_fill(~there.gather(1, order), float("inf"))  # no step is near to those
@@ -217,27 +219,29 @@ def sampled(
     return _with_ends((hits | _highest(rank, least)) & there, prefix, suffix)
 
 
-def typical(score: Tensor, divisor: int, prefix: int, suffix: int, live: Tensor | None = None) -> Tensor:
+def mean_threshold(
+    score: Tensor, divisor: int, prefix: int, suffix: int, valid: Tensor | None = None
+) -> Tensor:
     """The threshold of every image: the mean of its finite scores, less their spread over `divisor`."""
     patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
     counts = patches.isfinite()
-    if live is not None:
-        counts = counts & live[:, prefix : score.shape[1] - suffix]
+    if valid is not None:
+        counts = counts & valid[:, prefix : score.shape[1] - suffix]
     number = counts.sum(dim=1, keepdim=True)
     mean = patches.masked_fill(~counts, 0.0).sum(dim=1, keepdim=True) / number.clamp_min(1)
     square = (patches - mean).masked_fill(~counts, 0.0).square().sum(dim=1, keepdim=True)
     return mean - (square / (number - 1).clamp_min(1)).sqrt() / divisor  # [B, 1]
 
 
-def spared(
-    kept: Tensor, logits: Tensor, count: int, prefix: int, suffix: int, live: Tensor | None = None
+def context_mask(
+    kept: Tensor, logits: Tensor, count: int, prefix: int, suffix: int, valid: Tensor | None = None
 ) -> Tensor:
     """Which rows go on if of each class the `count` surest that would leave stay as context."""
     end = kept.shape[1] - suffix
     confidence, classes = logits[:, prefix:end].softmax(dim=-1).max(dim=-1)  # [B, N]
     leaving = ~kept[:, prefix:end]
-    if live is not None:
-        leaving = leaving & live[:, prefix:end]
+    if valid is not None:
+        leaving = leaving & valid[:, prefix:end]
     # by class, then the surest first; those that do not leave come behind all classes
     order = confidence.argsort(dim=1, descending=True, stable=True)
     group = torch.where(leaving, classes, logits.shape[-1]).gather(1, order)

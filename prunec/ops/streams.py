@@ -43,14 +43,14 @@ def fuse_each(
     kept: Tensor,
     dim: int,
     joined: Tensor,
-    live: Tensor | None = None,
+    valid: Tensor | None = None,
     uniform: bool = False,
 ) -> Tensor:
     """The same where images keep different numbers: the row that joined the kept ones becomes the sum.
 
-    Rows that the selection before has dropped already (not `live`) are not in it.
+    Rows that the selection before has dropped already (not `valid`) are not in it.
     """
-    leaving = ~kept if live is None else live & ~kept  # [B, T]
+    leaving = ~kept if valid is None else valid & ~kept  # [B, T]
     weight = torch.where(leaving, 1.0 if uniform else score, 0.0).to(x.dtype)
     weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if uniform else weight
     extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
@@ -59,11 +59,11 @@ def fuse_each(
     return torch.where(spread_over(here, rows, dim), extra, rows)
 
 
-def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Tensor | None = None) -> Tensor:
-    """The full stream again: `base`, with rows `index` replaced by the pruned stream's (only `live` ones)."""
+def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, valid: Tensor | None = None) -> Tensor:
+    """The full stream again: `base`, with rows `index` replaced by the pruned stream's `valid` ones."""
     rows = spread_over(index, x, dim)
-    if live is not None:
-        x = torch.where(spread_over(live, x, dim), x, base.gather(dim, rows))
+    if valid is not None:
+        x = torch.where(spread_over(valid, x, dim), x, base.gather(dim, rows))
     return base.scatter(dim, rows, x)
 
 
@@ -75,7 +75,7 @@ def reconstruct(
     near: int,
     sharpness: float,
     dim: int = 1,
-    live: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """The full stream again, where a token that did not go on is a mixture of kept tokens.
 
@@ -86,13 +86,13 @@ def reconstruct(
     unit = torch.nn.functional.normalize(base.movedim(dim, 1), dim=-1)  # [B, T, C]
     kept = slice(prefix, index.shape[1] - suffix)
     alike = unit @ gather(unit, index[:, kept]).transpose(1, 2)  # [B, T, n]
-    if live is not None:
-        alike = alike.masked_fill(~live[:, None, kept], float("-inf"))
+    if valid is not None:
+        alike = alike.masked_fill(~valid[:, None, kept], float("-inf"))
     alike, place = alike.topk(min(near, alike.shape[-1]), dim=-1)
     weight = (2 * sharpness * (alike - 1)).softmax(dim=-1)  # distance squared is 2 - 2 cosine
     others = x.movedim(dim, 1)[:, kept]  # [B, n, C]
     share = alike.new_zeros((*alike.shape[:2], others.shape[1])).scatter(2, place, weight.to(alike.dtype))
-    return scatter((share @ others).movedim(1, dim), x, index, dim, live)
+    return scatter((share @ others).movedim(1, dim), x, index, dim, valid)
 
 
 def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:

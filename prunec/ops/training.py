@@ -60,8 +60,8 @@ def attend_kept(
     if mask.requires_grad and torch.is_grad_enabled():
         attend: Callable[..., Tensor] = _AttendKept.apply
         return attend(query, key, value, mask, own, scale)
-    live = mask if mask.dtype == torch.bool else mask > 0
-    return scaled_dot_product_attention(query, key, value, attn_mask=key_mask(live, own), scale=scale)
+    valid = mask if mask.dtype == torch.bool else mask > 0
+    return scaled_dot_product_attention(query, key, value, attn_mask=key_mask(valid, own), scale=scale)
 
 
 def softmax_kept(logits: Tensor, mask: Tensor, dtype: torch.dtype | None = None) -> Tensor:

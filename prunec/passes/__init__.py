@@ -13,8 +13,8 @@ from typing import Protocol
 from prunec.capture.borrowing import alone
 from prunec.ir import graph
 from prunec.ir.program import Counts, Program, Stage
-from prunec.passes.absorb import Absorb
 from prunec.passes.flatten_grid import FlattenGrid
+from prunec.passes.fold_key_value import FoldKeyValue
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.liveness import Liveness
 from prunec.passes.lower_masked import LowerMasked
@@ -46,7 +46,7 @@ class Pass(Protocol):
 #: Before the plan: what the model is.
 FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
 #: After the plan: what becomes of it.
-BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness(), Absorb())
+BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness(), FoldKeyValue())
 
 
 def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:

@@ -67,7 +67,7 @@ _UNDONE = {
 }  # fmt: skip
 
 #: What reads a selection only to tell other operators about it; it dies with them.
-_SCAFFOLD = (ops.live, ops.joined, ops.members, ops.nearest, ops.remembered, ops.sizes)
+_SCAFFOLD = (ops.valid_mask, ops.with_best_dropped, ops.members, ops.nearest, ops.remembered, ops.sizes)
 
 
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
@@ -136,14 +136,14 @@ class RandomScores:
             score = selection.args[0]
             assert isinstance(score, fx.Node)
             ragged = selection.target in ops.RAGGED
-            score = score.args[0] if score.target is ops.joined else score
+            score = score.args[0] if score.target is ops.with_best_dropped else score
             assert isinstance(score, fx.Node)
             with module.graph.inserting_before(score.next):
                 if ragged:
                     _, prefix, suffix, *_ = selection.args
-                    live = score.args[5] if len(score.args) > 5 else None
+                    valid = score.args[5] if len(score.args) > 5 else None
                     made = module.graph.call_function(
-                        ops.shuffled, (score, prefix, suffix, live, _pairs_of(score))
+                        ops.random_mask, (score, prefix, suffix, valid, _pairs_of(score))
                     )
                 elif selection.target is ops.select_pairs:
                     made = module.graph.call_function(ops.random_among, (score,))
@@ -160,11 +160,11 @@ class RandomScores:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
         chosen = [graph.operand(node, 0) for node in selections]
-        chosen = [graph.operand(node, 0) if node.target is ops.joined else node for node in chosen]
+        chosen = [graph.operand(node, 0) if node.target is ops.with_best_dropped else node for node in chosen]
         assert all(node.target in _RANDOM for node in chosen)
 
 
-_RANDOM = (ops.random_score, ops.random_among, ops.shuffled)
+_RANDOM = (ops.random_score, ops.random_among, ops.random_mask)
 
 
 def _pairs_of(kept: fx.Node) -> fx.Node | None:

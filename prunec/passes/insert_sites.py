@@ -83,7 +83,7 @@ class _Insertion:
         self.ends, self.dim = (self.anatomy.prefix, self.anatomy.suffix), self.anatomy.token_dim
         self.names = graph.by_name(module.graph)
         self.classes = _class_scores(program)
-        self.live: fx.Node | None = None  # which rows count: [B, n]
+        self.valid: fx.Node | None = None  # which rows count: [B, n]
         self.rows: fx.Node | None = None  # which rows of the whole stream they are: [B, n]
         self.kept: fx.Node | None = None  # of all rows, those that have not exited: [B, T]
         self.canvas: fx.Node | None = None  # class scores of those that have: [B, T, K]
@@ -96,7 +96,7 @@ class _Insertion:
         state = self.source = self.writer.after = self.names[state_of(self.anatomy, site)]
         users = list(state.users)
         if number > 0 and self.step.reactivate:
-            self.source, self.live = self.call("whole", ops.whole, (state,)), None
+            self.source, self.valid = self.call("whole", ops.whole, (state,)), None
         self.writer.let_read(users, state, self._pruned())
 
     def rejoin(self) -> None:
@@ -122,18 +122,20 @@ class _Insertion:
 
     def _pruned(self) -> fx.Node:
         """What is left of the source."""
-        scored, kept, fate, entering = self._scored(), None, self.step.fate, self.live
+        scored, kept, fate, entering = self._scored(), None, self.step.fate, self.valid
         if self.plan.lowering.fixed:
-            index, self.live = self._selected(scored), None
+            index, self.valid = self._selected(scored), None
         else:
             kept = self._kept(scored)
             staying = kept
             if fate == "fuse":
-                staying = self.call("joined", ops.joined, (kept, scored.score, *self.ends, entering))
+                staying = self.call(
+                    "with_best_dropped", ops.with_best_dropped, (kept, scored.score, *self.ends, entering)
+                )
             index = self._packed(staying)
             if fate == "exit":
                 self.rows = index if self.rows is None else self.call("rows", ops.compose, (self.rows, index))
-            self.live = self.call("live", ops.live, (staying, index))
+            self.valid = self.call("valid", ops.valid_mask, (staying, index))
         if fate == "merge":
             return self._merged(index, scored, kept, entering)
         if fate == "fuse":
@@ -167,7 +169,7 @@ class _Insertion:
         return self.call("fuse", ops.fuse_each, each, value)
 
     def _scored(self) -> Scored:
-        scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.live)
+        scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.valid)
         if not self.step.scorer.learned:
             return scoring.heuristic(self.step.scorer)
         gate = self._parameters().gate
@@ -185,31 +187,33 @@ class _Insertion:
         """Which rows of every image go on, if they may differ."""
         selector, exiting = self.step.selector, self.step.fate == "exit"
         if selector.kind == "top_k":
-            function = ops.best_of_batch if selector.budget == "batch" else ops.best
-            counts = (self.now.keep, *self.ends, selector.least, self.live)
+            function = ops.topk_mask_of_batch if selector.budget == "batch" else ops.topk_mask
+            counts = (self.now.keep, *self.ends, selector.least, self.valid)
             return self.call("kept", function, (scored.score, *counts))
         two = 2 - sum(self.ends)  # a stream of one row is another graph to a compiler
         spared = selector.least == 1 and selector.spare >= max(1, two)  # and those are some
-        rest = (*self.ends, 0 if spared else max(selector.least, two), self.live)
+        rest = (*self.ends, 0 if spared else max(selector.least, two), self.valid)
         if selector.kind == "sampling":
-            return self.call("sampled", ops.sampled, (scored.score, self.now.keep, *rest))
+            return self.call("sampled_mask", ops.sampled_mask, (scored.score, self.now.keep, *rest))
         if selector.kind == "adaptive":
-            spread = (scored.score, self.now.block + 1, *self.ends, self.live)
-            threshold = self.call("typical", ops.typical, spread)
+            spread = (scored.score, self.now.block + 1, *self.ends, self.valid)
+            threshold = self.call("mean_threshold", ops.mean_threshold, spread)
         else:
             threshold = self.writer.parameter("threshold", self._parameters().threshold)
-        kept = self.call("passing", ops.passing, (scored.score, threshold, *rest))
+        kept = self.call("threshold_mask", ops.threshold_mask, (scored.score, threshold, *rest))
         return self._exits(kept, scored) if exiting else kept
 
     def _exits(self, kept: fx.Node, scored: Scored) -> fx.Node:
         """Those that go on once context is spared, and a canvas for what the others are."""
-        spare, rows, live = self.step.selector.spare, self.rows, self.live
+        spare, rows, valid = self.step.selector.spare, self.rows, self.valid
         if spare:
-            kept = self.call("spared", ops.spared, (kept, scored.classes, spare, *self.ends, live))
+            kept = self.call(
+                "context_mask", ops.context_mask, (kept, scored.classes, spare, *self.ends, valid)
+            )
         if rows is None:
             self.canvas, self.kept = scored.classes, kept
         else:
-            newest = (self.canvas, scored.classes, rows, 1, live)
+            newest = (self.canvas, scored.classes, rows, 1, valid)
             self.canvas = self.call("canvas", ops.scatter, newest)
             self.kept = self.call("remaining", ops.remaining, (self.kept, kept, rows))
         return kept
@@ -220,7 +224,7 @@ class _Insertion:
         """Groups in the place of the rows of an index; of those that enter, some may be padding."""
         rule, partner, alike = self.step.merging, scored.partner, None
         if partner is None:
-            among = (self.source, index, *self.ends, self.dim, self.live)
+            among = (self.source, index, *self.ends, self.dim, self.valid)
             pair = self.call("nearest", ops.nearest, among)
             alike, partner = self.writer.two(pair, "alike", "partner")
         elif rule.sizes == "by_similarity":

@@ -3,9 +3,9 @@
     pack(kept)                          ==>  every(kept)                       all rows, in place
     gather(x, index)                    ==>  x
     take(table, index)                  ==>  table
-    attention(q, k, v, key_mask(live))  ==>  attend_kept(q, k, v, m)           keys weigh m
-    scatter(base, x, index, live)       ==>  blend(base, x, m)                 m * x + (1 - m) * base
-    mean(fill(x, live)) * n / live      ==>  the same of m
+    attention(q, k, v, key_mask(valid))  ==>  attend_kept(q, k, v, m)           keys weigh m
+    scatter(base, x, index, valid)       ==>  blend(base, x, m)                 m * x + (1 - m) * base
+    mean(fill(x, valid)) * n / valid      ==>  the same of m
 
 m is the mask of what is kept. Where a learned scorer chose, it is a number that is 0 or 1 and has the
 gradient of how surely it was chosen (straight through): that is how scorers are trained. All else is as it
@@ -60,18 +60,18 @@ class _Masking:
 
     def __init__(self, target: fx.Graph, cores: tuple[str, ...]) -> None:
         self.graph, self.cores = target, cores
-        self.masks: dict[fx.Node, fx.Node] = {}  # live -> m
+        self.masks: dict[fx.Node, fx.Node] = {}  # valid -> m
         self.counts = {"masked": 0, "blended": 0, "trained": 0}
 
     def run(self, selections: list[fx.Node]) -> None:
         """Rewrite it from front to back."""
         for selection in selections:
-            selection.target, selection.args = ops.every, selection.args[:1]
+            selection.target, selection.args = ops.all_rows, selection.args[:1]
         for node in list(self.graph.nodes):
-            if node.target is ops.live:
+            if node.target is ops.valid_mask:
                 self._mask(node)
             elif node.target in (ops.gather, ops.take):
-                if graph.operand(node, 1).target is ops.every:  # all rows, in place
+                if graph.operand(node, 1).target is ops.all_rows:  # all rows, in place
                     node.replace_all_uses_with(graph.operand(node, 0))
             elif node.target is ops.compose:
                 node.replace_all_uses_with(graph.operand(node, 1))
@@ -79,19 +79,19 @@ class _Masking:
                 mask = self.masks[graph.operand(node, 4)]
                 _becomes(node, ops.blend, (*node.args[:2], mask, node.args[3]))
                 self.counts["blended"] += 1
-            elif node.target in (ops.fill, ops.rescale, ops.counts, ops.live_among):
+            elif node.target in (ops.fill, ops.rescale, ops.counts, ops.valid_mask_among):
                 node.args = fx.map_arg(node.args, lambda source: self.masks.get(source, source))
-                if node.target is ops.live_among:
+                if node.target is ops.valid_mask_among:
                     self.masks[node] = node
             elif node.name in self.cores:
                 self._weigh(node)
 
-    def _mask(self, live: fx.Node) -> None:
+    def _mask(self, valid: fx.Node) -> None:
         """What says which rows are kept, as a number that can be trained where a learned scorer chose."""
-        kept = chosen = graph.operand(live, 0)
-        live.replace_all_uses_with(kept)
+        kept = chosen = graph.operand(valid, 0)
+        valid.replace_all_uses_with(kept)
         self.masks[kept] = kept
-        while chosen.target in (ops.joined, ops.spared):
+        while chosen.target in (ops.with_best_dropped, ops.context_mask):
             chosen = graph.operand(chosen, 0)
         score, bound, prefix, suffix, _, before, *_ = (*chosen.args, None)
         if not _is_learned(score):

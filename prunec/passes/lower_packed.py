@@ -82,8 +82,8 @@ class _Packing:
         """The new graph module, on the same parameters."""
         for node in self.module.graph.nodes:
             made = self._packed_call(node) if self.forms.spaces and node.op == "call_function" else None
-            if node.target is ops.live:
-                self.padded[node] = self.forms.space_of(graph.operand(node, 1)).live
+            if node.target is ops.valid_mask:
+                self.padded[node] = self.forms.space_of(graph.operand(node, 1)).valid
             elif made is not None:
                 self.packed[node] = made
                 self.counts["packed"] += 1
@@ -104,7 +104,7 @@ class _Packing:
             assert space is not None
             self.counts["spreads"] += 1
             spread = (self.packed[node], space.slots, axis, images)
-            self.padded[node] = self._call(ops.spread, spread, f"{node.name}_padded")
+            self.padded[node] = self._call(ops.pad, spread, f"{node.name}_padded")
         return self.padded[node]
 
     def _in_packed_form(self, node: fx.Node) -> fx.Node:
@@ -113,7 +113,7 @@ class _Packing:
             assert space is not None
             self.counts["picks"] += 1
             pick = (self.padded[node], space.rows, *self.forms.axes(node))
-            self.packed[node] = self._call(ops.pick, pick, f"{node.name}_packed")
+            self.packed[node] = self._call(ops.unpad, pick, f"{node.name}_packed")
         return self.packed[node]
 
     def _copy(self, node: fx.Node) -> fx.Node:
@@ -130,19 +130,19 @@ class _Packing:
         number, name, value = len(self.forms.spaces), node.name, node.meta["val"]
         if self.totals:  # a length that no batch changes
             index.target, index.args = ops.pack_all, (*index.args[:3], *index.args[4:5])
-        live = self._call(ops.live, (kept, index), f"{name}_live")
+        valid = self._call(ops.valid_mask, (kept, index), f"{name}_valid")
         if self.totals:
-            rows = self._call(ops.fixed_rows_of, (live, self.totals[number]), f"{name}_rows")
+            rows = self._call(ops.fixed_rows_of, (valid, self.totals[number]), f"{name}_rows")
         else:
             bound = () if self.bound is None else (self.bound,)
-            rows = self._typed(ops.rows_of, (live, *bound), f"{name}_rows", None)
+            rows = self._typed(ops.rows_of, (valid, *bound), f"{name}_rows", None)
         total = compat.new_symbol(self.mode, f"s{number + 1}", 8 * compat.hint(value.shape[1]) + 3)
         rows.meta["val"] = compat.fake_like(self.mode, (1, total), torch.int64, value.device)
         padded, packed = compat.expression(value.shape[1]), compat.expression(total)
         assert isinstance(padded, sympy.Symbol) and isinstance(packed, sympy.Symbol)
         self.sizes.selections[packed] = (number, rows)
-        slots = self._call(ops.slots, (live,), f"{name}_slots")
-        self.forms.open(Space(node, padded, packed, live, rows, slots))
+        slots = self._call(ops.slots, (valid,), f"{name}_slots")
+        self.forms.open(Space(node, padded, packed, valid, rows, slots))
 
     # --- calls on packed rows -------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class _Packing:
             kept = (self._in_packed_form(source), self._places_among(before, space), axis)
             return self._call(ops.keep, kept, node.name)
         places = self._places(space, index, source.meta["val"].shape[axis])
-        return self._call(ops.pick, (self.padded[source], places, axis, images), node.name)
+        return self._call(ops.unpad, (self.padded[source], places, axis, images), node.name)
 
     def _scattered(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Packed rows back among those that were packed before."""
@@ -226,7 +226,7 @@ class _Packing:
         shared = self.forms.space(table) is None and table.meta["val"].shape[images] == 1
         if any(skipped) or not shared:
             return None
-        numbers = self._made(space, ("numbers", index), ops.numbers, (self.padded[index], space.rows))
+        numbers = self._made(space, ("numbers", index), ops.token_numbers, (self.padded[index], space.rows))
         return self._call(ops.take, (self.padded[table], numbers, dim, images), node.name)
 
     def _attended(self, node: fx.Node, space: Space) -> fx.Node | None:
@@ -251,7 +251,7 @@ class _Packing:
             return None
         self.counts["attention"] += 1
         rows = [self._in_packed_form(operand) for operand in nodes]
-        return self._call(ops.attend, (*rows, space.live, among.live, scale), node.name)
+        return self._call(ops.attend, (*rows, space.valid, among.valid, scale), node.name)
 
     def _out_of_rows(self, node: fx.Node) -> fx.Node | None:
         """Padded or whole values that are better made of packed rows."""
@@ -262,7 +262,7 @@ class _Packing:
             if space is None or self.forms.axes(source)[0] != dim:
                 return None
             slots = self._call(ops.rows, (space.slots, 1, *span), f"{node.name}_slots")
-            return self._call(ops.spread, (self.packed[source], slots, *self.forms.axes(source)), node.name)
+            return self._call(ops.pad, (self.packed[source], slots, *self.forms.axes(source)), node.name)
         if node.target is ops.scatter:
             base, x, index = (graph.operand(node, place) for place in range(3))
             space = self.forms.space(x) if x in self.packed else None

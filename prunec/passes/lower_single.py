@@ -1,9 +1,9 @@
 """Lower a padded program to one image at a time: it has no padding, so nothing need be hidden.
 
 pack(kept)                        ==>  only(kept)
-attention(.., key_mask(live, m))  ==>  attention(.., m)       the fused kernel without a mask
-scatter(base, x, index, d, live)  ==>  scatter(base, x, index, d)
-fill(x, live, ..), rescale(y, ..) ==>  x, y
+attention(.., key_mask(valid, m))  ==>  attention(.., m)       the fused kernel without a mask
+scatter(base, x, index, d, valid)  ==>  scatter(base, x, index, d)
+fill(x, valid, ..), rescale(y, ..) ==>  x, y
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LowerSingle:
         undone = 0
         for node in list(module.graph.nodes):
             if node.target is ops.pack:
-                node.target, node.args = ops.only, node.args[:1]
+                node.target, node.args = ops.kept_rows, node.args[:1]
             elif node.target is ops.scatter:
                 node.args = node.args[:4]
             elif node.target in _HIDING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prunec.errors import TableError, UsageError
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 from prunec.ir import graph
 from prunec.ir.program import Program
 from prunec.latency import latency, losses, roofline
@@ -66,7 +66,7 @@ class Request:
     target: Target
     target_name: str
     batch: int
-    images: Pictures  # to see on what schedules lose, and to calibrate on
+    images: ImageSet  # to see on what schedules lose, and to calibrate on
     calibrated: bool = True  # learned parts and thresholds are fitted, not left as they are at first
     search: Search = field(default_factory=Search)
     rounds: int = ROUNDS  # of timing

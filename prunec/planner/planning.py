@@ -23,7 +23,7 @@ from torch import nn
 
 from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
-from prunec.frontend.sources import Pictures
+from prunec.frontend.sources import ImageSet
 from prunec.ir.program import Program
 from prunec.latency.losses import Trial
 from prunec.measure import cost, figures
@@ -95,7 +95,7 @@ class Workshop:
         target: Target,
         flat: tuple[Any, ...],
         trial: Trial,
-        calibration: Pictures | None,
+        calibration: ImageSet | None,
         *,
         rounds: int = ROUNDS,
         say: Progress = lambda step: None,

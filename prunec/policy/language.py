@@ -259,7 +259,7 @@ class Selector(Model):
         return self.kind != "top_k" or self.budget == "batch"
 
     @property
-    def blank(self) -> bool:
+    def needs_calibration(self) -> bool:
         """Whether its threshold is left to calibration."""
         return self.kind == "threshold" and self.at is None
 

@@ -273,7 +273,7 @@ class Rules(Step, Title):
 
         A scorer of another package may have no parameters; the compiler looks once it is made.
         """
-        return any(step.scorer.learned or step.selector.blank for step in self.steps)
+        return any(step.scorer.learned or step.selector.needs_calibration for step in self.steps)
 
     @property
     def ragged(self) -> bool:

@@ -113,7 +113,7 @@ def settings(target: fx.Graph, images: int) -> list[Lengths]:
 
 def _protected(kept: fx.Node) -> int:
     """How many rows what passes a selection must have."""
-    while kept.target not in ops.PASSING:
+    while kept.target not in ops.MASKS:
         kept = operand(kept, 0)
     _, _, prefix, suffix, *_ = kept.args
     return int(prefix) + int(suffix)  # type: ignore[arg-type]

@@ -124,8 +124,8 @@ class Report:
         for stage in self.stages:
             if stage.name == "liveness" and stage.notes:
                 yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
-            if stage.name == "absorb" and stage.notes:
-                yield "absorbed", "; ".join(stage.notes)
+            if stage.name == "fold_key_value" and stage.notes:
+                yield "folded", "; ".join(stage.notes)
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"
         yield "", f"permutation of all tokens: {self.certificate.permutation:.1e}"
         own = own_words(self.certificate.own_counts, self.certificate.unproven)

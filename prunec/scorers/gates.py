@@ -38,7 +38,7 @@ class Gate(nn.Module):
     #: Whether the score of a patch depends on the others; such a scorer must not be shown padding, ..
     context: ClassVar[bool] = False
     #: .. unless forward takes which patches count as well: [B, N], true for those.
-    takes_live: ClassVar[bool] = False
+    takes_valid: ClassVar[bool] = False
 
 
 class Site(nn.Module):
@@ -69,7 +69,7 @@ class Predictor(Gate):
     """Each patch beside what all that are there look like together (DynamicViT)."""
 
     context = True
-    takes_live = True
+    takes_valid = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class Predictor(Gate):
         self.first, self.second = nn.Linear(dim, half), nn.Linear(half, quarter)
         self.last = nn.Linear(quarter, 2)
 
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """[B, N, C] to [B, N]."""
         x = F.gelu(self.embed(self.norm(x)))
         local, others = x.split((x.shape[-1] - x.shape[-1] // 2, x.shape[-1] // 2), dim=-1)
-        if live is None:
+        if valid is None:
             mean = others.mean(dim=1, keepdim=True)
         else:
-            share = live / live.sum(dim=1, keepdim=True).clamp_min(1)  # [B, N]
+            share = valid / valid.sum(dim=1, keepdim=True).clamp_min(1)  # [B, N]
             mean = share.to(x.dtype).unsqueeze(1) @ others
         x = torch.cat([local, mean.expand_as(others)], dim=-1)
         return _first_over_second(self.last(F.gelu(self.second(F.gelu(self.first(x))))))
@@ -111,7 +111,7 @@ class PreNet(Gate):
     """
 
     context = True
-    takes_live = True
+    takes_valid = True
 
     def __init__(
         self, setting: Setting, depth: int = 2, embedding: Literal["shared", "own"] = "shared"
@@ -128,12 +128,12 @@ class PreNet(Gate):
         self.layers = nn.ModuleList(_Layer(dim) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 2)
 
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """How much more foreground than background: [B, N, C] (or images) to [B, N]."""
         if self.embed is not None:
             x = self.embed(x).flatten(2).transpose(1, 2) + self.position
         for layer in self.layers:
-            x = layer(x, live)
+            x = layer(x, valid)
         return _first_over_second(self.head(self.norm(x)))
 
 
@@ -201,10 +201,10 @@ class _Layer(nn.Module):
         self.norm1, self.qkv, self.proj = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.norm2, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """[B, N, C] to the same."""
         query, key, value = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if live is None else live[:, None, None, :]
+        mask = None if valid is None else valid[:, None, None, :]
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.proj(seen.transpose(1, 2).flatten(2))
         branch: Tensor = self.down(F.gelu(self.up(self.norm2(x))))

@@ -51,11 +51,11 @@ class Scoring:
         anatomy: Anatomy,
         site: Site,
         source: fx.Node,
-        live: fx.Node | None,
+        valid: fx.Node | None,
     ) -> None:
         self.writer, self.names, self.anatomy, self.site = writer, names, anatomy, site
         self.source = source  # the tokens to choose from
-        self.live = live  # which of them count, if images differ
+        self.valid = valid  # which of them count, if images differ
         self.ends, self.dim = (anatomy.prefix, anatomy.suffix), anatomy.token_dim
 
     def heuristic(self, scorer: Scorer) -> Scored:
@@ -67,7 +67,7 @@ class Scoring:
             return Scored(self._class_attention(times_values=scorer.values))
         if kind == "received_attention":
             value = self._of_heads(self._attention().value)
-            return Scored(call("score", ops.received, (self._map(), value, *self.ends, self.live)))
+            return Scored(call("score", ops.received, (self._map(), value, *self.ends, self.valid)))
         if kind == "change":
             return Scored(call("score", ops.change, (*self._mlp_before(), self.dim)))
         function = {"norm": ops.token_norm, "random": ops.random_score}[kind]
@@ -76,20 +76,20 @@ class Scoring:
     def learned(self, kind: str, gate: nn.Module, *, classes: bool) -> Scored:
         """The score of a module, which says by `classes` what each token is, and so how sure it is."""
         scorer = ops.Learned(gate, kind, self.writer.number)
-        alone = not getattr(gate, "context", False) or scorer.pixels or scorer.takes_live
-        if self.live is not None and not alone:
+        alone = not getattr(gate, "context", False) or scorer.pixels or scorer.takes_valid
+        if self.valid is not None and not alone:
             raise PolicyError(
                 f"scorer {kind} looks at all patches together, and where images keep different numbers of "
                 "them some are padding",
                 where=f"the site before block {self.site.block}",
-                remedy="let it take which patches count (prunec.scorers.gates.Gate.takes_live), use "
+                remedy="let it take which patches count (prunec.scorers.gates.Gate.takes_valid), use "
                 "selector.kind top_k in mode static, or fate preserve with reactivate",
             )
         read = self.names[self.anatomy.pixels] if scorer.pixels else self.source
         tensors = ops.tensors_of(gate).items()
         operands = [self.writer.parameter(f"gate.{name}", tensor) for name, tensor in tensors]
-        live = self.live if scorer.takes_live else None
-        found = self.writer.call("score", scorer, (read, *self.ends, self.dim, live, *operands))
+        valid = self.valid if scorer.takes_valid else None
+        found = self.writer.call("score", scorer, (read, *self.ends, self.dim, valid, *operands))
         self._check_shape(kind, found, classes=classes)
         if scorer.pixels:  # which knows nothing of what earlier sites have dropped
             found = self.writer.call("there", ops.beside, (found, self.source, self.dim))
@@ -186,7 +186,7 @@ class Scoring:
     def _mask(self, core: Core) -> fx.Node | None:
         """The mask of a fused attention, padding hidden on top of it."""
         mask = mask_of(self.names[core.node])
-        return mask if self.live is None else self.writer.call("mask", ops.key_mask, (self.live, mask))
+        return mask if self.valid is None else self.writer.call("mask", ops.key_mask, (self.valid, mask))
 
     def _pairs(self, scorer: Scorer) -> fx.Node:
         call, metric = self.writer.call, self.source
@@ -196,7 +196,7 @@ class Scoring:
             metric = call("metric", torch.movedim, (metric, self.dim, 1))
         if scorer.pairs == "windows":
             return call("pairs", ops.windows, (metric, *self._grid(), self.anatomy.prefix))
-        return call("pairs", ops.pairs, (metric, *self.ends, self.live))
+        return call("pairs", ops.pairs, (metric, *self.ends, self.valid))
 
     def _grid(self) -> tuple[int, int]:
         grid = grid_of(self.anatomy.grid, self.names[self.anatomy.pixels])

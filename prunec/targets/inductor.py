@@ -48,7 +48,7 @@ class _Compiled:
         dynamic = None if target.dynamic_batch else False
         # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
         # buffer for as long as another could use it.
-        ragged = any(node.target in (ops.pack, ops.only) for node in program.graph.nodes)
+        ragged = any(node.target in (ops.pack, ops.kept_rows) for node in program.graph.nodes)
         options: dict[str, Any] | None = {"allow_buffer_reuse": False} if ragged else None
         self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic, options=options)
         batch = program.interface.batch

@@ -180,7 +180,7 @@ class Numbers:
             return self._again(source, consumer, space)
         number = self._number(how, source, consumer, space)
         rows = any(TOKENS in size.free_symbols for size in how.shape)
-        if space.live is not None:
+        if space.valid is not None:
             if rows:
                 raise _differs(source, "it has a row for each token")
             return number
@@ -212,7 +212,7 @@ class Numbers:
         if how.value is None:
             raise self._unknown(how, node)
         number = self._expression(how.value, space)
-        if space.live is None:
+        if space.valid is None:
             return number
         images, each = images_of(consumer, space)
         if images is None:
@@ -233,10 +233,10 @@ class Numbers:
         """An expression in the token count, of a space's rows or of each image's: a node, or a number."""
         if value.is_number:
             return int(value) if value.is_Integer else float(value)
-        if value == TOKENS and space.live is None:
+        if value == TOKENS and space.valid is None:
             return self.sizes.node(space.symbol)
         if value == TOKENS:
-            return self._once(space.symbol, ops.counts, (space.live,), f"counts_{space.number}")
+            return self._once(space.symbol, ops.counts, (space.valid,), f"counts_{space.number}")
         parts = [self._expression(part, space) for part in value.args]
         if isinstance(value, sympy.log):
             return self._computed(ops.log, (parts[0],), space)
@@ -248,7 +248,7 @@ class Numbers:
 
     def _computed(self, function: Callable[..., Any], args: tuple[Any, ...], space: Space) -> fx.Node:
         node = self._once((function, args), function, args, f"count_{space.number}")
-        if space.live is None:  # what the others compute with is a number too
+        if space.valid is None:  # what the others compute with is a number too
             values = fx.map_arg(args, lambda operand: compat.hint(operand.meta["val"]))
             node.meta["val"] = function(*values)
         return node

@@ -103,18 +103,18 @@ class Padding:
     ) -> fx.Node | None:
         """The call with padding rows of one operand filled."""
         axis, images, each = axes
-        live = self._live(made, operand, axis, space)
+        valid = self._valid(made, operand, axis, space)
         result_images, heads = images_of(made, space)
-        if live is None or (found.mean and (result_images is None or heads > 1)):
+        if valid is None or (found.mean and (result_images is None or heads > 1)):
             return None
         with made.graph.inserting_before(made):
-            args = (operand, live, found.value, axis, images, each)
-            filled = self.call(ops.fill, args, f"{operand.name}_live")
+            args = (operand, valid, found.value, axis, images, each)
+            filled = self.call(ops.fill, args, f"{operand.name}_valid")
         made.replace_input_with(operand, filled)
         if not found.mean:
             return made
-        scaled = (made, filled, live, axis, result_images)
-        return self.call(ops.rescale, scaled, f"{node.name}_live")
+        scaled = (made, filled, valid, axis, result_images)
+        return self.call(ops.rescale, scaled, f"{node.name}_valid")
 
     def hide(self, node: fx.Node, made: fx.Node, space: Space) -> None:
         """Let attention (the old node, and the one made of it) not look at padding rows."""
@@ -131,16 +131,16 @@ class Padding:
         attended = made.args[1] if fused else logits
         assert isinstance(attended, fx.Node)
         last = attended.meta["val"].dim() - 1
-        live = self._live_keys(node, made, attended, last - 1 if fused else last, space)
+        valid = self._valid_keys(node, made, attended, last - 1 if fused else last, space)
         with made.graph.inserting_before(made):
             if fused:
-                set_mask(made, self.call(ops.key_mask, (live, mask_of(made)), f"{node.name}_live"))
+                set_mask(made, self.call(ops.key_mask, (valid, mask_of(made)), f"{node.name}_valid"))
             elif heads == 1:
-                hidden = self.call(ops.mask_keys, (logits, live), f"{node.name}_live")
+                hidden = self.call(ops.mask_keys, (logits, valid), f"{node.name}_valid")
                 made.replace_input_with(logits, hidden)
             else:  # [B * h, n, n]
-                args = (logits, live, float("-inf"), last, 0, heads)
-                made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_live"))
+                args = (logits, valid, float("-inf"), last, 0, heads)
+                made.replace_input_with(logits, self.call(ops.fill, args, f"{node.name}_valid"))
         if not fused:
             self.weights[made] = last
 
@@ -156,8 +156,8 @@ class Padding:
             return made
         images, each = images_of(made, space)
         if images is not None and not keeps_zero(made, list(given), self.sizes()):
-            args = (made, self._live_keys(node, None, made, keys, space), 0.0, keys, images, each)
-            made = self.call(ops.fill, args, f"{node.name}_live")
+            args = (made, self._valid_keys(node, None, made, keys, space), 0.0, keys, images, each)
+            made = self.call(ops.fill, args, f"{node.name}_valid")
         self.weights[made] = keys
         return made
 
@@ -165,39 +165,39 @@ class Padding:
         """Whether the keys of a value stand on this axis of what is made of it."""
         return rows_before(made, source, (keys, axis), self.sizes()) == 0
 
-    def _live_keys(
+    def _valid_keys(
         self, node: fx.Node, made: fx.Node | None, value: fx.Node, axis: int, space: Space
     ) -> fx.Node:
         """What says which keys count; PolicyError where that cannot be told."""
-        live = self._live(made, value, axis, space)
-        if live is None:
+        valid = self._valid(made, value, axis, space)
+        if valid is None:
             raise PolicyError(
                 "this attention looks at some of the tokens, or at them and at others together, and which of "
                 "its keys are padding cannot be told",
                 where=place(node),
                 remedy="use mode static, with a policy whose selector is top_k",
             )
-        return live
+        return valid
 
-    def _live(self, made: fx.Node | None, value: fx.Node, axis: int, space: Space) -> fx.Node | None:
+    def _valid(self, made: fx.Node | None, value: fx.Node, axis: int, space: Space) -> fx.Node | None:
         """What says which rows of a value count; it stands before `made`. None where that cannot be told.
 
         The value may have fewer rows than the stream (protected ones were cut off), or more: rows of another
         origin joined it, such as a class token.
         """
-        assert space.live is not None
-        size, count = shape(value)[axis], shape(space.live)[1]
+        assert space.valid is not None
+        size, count = shape(value)[axis], shape(space.valid)[1]
         more = compat.expression(size) - compat.expression(count)
         if _equal(size, count):
-            return space.live
+            return space.valid
         front = self._front(value, axis, count)
         if front is None or not more.is_Integer:
             return None
-        key = (space.live, front, int(more))
+        key = (space.valid, front, int(more))
         if key not in self.among:
             with contextlib.nullcontext() if made is None else made.graph.inserting_before(made):
-                args = (space.live, front, int(more) - front)
-                self.among[key] = self.call(ops.live_among, args, f"{space.live.name}_among")
+                args = (space.valid, front, int(more) - front)
+                self.among[key] = self.call(ops.valid_mask_among, args, f"{space.valid.name}_among")
         return self.among[key]
 
     def _front(self, value: fx.Node, axis: int, count: int | torch.SymInt) -> int | None:

@@ -129,8 +129,8 @@ class TokenAxis:
         space = self._deepest(inputs)
         if node.target is ops.whole:
             return self.full(node.args[0])  # type: ignore[arg-type]
-        if node.target is ops.live:
-            return self._space_of_selection(node).live  # type: ignore[return-value]
+        if node.target is ops.valid_mask:
+            return self._space_of_selection(node).valid  # type: ignore[return-value]
         if node.target in ops.SELECTIONS:
             return self._open_space(node, space)
         self._count(node, space)
@@ -151,14 +151,14 @@ class TokenAxis:
             self.repairs.reads.append(read)
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
                 return self._end_region(node, f"patch rows are read by position: {_brief(read.rows)}", made)
-        elif (space.live is not None or self.preserve) and self.padding.is_reached_by(node, made):
+        elif (space.valid is not None or self.preserve) and self.padding.is_reached_by(node, made):
             alone = None if self.preserve else self.padding.without(node, made, space)
             return alone or self._end_region(node, "tokens meet here that are not kept", made)
         elif not self.probe:
             self.numbers.check_sizes(node)
-        if space.live is not None and node.name in self.cores:
+        if space.valid is not None and node.name in self.cores:
             self.padding.hide(node, made, space)
-        return made if space.live is None else self.padding.hide_again(node, made, space)
+        return made if space.valid is None else self.padding.hide_again(node, made, space)
 
     def _output(self, node: fx.Node) -> fx.Node:
         """Outputs leave at the length that the user expects."""
@@ -180,7 +180,7 @@ class TokenAxis:
         self.literals.hints[symbol] = hint
         self.spaces[symbol] = space
         if node.target is ops.pack:
-            space.live = self._call(ops.live, (made.args[0], made), f"live_{space.number}")
+            space.valid = self._call(ops.valid_mask, (made.args[0], made), f"valid_{space.number}")
         return made
 
     # --- numbers that follow the token count --------------------------------------------------
@@ -284,10 +284,10 @@ class TokenAxis:
             base, rows = self.full(space.source), space.origin(self._call)
         if nearest:
             near = ((self.prefix, self.suffix), NEAREST, SHARPNESS, self.token_dim)
-            args: tuple[Any, ...] = (base, made, rows, *near, space.live)
+            args: tuple[Any, ...] = (base, made, rows, *near, space.valid)
             return self._step_back(node, ops.reconstruct, args, base.meta["val"])
         args = (base, made, rows, self.token_dim)
-        args = args if space.live is None else (*args, space.live)
+        args = args if space.valid is None else (*args, space.valid)
         back = self._step_back(node, ops.scatter, args, base.meta["val"])
         above = self._space(back.meta["val"])
         return back if above is None else self._way_back(node, back, above)

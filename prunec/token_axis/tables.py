@@ -30,7 +30,7 @@ class Space:
     selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
     parent: Space | None
     source: fx.Node | None = None  # old node: the stream before the gather
-    live: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
+    valid: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
     group: fx.Node | None = (
         None  # where tokens are merged: the place of each row of the parent stream, [B, T]
     )

@@ -181,7 +181,7 @@ class _Keeping(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but selections."""
-        if target in ops.PASSING:
+        if target in ops.MASKS:
             return torch.ones_like(args[0], dtype=torch.bool)
         if target not in ops.SELECTIONS:
             return super().call_function(target, args, kwargs)

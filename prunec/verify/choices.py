@@ -81,7 +81,7 @@ def sites_of(program: Program) -> list[Site]:
     assert program.plan is not None
     found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
     if len(found) < len(program.plan.sites) and program.plan.lowering.mode == "masked":
-        found = [_in_place(node) for node in program.graph.nodes if node.target in ops.PASSING]
+        found = [_in_place(node) for node in program.graph.nodes if node.target in ops.MASKS]
     if len(found) != len(program.plan.sites):
         raise VerificationError(
             f"the plan has {len(program.plan.sites)} sites, the rewritten graph selects {len(found)} times",
@@ -95,9 +95,9 @@ def _site(index: fx.Node) -> Site:
     chosen = index
     if index.target not in ops.FIXED:
         staying = kept = chosen = graph.operand(index, 0)
-        if staying.target is ops.joined:
+        if staying.target is ops.with_best_dropped:
             kept = graph.operand(staying, 0)
-        while chosen.target in (ops.joined, ops.spared):
+        while chosen.target in (ops.with_best_dropped, ops.context_mask):
             chosen = graph.operand(chosen, 0)
     score, classes = _scores(chosen)
     members = next((user for user in index.users if user.target is ops.members), None)
@@ -109,9 +109,9 @@ def _site(index: fx.Node) -> Site:
 
 def _in_place(chosen: fx.Node) -> Site:
     """A site whose rows all stay where they are."""
-    kept = _then(chosen, ops.spared)
+    kept = _then(chosen, ops.context_mask)
     score, classes = _scores(chosen)
-    return Site(None, kept, _then(kept, ops.joined), score, None, None, classes)
+    return Site(None, kept, _then(kept, ops.with_best_dropped), score, None, None, classes)
 
 
 def _then(mask: fx.Node, target: object) -> fx.Node:
@@ -183,7 +183,7 @@ def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) 
             before = in_place, torch.ones_like(in_place, dtype=torch.bool)
         raw = _Raw(site, values, index, *before, tokens, fused=program.plan.step(planned).fate == "fuse")
         found.append([raw.of(image, program.anatomy.suffix) for image in range(batch)])
-        before = before[0].gather(1, index), raw.live
+        before = before[0].gather(1, index), raw.valid
     return found
 
 
@@ -205,14 +205,14 @@ class _Raw:
         self.numbers, self.entering = numbers, entering  # which token each row is; which rows count
         self.index = index
         if site.staying is None:
-            self.live = torch.ones_like(self.index, dtype=torch.bool)
+            self.valid = torch.ones_like(self.index, dtype=torch.bool)
         else:
-            self.live = values[site.staying.name].gather(1, self.index)
+            self.valid = values[site.staying.name].gather(1, self.index)
 
     def of(self, image: int, suffix: int) -> Choice:
         """One image's choice."""
         numbers, entering = self.numbers[image], self.entering[image]
-        rows = numbers[self.index[image]][self.live[image]]
+        rows = numbers[self.index[image]][self.valid[image]]
         alive = torch.zeros(self.tokens, dtype=torch.bool, device=rows.device).index_fill(0, rows, True)
         kept, place = alive, None
         if self.site.kept is not None:

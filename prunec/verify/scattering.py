@@ -29,21 +29,21 @@ class Scattering(fx.Interpreter):
         super().__init__(program.module, garbage_collect_values=True)
         assert program.anatomy is not None
         self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
-        self.untouched = (ops.best_of_batch,) if budgets else ()
+        self.untouched = (ops.topk_mask_of_batch,) if budgets else ()
         self.tokens_of: list[tuple[Tensor, Tensor]] = []  # which rows count, and which token each row is
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but which rows pass: a share of an image's tokens that is its own."""
-        if target is ops.live:
+        if target is ops.valid_mask:
             kept, index = args
             made = super().call_function(target, args, kwargs)
             self.tokens_of.append((made, self._tokens(kept).gather(1, index)))
             return made
-        if target in (ops.joined, ops.spared):
+        if target in (ops.with_best_dropped, ops.context_mask):
             made = super().call_function(target, args, kwargs)
             self.tokens_of.append((made, self._tokens(args[0])))
             return made
-        if target not in ops.PASSING or target in self.untouched:
+        if target not in ops.MASKS or target in self.untouched:
             return super().call_function(target, args, kwargs)
         tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])
         # An image may be several streams (windows), and several images one (all patches in one row).
@@ -52,13 +52,13 @@ class Scattering(fx.Interpreter):
         chances = torch.stack([self._chance(name) for name in names]).to(tokens.device)
         scores = torch.where(args[0].isposinf(), args[0], chances.gather(1, tokens).to(args[0]))
         self.site += 1
-        kept = ops.passing(scores, scores.new_zeros(()), *args[2:])
+        kept = ops.threshold_mask(scores, scores.new_zeros(()), *args[2:])
         self.tokens_of.append((kept, tokens))
         return kept
 
     def _tokens(self, rows: Tensor) -> Tensor:
         """Which token each row of a stream is, by what says which of its rows count."""
-        known = (tokens for live, tokens in self.tokens_of if live is rows)
+        known = (tokens for valid, tokens in self.tokens_of if valid is rows)
         return next(known, torch.arange(rows.shape[1], device=rows.device).expand(rows.shape))
 
     def _chance(self, name: int) -> Tensor:

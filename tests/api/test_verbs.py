@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prunec
-import prunec.measure.pictures
+import prunec.measure.image_sets
 from prunec.api.verbs import Result
 from prunec.data import shapes
 from prunec.data.tiny_vit import TinyViT
 from prunec.errors import PolicyError, SourceError, TargetError, UsageError
 from prunec.frontend import sources
 from prunec.ir.program import ProgramModule
-from prunec.measure.pictures import pictures_of
+from prunec.measure.image_sets import image_set_of
 from tests import tiny
 
 EVIT = {"keep": 0.5, "blocks": (0,)}
@@ -247,7 +247,7 @@ def test_folders_give_labels_where_they_name_the_models_classes(
     tmp_path: Path, classes: tuple[str, ...], labelled: bool
 ) -> None:
     folder = pictures(tmp_path / "images", *classes)
-    found = pictures_of(sources.from_module(vit()), folder)
+    found = image_set_of(sources.from_module(vit()), folder)
     assert found is not None
     assert found.images.shape == (2 * len(classes), 3, 20, 20)
     assert found.name == f"images of {folder}"
@@ -278,7 +278,7 @@ def test_what_is_doubtful_about_pictures_is_warned_of_and_noted(tmp_path: Path) 
 def test_pictures_of_a_processor_reach_the_model(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "images", "")
     said = transformers.ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], size={"height": 20, "width": 20})
-    found = pictures_of(sources.from_module(vit(), preprocess=said), folder)
+    found = image_set_of(sources.from_module(vit(), preprocess=said), folder)
     assert found is not None
     expected = said([Image.open(folder / f"{n}.png") for n in range(2)], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found.images, expected, rtol=0, atol=0.01)
@@ -303,8 +303,8 @@ def test_optimize_on_images(tmp_path: Path) -> None:
 
 
 def test_optimize_reads_at_most_so_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prunec.measure.pictures, "MOST", 3)
-    found = pictures_of(sources.from_module(vit()), pictures(tmp_path / "images", "2", "5"))
+    monkeypatch.setattr(prunec.measure.image_sets, "MOST", 3)
+    found = image_set_of(sources.from_module(vit()), pictures(tmp_path / "images", "2", "5"))
     assert found is not None
     assert len(found.images) == 3
 
@@ -320,7 +320,7 @@ def test_optimize_asks_for_the_target_and_the_policy_before_the_model() -> None:
 
 
 def test_load_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prunec.measure.pictures, "MOST", 8)
+    monkeypatch.setattr(prunec.measure.image_sets, "MOST", 8)
     result = optimize("shapes", keep=0.5)
     folder = result.save(tmp_path / "out")
     pixels = shapes.normalize(shapes.images(shapes.CLASSIFICATION, 3, 0, 5)[0])

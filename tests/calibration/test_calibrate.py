@@ -47,7 +47,7 @@ def counts(program: Program, x: Tensor) -> list[Tensor]:
     class Watching(torch.fx.Interpreter):
         def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
             result = super().call_function(target, args, kwargs)
-            if target is ops.passing:
+            if target is ops.threshold_mask:
                 found.append(result[:, 1:].sum(dim=1))
             return result
 
@@ -234,7 +234,7 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
 def test_optimize_calibrates_reports_and_saves_what_it_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunec.measure.pictures.MOST", 96)  # images to measure on; six models see each
+    monkeypatch.setattr("prunec.measure.image_sets.MOST", 96)  # images to measure on; six models see each
     result = prunec.optimize(
         "shapes",
         prunec.Policy.load("dynamic", keep=0.5),

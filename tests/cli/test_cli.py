@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import prunec
-import prunec.measure.pictures
+import prunec.measure.image_sets
 from prunec import cli
 from prunec.api import verbs
 from prunec.artefact import artefact
@@ -168,7 +168,7 @@ def masked(text: str) -> str:
 def test_optimize_shapes_from_end_to_end(
     call: Call, home: Path, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunec.measure.pictures, "MOST", 256)
+    monkeypatch.setattr(prunec.measure.image_sets, "MOST", 256)
     said = call(
         "optimize", "shapes", "--policy", "evit", "--keep", "0.5", "--target", "eager", "--rounds", "5",
         "--output", "out",
@@ -228,7 +228,7 @@ def test_dry_run_compiles_and_writes_nothing(call: Call, home: Path, monkeypatch
     ]
     assert [line.split("  ")[0] for line in lines[3:]] == [
         "capture", "normalise", "flatten grid", "recognise", "plan", "insert sites", "repair tokens",
-        "liveness", "absorb", "certify",
+        "liveness", "fold_key_value", "certify",
     ]  # fmt: skip
     data = call(*OPTIMIZE, "--dry-run", "--json").json
     assert list(data) == ["plan", "stages"]

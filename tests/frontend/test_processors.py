@@ -1,4 +1,4 @@
-"""Pictures as the processors of transformers, the transforms of timm and those of torchvision make them."""
+"""ImageSet as the processors of transformers, the transforms of timm and those of torchvision make them."""
 
 from __future__ import annotations
 

@@ -144,10 +144,10 @@ def test_a_kernel_for_sequences_of_different_lengths() -> None:
 
 
 def test_packed_rows_attend_to_their_own_image_only() -> None:
-    live, among = torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
-    live[0, :2], live[1, :3], among[0, :3], among[1, :4] = True, True, True, True
+    valid, among = torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
+    valid[0, :2], valid[1, :3], among[0, :3], among[1, :4] = True, True, True, True
     query, key, value = rows(1, H, 5, D), rows(1, H, 7, D), rows(1, H, 7, D)
-    found = counted(lambda: ops.attend(query, key, value, live, among))
+    found = counted(lambda: ops.attend(query, key, value, valid, among))
     assert found == 2 * H * (2 * 3 + 3 * 4) * (D + D)
 
 

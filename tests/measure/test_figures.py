@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec.compiler import Compiled, compile_source
-from prunec.frontend.sources import Pictures, from_module
+from prunec.frontend.sources import ImageSet, from_module
 from prunec.ir.program import Program
 from prunec.measure import figures
 from prunec.measure.figures import with_batch
@@ -190,12 +190,12 @@ def test_latency_of_a_fixed_batch_says_that_batch(fixed: Compiled) -> None:
 # --- accuracy ---------------------------------------------------------------------------------
 
 
-def pictures(labels: list[int] | None, classes: int | None = None) -> Pictures:
+def pictures(labels: list[int] | None, classes: int | None = None) -> ImageSet:
     images = torch.randn(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
-    return Pictures(images, None if labels is None else torch.tensor(labels), "drawn", classes)
+    return ImageSet(images, None if labels is None else torch.tensor(labels), "drawn", classes)
 
 
-def compared(found: Compiled, shown: Pictures) -> Any:
+def compared(found: Compiled, shown: ImageSet) -> Any:
     lowered = {"dense": found.dense.module, "pruned": found.pruned.module}
     return figures.accuracy(found.dense, found.pruned, lowered, shown)
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunec.frontend.source import Pictures
+from prunec.frontend.source import ImageSet
 from prunec.measure.labels import fitting
 
 ABC = ("cat", "dog", "eel")
 
 
-def pictures(labels: list[int], *folders: str, names: tuple[str, ...] = ()) -> Pictures:
+def pictures(labels: list[int], *folders: str, names: tuple[str, ...] = ()) -> ImageSet:
     numbers = all(folder.isdecimal() for folder in folders)
     classes = None if numbers else len(folders)
-    return Pictures(
+    return ImageSet(
         torch.zeros(len(labels), 3, 2, 2), torch.tensor(labels), "", classes, folders, None, names
     )
 
@@ -29,7 +29,7 @@ def pictures(labels: list[int], *folders: str, names: tuple[str, ...] = ()) -> P
         ),
     ],
 )
-def test_labels_that_fit_and_need_no_words(found: Pictures, labels: list[int]) -> None:
+def test_labels_that_fit_and_need_no_words(found: ImageSet, labels: list[int]) -> None:
     numbers, said = fitting(found, 7)
     assert numbers is not None
     assert (numbers.tolist(), said) == (labels, "")
@@ -65,7 +65,7 @@ def test_other_names_in_sorted_order_are_told() -> None:
         (pictures([0, 1], "a", "b"), None, "the model gives no scores of classes; leave them out"),
     ],
 )
-def test_labels_that_do_not_fit_are_told(found: Pictures, classes: int | None, words: str) -> None:
+def test_labels_that_do_not_fit_are_told(found: ImageSet, classes: int | None, words: str) -> None:
     numbers, said = fitting(found, classes)
     assert numbers is None
     assert said.startswith(f"the folders' labels are not used, so accuracy is not measured: {words}")
@@ -78,4 +78,4 @@ def test_a_name_of_two_classes_is_that_of_none() -> None:
 
 
 def test_no_labels_need_no_words() -> None:
-    assert fitting(Pictures(torch.zeros(1, 3, 2, 2), None, ""), 7) == (None, "")
+    assert fitting(ImageSet(torch.zeros(1, 3, 2, 2), None, ""), 7) == (None, "")

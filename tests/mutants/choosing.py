@@ -83,12 +83,12 @@ def pack_backwards(pack: Any, *args: Any) -> Any:
     return torch.cat([index[:, :1], index[:, 1:].flip(1)], dim=1)
 
 
-def everything_lives(live: Any, kept: Tensor, index: Tensor) -> Any:
+def everything_lives(valid: Any, kept: Tensor, index: Tensor) -> Any:
     return torch.ones_like(index, dtype=torch.bool)
 
 
-def live_of_another_image(live: Any, kept: Tensor, index: Tensor) -> Any:
-    return live(kept, index).roll(1, 0)
+def valid_of_another_image(valid: Any, kept: Tensor, index: Tensor) -> Any:
+    return valid(kept, index).roll(1, 0)
 
 
 def nothing_joins(joined: Any, kept: Tensor, *rest: Any) -> Any:
@@ -108,7 +108,7 @@ def of_the_next_row(score: Any, query: Any, key: Any, row: int, *rest: Any) -> A
 
 _select = mistakes_in(ops.select, "class token, drop", "dense output, stale")
 _pack = mistakes_in(ops.pack, "class token, thresholds")
-_live = mistakes_in(ops.live, "class token, thresholds")
+_valid = mistakes_in(ops.valid_mask, "class token, thresholds")
 
 MUTANTS = (
     _select("select takes the worst", select_the_worst),
@@ -123,13 +123,21 @@ MUTANTS = (
     _select("select takes the index of the first image for all", select_for_the_first_image),
     _select("select goes beyond the end", select_beyond_the_end),
     _select("the fused token stands in front", fused_place_in_front, "class token, fuse"),
-    Mutant("passing lets dropped rows come back", ("class token, thresholds",), ops.passing, passing_revives),
+    Mutant(
+        "thresholds let dropped rows come back",
+        ("class token, thresholds",),
+        ops.threshold_mask,
+        passing_revives,
+    ),
     _pack("pack loses a row", pack_loses_one),
     _pack("pack turns the order round", pack_backwards),
-    _live("all rows of a padded stream count", everything_lives),
-    _live("rows count by another image", live_of_another_image),
+    _valid("all rows of a padded stream count", everything_lives),
+    _valid("rows count by another image", valid_of_another_image),
     Mutant(
-        "no row joins for the fused token", ("class token, fuse by thresholds",), ops.joined, nothing_joins
+        "no row joins for the fused token",
+        ("class token, fuse by thresholds",),
+        ops.with_best_dropped,
+        nothing_joins,
     ),
 )
 

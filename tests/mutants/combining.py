@@ -53,7 +53,7 @@ def fuse_each_of_kept(
 
 
 def fuse_each_revives(
-    fuse: Any, x: Any, index: Any, score: Any, kept: Any, dim: int, joined: Any, live: Any, *rest: Any
+    fuse: Any, x: Any, index: Any, score: Any, kept: Any, dim: int, joined: Any, valid: Any, *rest: Any
 ) -> Any:
     return fuse(x, index, score, kept, dim, joined, None, *rest)
 

@@ -69,8 +69,8 @@ def places_among_one_off(places: Any, slots: Tensor, index: Tensor, rows: Tensor
     return places(slots, index, rows).roll(1, 1)
 
 
-def slots_one_off(slots: Any, live: Tensor) -> Any:
-    return (slots(live) - 1).clamp_min(0)
+def slots_one_off(slots: Any, valid: Tensor) -> Any:
+    return (slots(valid) - 1).clamp_min(0)
 
 
 def numbers_by_place(numbers: Any, index: Tensor, rows: Tensor) -> Any:
@@ -78,21 +78,21 @@ def numbers_by_place(numbers: Any, index: Tensor, rows: Tensor) -> Any:
 
 
 def attend_to_another_image(
-    attend: Any, query: Any, key: Any, value: Any, live: Tensor, among: Tensor, *rest: Any
+    attend: Any, query: Any, key: Any, value: Any, valid: Tensor, among: Tensor, *rest: Any
 ) -> Any:
-    return attend(query, key, value, live, among.roll(1, 0), *rest)
+    return attend(query, key, value, valid, among.roll(1, 0), *rest)
 
 
 def attend_to_all_images(
-    attend: Any, query: Any, key: Any, value: Any, live: Any, among: Any, scale: Any = None
+    attend: Any, query: Any, key: Any, value: Any, valid: Any, among: Any, scale: Any = None
 ) -> Any:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
 def attend_unscaled(
-    attend: Any, query: Any, key: Any, value: Any, live: Any, among: Any, scale: Any = None
+    attend: Any, query: Any, key: Any, value: Any, valid: Any, among: Any, scale: Any = None
 ) -> Any:
-    return attend(query, key, value, live, among, 1.0)
+    return attend(query, key, value, valid, among, 1.0)
 
 
 # --- masks, one image at a time -------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def every_row_turned(every: Any, kept: Tensor) -> Any:
     return every(kept).flip(1)
 
 
-def fill_nothing(fill: Any, x: Tensor, live: Tensor, *rest: Any) -> Any:
-    return x if live.shape[1] in (25, 26) else fill(x, live, *rest)
+def fill_nothing(fill: Any, x: Tensor, valid: Tensor, *rest: Any) -> Any:
+    return x if valid.shape[1] in (25, 26) else fill(x, valid, *rest)
 
 
 def trained_as_all_ones(straight: Any, kept: Tensor, *rest: Any) -> Any:
@@ -153,13 +153,11 @@ _PACKED = ("packed", "packed, dense output")
 _MASKED = ("masked", "masked, dense output")
 
 MUTANTS = (
-    Mutant("spread is one row off", _PACKED[:1], ops.spread, spread_one_off),
-    Mutant("spread to another image", _PACKED[:1], ops.spread, spread_to_another_image),
-    Mutant(
-        "spread gives all images the first one's rows", ("packed, mean head",), ops.spread, spread_the_first
-    ),
-    Mutant("pick is one row off", _PACKED, ops.pick, pick_one_off),
-    Mutant("pick scales by n / T", _PACKED, ops.pick, pick_scaled),
+    Mutant("pad is one row off", _PACKED[:1], ops.pad, spread_one_off),
+    Mutant("padded to another image", _PACKED[:1], ops.pad, spread_to_another_image),
+    Mutant("pad gives all images the first one's rows", ("packed, mean head",), ops.pad, spread_the_first),
+    Mutant("unpad is one row off", _PACKED, ops.unpad, pick_one_off),
+    Mutant("unpad scales by n / T", _PACKED, ops.unpad, pick_scaled),
     Mutant("keep is one row off", _PACKED, ops.keep, keep_one_off),
     Mutant("keep takes the first rows", _PACKED, ops.keep, keep_the_first),
     Mutant("put is one row off", ("packed, anew",), ops.put, put_one_off),
@@ -175,7 +173,7 @@ MUTANTS = (
     Mutant("places of the next image", _PACKED, ops.places, places_of_next_image),
     Mutant("places among packed rows are one off", _PACKED, ops.places_among, places_among_one_off),
     Mutant("slots are one off", _PACKED, ops.slots, slots_one_off),
-    Mutant("tables by the place of a packed row", ("packed, tables",), ops.numbers, numbers_by_place),
+    Mutant("tables by the place of a packed row", ("packed, tables",), ops.token_numbers, numbers_by_place),
     Mutant("packed rows attend to another image", _PACKED, ops.attend, attend_to_another_image),
     Mutant("packed rows attend to all images", _PACKED, ops.attend, attend_to_all_images),
     Mutant("packed attention is not scaled", _PACKED, ops.attend, attend_unscaled),
@@ -185,10 +183,10 @@ MUTANTS = (
     Mutant("dropped keys are seen", _MASKED, ops.attend_kept, attend_to_dropped),
     Mutant("keys are hidden by another image", _MASKED, ops.attend_kept, attend_masked_for_another_image),
     Mutant("dropped logits are seen", ("masked, spelled out",), ops.softmax_kept, softmax_of_dropped),
-    Mutant("masked rows are turned round", _MASKED, ops.every, every_row_turned),
+    Mutant("masked rows are turned round", _MASKED, ops.all_rows, every_row_turned),
     Mutant("a masked mean counts dropped rows", ("masked, mean head",), ops.fill, fill_nothing),
     Mutant("a trained mask is all ones", ("masked, learned",), ops.straight_through, trained_as_all_ones),
     Mutant("a trained mask is one half", ("masked, learned",), ops.straight_through, trained_as_half),
-    Mutant("one image loses a row", ("one image at a time",), ops.only, only_all_but_one),
-    Mutant("one image is turned round", ("one image at a time",), ops.only, only_turned),
+    Mutant("one image loses a row", ("one image at a time",), ops.kept_rows, only_all_but_one),
+    Mutant("one image is turned round", ("one image at a time",), ops.kept_rows, only_turned),
 )

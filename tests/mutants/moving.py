@@ -82,13 +82,15 @@ def scatter_nothing(scatter: Any, base: Tensor, x: Tensor, index: Tensor, *rest:
     return base if index.shape[1] < base.shape[1] else scatter(base, x, index, *rest)
 
 
-def scatter_adds(scatter: Any, base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Any = None) -> Any:
-    whole = scatter(base, x, index, dim, live)
+def scatter_adds(
+    scatter: Any, base: Tensor, x: Tensor, index: Tensor, dim: int = 1, valid: Any = None
+) -> Any:
+    whole = scatter(base, x, index, dim, valid)
     return whole if index.shape[1] == base.shape[dim] else whole + 0.1 * (whole - base)
 
 
 def scatter_padding_too(
-    scatter: Any, base: Tensor, x: Tensor, index: Tensor, dim: int = 1, live: Any = None
+    scatter: Any, base: Tensor, x: Tensor, index: Tensor, dim: int = 1, valid: Any = None
 ) -> Any:
     return scatter(base, x, index, dim)
 

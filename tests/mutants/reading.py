@@ -13,11 +13,11 @@ from tests.mutants.planting import Mutant
 # --- padding, exits, what is not computed ------------------------------------------------------
 
 
-def padding_is_seen(key_mask: Any, live: Tensor, mask: Any = None) -> Any:
-    return key_mask(torch.ones_like(live), mask)
+def padding_is_seen(key_mask: Any, valid: Tensor, mask: Any = None) -> Any:
+    return key_mask(torch.ones_like(valid), mask)
 
 
-def logits_unmasked(mask_keys: Any, logits: Tensor, live: Tensor) -> Any:
+def logits_unmasked(mask_keys: Any, logits: Tensor, valid: Tensor) -> Any:
     return logits
 
 
@@ -74,9 +74,7 @@ MUTANTS = (
     Mutant("the second exit is forgotten", ("exits",), ops.remaining, all_remain),
     Mutant("rows are cut one off", ("class token, drop",), ops.rows, rows_one_off),
     Mutant(
-        "absorbed values without their bias", ("class token, drop",), ops.attend_states, states_without_bias
+        "folded values without their bias", ("class token, drop",), ops.attend_states, states_without_bias
     ),
-    Mutant(
-        "absorbed attention is twice as sharp", ("class token, drop",), ops.attend_states, states_unscaled
-    ),
+    Mutant("folded attention is twice as sharp", ("class token, drop",), ops.attend_states, states_unscaled),
 )

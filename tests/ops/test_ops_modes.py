@@ -47,18 +47,18 @@ def rows(mask: Tensor) -> list[list[int]]:
 @cheap
 @given(score=scored(), count=st.integers(1, 6))
 def test_best_is_what_select_has(score: Tensor, count: int) -> None:
-    assert rows(ops.best(score, count, *ENDS)) == ops.select(score, count, *ENDS).sort().values.tolist()
+    assert rows(ops.topk_mask(score, count, *ENDS)) == ops.select(score, count, *ENDS).sort().values.tolist()
 
 
 @cheap
-@given(score=scored(), live=masks(), count=st.integers(1, 6))
-def test_what_has_left_is_not_among_the_best(score: Tensor, live: Tensor, count: int) -> None:
+@given(score=scored(), valid=masks(), count=st.integers(1, 6))
+def test_what_has_left_is_not_among_the_best(score: Tensor, valid: Tensor, count: int) -> None:
     expected = []
-    for numbers, there in zip(score.tolist(), live.tolist(), strict=True):
+    for numbers, there in zip(score.tolist(), valid.tolist(), strict=True):
         patches = [place for place in range(1, TOKENS - 2) if there[place]]
         best = sorted(patches, key=lambda place: (-numbers[place], place))[:count]
         expected.append(sorted([0, *best, TOKENS - 2, TOKENS - 1]))
-    assert rows(ops.best(score, count, *ENDS, 1, live)) == expected
+    assert rows(ops.topk_mask(score, count, *ENDS, 1, valid)) == expected
 
 
 @cheap
@@ -70,7 +70,7 @@ def test_best_of_batch(score: Tensor, count: int, least: int) -> None:
     for image in range(BATCH):
         kept += [at for at in order if at[0] == image][:least]
     kept += [at for at in order if at not in kept][: count * BATCH - len(kept)]
-    found = ops.best_of_batch(score, count, *ENDS, least)
+    found = ops.topk_mask_of_batch(score, count, *ENDS, least)
     assert found[:, 1:-2].nonzero().add(torch.tensor([0, 1])).tolist() == sorted(map(list, kept))
     assert int(found.sum()) == BATCH * (count + 3)
 
@@ -83,7 +83,7 @@ def test_joined_is_the_best_of_those_that_leave(kept: Tensor, score: Tensor) -> 
         leaving = [place for place in range(TOKENS) if place not in stays]
         first = [max(leaving, key=lambda place: (numbers[place], -place))] if leaving else []
         expected.append(sorted([*stays, *first]))
-    assert rows(ops.joined(kept, score, *ENDS)) == expected
+    assert rows(ops.with_best_dropped(kept, score, *ENDS)) == expected
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -92,8 +92,8 @@ def test_fuse_each_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> 
     x, score = torch.randn(BATCH, TOKENS, 4), torch.rand(BATCH, TOKENS)
     index = ops.select(score, count, *ENDS, True)
     expected = ops.fuse(x, index, score, ENDS[1], 1, uniform)
-    kept = ops.best(score, count, *ENDS)
-    joined = ops.joined(kept, score, *ENDS)
+    kept = ops.topk_mask(score, count, *ENDS)
+    joined = ops.with_best_dropped(kept, score, *ENDS)
     other = ops.pack(joined, *ENDS)
     found = ops.fuse_each(x, other, score, kept, 1, joined, None, uniform)
     order = index.argsort(dim=1)  # fuse has the sum behind the kept ones, whatever its place was
@@ -115,7 +115,7 @@ def test_packed_rows_are_the_kept_ones_and_then_others(kept: Tensor, pairs: bool
             if pairs:
                 patches, others = (sorted(each, key=lambda place: place % 2) for each in (patches, others))
             assert row == [0, *(patches + others)[:length], TOKENS - 2, TOKENS - 1]
-        assert int(ops.live(kept, index).sum()) == int(kept.sum())
+        assert int(ops.valid_mask(kept, index).sum()) == int(kept.sum())
 
 
 @pytest.mark.parametrize(("most", "length"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6)])
@@ -127,8 +127,8 @@ def test_lengths_go_up_to_the_next_bucket(most: int, length: int) -> None:
 
 def test_only_is_the_rows_of_one_image_and_every_all_of_them() -> None:
     kept = torch.tensor([[True, False, True, True, False]])
-    assert ops.only(kept).tolist() == [[0, 2, 3]]
-    assert ops.every(kept).tolist() == [[0, 1, 2, 3, 4]]
+    assert ops.kept_rows(kept).tolist() == [[0, 2, 3]]
+    assert ops.all_rows(kept).tolist() == [[0, 1, 2, 3, 4]]
 
 
 @cheap
@@ -137,17 +137,17 @@ def test_picked_rows_can_be_spread_and_put_again(kept: Tensor, swapped: bool) ->
     axes = (2, 1) if swapped else (1, 0)  # of tokens, of images
     x = torch.randn(4, BATCH, TOKENS) if swapped else torch.randn(BATCH, TOKENS, 4)
     index = ops.pack(kept, *ENDS)
-    live = ops.live(kept, index)
-    chosen, slots = ops.rows_of(live), ops.slots(live)
+    valid = ops.valid_mask(kept, index)
+    chosen, slots = ops.rows_of(valid), ops.slots(valid)
     places = ops.places(index, chosen, TOKENS)
-    packed = ops.pick(x, places, *axes)
+    packed = ops.unpad(x, places, *axes)
     plain = x.permute(1, 2, 0) if swapped else x
     values = packed.permute(1, 2, 0)[0] if swapped else packed[0]
     assert torch.equal(values, plain[kept])  # in the order of images, and of rows
-    assert ops.numbers(index, chosen)[0].tolist() == [place for row in rows(kept) for place in row]
-    spread = ops.spread(packed, slots, *axes)
+    assert ops.token_numbers(index, chosen)[0].tolist() == [place for row in rows(kept) for place in row]
+    spread = ops.pad(packed, slots, *axes)
     again = spread.permute(1, 2, 0) if swapped else spread
-    assert torch.equal(again[live], plain[kept])
+    assert torch.equal(again[valid], plain[kept])
     zeros = ops.put(torch.zeros_like(x), packed, places, *axes)
     whole = zeros.permute(1, 2, 0) if swapped else zeros
     assert torch.equal(whole, torch.where(kept.unsqueeze(2), plain, 0.0))
@@ -158,11 +158,11 @@ def test_picked_rows_can_be_spread_and_put_again(kept: Tensor, swapped: bool) ->
 def test_rows_among_packed_rows(outer: Tensor, inner: Tensor) -> None:
     x = torch.randn(BATCH, TOKENS, 4)
     index = ops.pack(outer, *ENDS)
-    live = ops.live(outer, index)
-    packed = ops.pick(x, ops.places(index, ops.rows_of(live), TOKENS))
-    kept = inner.gather(1, index) & live
+    valid = ops.valid_mask(outer, index)
+    packed = ops.unpad(x, ops.places(index, ops.rows_of(valid), TOKENS))
+    kept = inner.gather(1, index) & valid
     second = ops.pack(kept, *ENDS)
-    among = ops.places_among(ops.slots(live), second, ops.rows_of(ops.live(kept, second)))
+    among = ops.places_among(ops.slots(valid), second, ops.rows_of(ops.valid_mask(kept, second)))
     fewer = ops.keep(packed, among)
     assert torch.equal(fewer[0], x[outer & inner])
     put = ops.put_among(torch.zeros_like(packed), fewer, among)
@@ -170,8 +170,8 @@ def test_rows_among_packed_rows(outer: Tensor, inner: Tensor) -> None:
 
 
 def test_a_fixed_total() -> None:
-    live = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
-    assert torch.equal(ops.fixed_rows_of(live, 2), ops.rows_of(live))
+    valid = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    assert torch.equal(ops.fixed_rows_of(valid, 2), ops.rows_of(valid))
 
 
 # --- what makes no difference -----------------------------------------------------------------
@@ -243,15 +243,15 @@ def test_what_depends_on_the_order_of_rows_is_not_taken_for_a_sum() -> None:
 
 
 def test_filled_and_rescaled_a_mean_is_that_of_the_rows_that_count() -> None:
-    x, live = torch.randn(3, 6, 4), torch.rand(3, 6) > 0.4
-    live[:, 0] = True
-    filled = ops.fill(x, live, 0.0, 1, 0)
-    found = ops.rescale(filled.mean(dim=1), filled, live, 1, 0)
-    expected = torch.stack([image[there].mean(dim=0) for image, there in zip(x, live, strict=True)])
+    x, valid = torch.randn(3, 6, 4), torch.rand(3, 6) > 0.4
+    valid[:, 0] = True
+    filled = ops.fill(x, valid, 0.0, 1, 0)
+    found = ops.rescale(filled.mean(dim=1), filled, valid, 1, 0)
+    expected = torch.stack([image[there].mean(dim=0) for image, there in zip(x, valid, strict=True)])
     torch.testing.assert_close(found, expected)
-    largest = ops.fill(x.transpose(0, 1), live, float("-inf"), 0, 1).amax(dim=0)  # tokens first
+    largest = ops.fill(x.transpose(0, 1), valid, float("-inf"), 0, 1).amax(dim=0)  # tokens first
     assert torch.equal(
-        largest, torch.stack([image[there].amax(dim=0) for image, there in zip(x, live, strict=True)])
+        largest, torch.stack([image[there].amax(dim=0) for image, there in zip(x, valid, strict=True)])
     )
 
 
@@ -261,14 +261,14 @@ def test_filled_and_rescaled_a_mean_is_that_of_the_rows_that_count() -> None:
 class Beside(nn.Module):
     """Each patch beside the mean of those that count."""
 
-    context = takes_live = True
+    context = takes_valid = True
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4))
 
-    def forward(self, x: Tensor, live: Tensor | None = None) -> Tensor:
-        share = torch.ones(x.shape[:2]) if live is None else live.to(x.dtype)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        share = torch.ones(x.shape[:2]) if valid is None else valid.to(x.dtype)
         mean = (x * share.unsqueeze(2)).sum(1, keepdim=True) / share.sum(1)[:, None, None]
         return (x - mean) @ self.weight
 
@@ -276,11 +276,11 @@ class Beside(nn.Module):
 def test_a_scorer_that_wants_to_know_is_told_which_patches_count() -> None:
     module, x = Beside(), torch.randn(2, TOKENS, 4)
     learned = Learned(module, "beside", 0)
-    assert learned.takes_live
-    live = torch.rand(2, TOKENS) > 0.4
-    live[:, 3] = True
-    found = learned(x, *ENDS, 1, live, module.weight)
-    for image, there, scores in zip(x, live, found, strict=True):
+    assert learned.takes_valid
+    valid = torch.rand(2, TOKENS) > 0.4
+    valid[:, 3] = True
+    found = learned(x, *ENDS, 1, valid, module.weight)
+    for image, there, scores in zip(x, valid, found, strict=True):
         patches = there.clone()
         patches[:1] = patches[-2:] = False
         torch.testing.assert_close(scores[patches], module(image[patches][None])[0])

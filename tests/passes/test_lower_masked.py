@@ -41,7 +41,7 @@ def test_nothing_is_gathered_and_every_row_is_computed() -> None:
     assert {"pack", "gather", "scatter", "key_mask"} <= set(tiny.dialect_of(program))
     assert counts(masked, "mask") == {"masked": 1, "blended": 1, "trained": 0}
     assert [op for op in tiny.dialect_of(masked) if op != "token_norm"] == [
-        "passing", "every", "attend_kept", "blend",
+        "threshold_mask", "all_rows", "attend_kept", "blend",
     ]  # fmt: skip
     lengths = Lengths(masked.module)
     lengths.found = []  # type: ignore[attr-defined]
@@ -108,9 +108,9 @@ def by_hand(model: ViT, program: Program, images: Tensor, *, drops: bool) -> Ten
         if number:
             site = program.module.get_submodule(f"prunec.site_{number - 1}")
             patches = x[:, 1:]
-            live = before[:, 1:].detach() > 0
-            score = predictor(site.gate, patches, live) if drops else mlp(site.gate, patches)
-            chosen = (score > site.threshold) & (live if drops else torch.ones_like(live))
+            valid = before[:, 1:].detach() > 0
+            score = predictor(site.gate, patches, valid) if drops else mlp(site.gate, patches)
+            chosen = (score > site.threshold) & (valid if drops else torch.ones_like(valid))
             mask = F.pad(passed_through(chosen, score - site.threshold), (1, 0), value=1.0)
             before = mask * before if drops else mask
         m = before[..., None]
@@ -133,9 +133,9 @@ def mlp(gate: Any, x: Tensor) -> Tensor:
     return logits[..., 0] - logits[..., 1]
 
 
-def predictor(gate: Any, x: Tensor, live: Tensor) -> Tensor:
+def predictor(gate: Any, x: Tensor, valid: Tensor) -> Tensor:
     local, others = F.gelu(linear(gate.embed, norm(gate, x))).chunk(2, dim=-1)
-    mean = (others * live[..., None]).sum(1, keepdim=True) / live.sum(1)[:, None, None]
+    mean = (others * valid[..., None]).sum(1, keepdim=True) / valid.sum(1)[:, None, None]
     x = torch.cat([local, mean.expand_as(others)], dim=-1)
     logits = linear(gate.last, F.gelu(linear(gate.second, F.gelu(linear(gate.first, x)))))
     return logits[..., 0] - logits[..., 1]

@@ -73,9 +73,9 @@ def test_a_block_behind_one_site() -> None:
     # projection, add; norm, linear, gelu, linear, add
     assert counts(program, "pack rows") == {"packed": 19, "attention": 1, "picks": 0, "spreads": 0}
     found = Counter(tiny.dialect_of(program))
-    expected = {"attend": 1, "rows_of": 1, "slots": 0, "places": 1, "pick": 1, "put": 1, "live": 1}
+    expected = {"attend": 1, "rows_of": 1, "slots": 0, "places": 1, "unpad": 1, "put": 1, "valid_mask": 1}
     assert {name: found[name] for name in expected} == expected
-    assert not {"gather", "scatter", "key_mask", "spread"} & set(found)
+    assert not {"gather", "scatter", "key_mask", "pad"} & set(found)
     assert "scaled_dot_product_attention" in tiny.targets_of(program)  # of the block before
 
 
@@ -112,7 +112,7 @@ def test_rows_are_taken_from_rows_that_are_packed_already() -> None:
     model = ViT(depth=3, read=lambda x: x)
     program = packed(padded(model, reactivate=False, blocks=[1, 2], scorer="mlp"))
     found = Counter(tiny.dialect_of(program))
-    assert (found["pick"], found["keep"], found["put_among"], found["put"]) == (1, 1, 1, 1)
+    assert (found["unpad"], found["keep"], found["put_among"], found["put"]) == (1, 1, 1, 1)
     assert counts(program, "pack rows")["attention"] == 2
 
 

@@ -37,8 +37,8 @@ def test_no_key_mask_is_left() -> None:
     assert masks(program) == [None, "key_mask"]
     assert masks(single) == [None, None]
     assert counts(single, "one image") == {"masks": 1}
-    assert [op for op in tiny.dialect_of(single) if op in ("pack", "only", "live", "scatter")] == [
-        "only",
+    assert [op for op in tiny.dialect_of(single) if op in ("pack", "kept_rows", "valid_mask", "scatter")] == [
+        "kept_rows",
         "scatter",
     ]
 
@@ -66,7 +66,7 @@ def test_as_many_rows_as_the_image_keeps(size: int) -> None:
     program, single = both(model)
     kept, image = (torch.arange(26) < size).expand(1, 1, -1), pixels(1)
     found = moding.run(single, [image], kept)
-    assert [live.shape[1] for _, live in found.rows] == [size]
+    assert [valid.shape[1] for _, valid in found.rows] == [size]
     with torch.no_grad():
         x = model.blocks[0](model.embed(image))
         x = torch.cat([model.blocks[1](x[:, :size]), x[:, size:]], dim=1)

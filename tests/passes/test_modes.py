@@ -50,7 +50,7 @@ def assert_all_agree(dense: Program, policy: Policy, inputs: moding.Inputs, imag
     padded = moding.unfinished(dense, policy)
     assert padded.plan is not None
     assert padded.plan.sites
-    own, learns = contrasts(images[:4]), any(step.selector.blank for step in policy.steps)
+    own, learns = contrasts(images[:4]), any(step.selector.needs_calibration for step in policy.steps)
     if learns:
         moding.separate(padded, inputs(own))
     programs = moding.in_all_modes(padded)
@@ -226,7 +226,7 @@ def test_a_class_token_that_joins_behind_blocks_of_talking_heads() -> None:
     model = timm.create_model("cait_xxs24_224", **small).eval()
     for mode in ("padded", "packed", "masked"):
         fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(0,)), mode=mode)
-        assert any(node.target is ops.live_among for node in fast.program.graph.nodes)
+        assert any(node.target is ops.valid_mask_among for node in fast.program.graph.nodes)
         assert fast(torch.randn(3, 3, 64, 64)).shape == (3, 5)
 
 

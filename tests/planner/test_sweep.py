@@ -16,7 +16,7 @@ import torch
 from prunec.compiler import recognise
 from prunec.errors import TableError
 from prunec.frontend import sources
-from prunec.frontend.sources import Pictures
+from prunec.frontend.sources import ImageSet
 from prunec.planner import sweep as module
 from prunec.planner.planned import Request, Search
 from prunec.planner.planning import Candidate
@@ -245,5 +245,5 @@ def tiny() -> Any:
 
     images = torch.randn(4, 3, 20, 20)
     source = sources.from_module(ViT().eval(), images)
-    request = Request(Policy.load("evit"), Eager(), "eager", 4, Pictures(images, None, "noise"))
+    request = Request(Policy.load("evit"), Eager(), "eager", 4, ImageSet(images, None, "noise"))
     return source, recognise(source), request

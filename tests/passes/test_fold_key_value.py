@@ -19,8 +19,8 @@ from prunec.ir.flops import FlopCounter
 from prunec.ir.program import Program
 from prunec.measure import figures
 from prunec.passes import run_passes
-from prunec.passes.absorb import Absorb
 from prunec.passes.controls import RandomScores, Slices
+from prunec.passes.fold_key_value import FoldKeyValue
 from prunec.passes.liveness import Liveness
 from prunec.verify.certificate import certify
 from tests import tiny
@@ -34,18 +34,18 @@ def passed(model: nn.Module, **choices: Any) -> tuple[Program, Program]:
     """The program before and after the pass; first the proof that no value changed."""
     dense = recognised(model.eval())
     before = run_passes((Liveness(),), tiny.repaired(dense, **{"blocks": [], **choices}))
-    after = run_passes((Absorb(),), before)
+    after = run_passes((FoldKeyValue(),), before)
     certificate = certify(dense, after, (pixels(3),))
     assert max(certificate.identity, certificate.permutation) <= 1e-6
     return before, after
 
 
-def absorbed(model: nn.Module, **choices: Any) -> int:
-    return counts(passed(model, **choices)[1], "absorb")["absorbed"]
+def folded(model: nn.Module, **choices: Any) -> int:
+    return counts(passed(model, **choices)[1], "fold_key_value")["folded"]
 
 
 def notes(program: Program) -> tuple[str, ...]:
-    return next(stage.notes for stage in program.stages if stage.name == "absorb")
+    return next(stage.notes for stage in program.stages if stage.name == "fold_key_value")
 
 
 def cores(program: Program) -> list[str]:
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_attention() -> None:
 def test_a_class_token_attends_to_the_states_of_the_last_block() -> None:
     model, x = ViT(depth=3).eval(), pixels(3)
     before, after = passed(model)
-    assert counts(after, "absorb") == {"absorbed": 1}
+    assert counts(after, "fold_key_value") == {"folded": 1}
     assert notes(after) == ("keys and values of block 2 are never made",)
     assert cores(after) == ["scaled_dot_product_attention"] * 2 + ["attend_states"]
     # qkv, out, up and down of two blocks; then the query, out, up and down of one row, and the head
@@ -172,14 +172,14 @@ def test_a_twelfth_less_work_in_a_model_of_twelve_blocks(name: str) -> None:
         return counter.total
 
     fast = prunec.transform(model, "none")
-    assert counts(fast.__dict__["program"], "absorb") == {"absorbed": 1}
+    assert counts(fast.__dict__["program"], "fold_key_value") == {"folded": 1}
     assert 1 - work(fast) / work(model) > 0.081
 
 
 def test_a_double_precision_model_is_exact_to_the_last_digits() -> None:
     model, x = ViT(depth=3).double().eval(), pixels(2).double()
     fast = prunec.transform(model, "none", example=x)
-    assert counts(fast.__dict__["program"], "absorb") == {"absorbed": 1}
+    assert counts(fast.__dict__["program"], "fold_key_value") == {"folded": 1}
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-12)
 
@@ -187,7 +187,7 @@ def test_a_double_precision_model_is_exact_to_the_last_digits() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_a_half_precision_model_is_certified(kind: torch.dtype) -> None:
     fast = prunec.transform(ViT(depth=3).to(kind).eval(), "none", example=pixels(2).to(kind))
-    assert counts(fast.__dict__["program"], "absorb") == {"absorbed": 1}
+    assert counts(fast.__dict__["program"], "fold_key_value") == {"folded": 1}
 
 
 def test_the_weights_stay_the_models_own_and_learn() -> None:
@@ -254,7 +254,7 @@ class Swapped(Attention):
 
 
 def test_channels_are_found_where_they_lie() -> None:
-    assert absorbed(ViT(lambda: Block(Swapped))) == 1
+    assert folded(ViT(lambda: Block(Swapped))) == 1
 
 
 # --- selections -------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Plain(Normed):
 )
 def test_keys_that_are_more_than_a_layer_are_made(attention: type[Attention], expected: int) -> None:
     before, after = passed(ViT(lambda: Block(attention)))
-    assert counts(after, "absorb") == {"absorbed": expected}
+    assert counts(after, "fold_key_value") == {"folded": expected}
     if not expected:
         assert [node.name for node in after.graph.nodes] == [node.name for node in before.graph.nodes]
 
@@ -403,11 +403,11 @@ def test_attention_with_dropout_is_left_alone() -> None:
     before = run_passes(
         (Liveness(),), tiny.repaired(recognised(ViT(lambda: Block(Dropped)).eval()), blocks=[])
     )
-    assert counts(run_passes((Absorb(),), before), "absorb") == {"absorbed": 0}
+    assert counts(run_passes((FoldKeyValue(),), before), "fold_key_value") == {"folded": 0}
 
 
 def test_attention_that_is_spelled_out_is_left_alone() -> None:
-    assert absorbed(ViT(lambda: Block(lambda: Attention(form="spelled")))) == 0
+    assert folded(ViT(lambda: Block(lambda: Attention(form="spelled")))) == 0
 
 
 def test_keys_that_score_are_made() -> None:
@@ -424,7 +424,7 @@ def test_keys_that_score_are_made() -> None:
 
 @pytest.mark.parametrize("read", [lambda x: x.mean(1), lambda x: x], ids=["mean", "tokens"])
 def test_as_many_queries_as_keys_have_keys_and_values(read: Callable[[Tensor], Tensor]) -> None:
-    assert absorbed(ViT(read=read)) == 0
+    assert folded(ViT(read=read)) == 0
 
 
 @pytest.mark.parametrize(("queries", "expected"), [(1, 1), (2, 1), (3, 1), (4, 0), (12, 0)])
@@ -432,7 +432,7 @@ def test_it_is_done_where_it_saves_half_of_the_operations(queries: int, expected
     tokens = TOKENS + queries
     assert (without(tokens, queries) <= with_keys(tokens, queries) / 2) == bool(expected)
     before, after = passed(ViT(suffix=queries, read=lambda x: x[:, -queries:]))
-    assert counts(after, "absorb") == {"absorbed": expected}
+    assert counts(after, "fold_key_value") == {"folded": expected}
     assert figures.flops(before) - figures.flops(after) == expected * saved(tokens, queries)
 
 
@@ -458,14 +458,14 @@ class Unlike(Pooled):
 
 @pytest.mark.parametrize("model", [Twice, Unlike])
 def test_keys_of_their_own_are_made(model: type[nn.Module]) -> None:
-    assert absorbed(model()) == 0
+    assert folded(model()) == 0
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("static", 1), ("padded", 1), ("packed", 0), ("masked", 0)])
 def test_modes_with_attention_of_their_own_have_keys(mode: str, expected: int) -> None:
     model, x = ViT(depth=3).eval(), pixels(2)
     fast = prunec.transform(model, prunec.Policy.load("norm", keep=0.5), mode=mode, example=x)
-    assert counts(fast.__dict__["program"], "absorb") == {"absorbed": expected}
+    assert counts(fast.__dict__["program"], "fold_key_value") == {"folded": expected}
     same = prunec.transform(model, prunec.Policy.load("norm", keep=1.0), mode=mode, example=x)
     with torch.no_grad():
         torch.testing.assert_close(same(x), model(x), rtol=0, atol=1e-5)

@@ -48,10 +48,10 @@ _OTHER_KINDS = ("dropout_p", "is_causal", "enable_gqa")
 
 
 @dataclass(frozen=True)
-class Absorb:
+class FoldKeyValue:
     """Let few queries attend to the states themselves."""
 
-    name: ClassVar[str] = "absorb"
+    name: ClassVar[str] = "fold_key_value"
 
     def requires(self, program: Program) -> None:
         """A recognised model; its selections, if any, are typed."""
@@ -61,13 +61,13 @@ class Absorb:
         """The program in which such keys and values are not made."""
         assert program.anatomy is not None
         if program.plan is not None and program.plan.lowering.mode in _MODES_WITH_KEYS:
-            return program, Counts({"absorbed": 0})
+            return program, Counts({"folded": 0})
         lengths = settings(program.graph, watch.BATCH)
         module = graph.copy(program.module)
         cores = [core for node in module.graph.nodes if (core := _core(node, lengths[0]))]
-        absorbed = [core.node for core in cores if _rewrite(core, lengths)]
-        notes = [f"keys and values of {_place(node, program.anatomy)} are never made" for node in absorbed]
-        return program.replace(module=module), Counts({"absorbed": len(absorbed)}, tuple(notes))
+        folded = [core.node for core in cores if _rewrite(core, lengths)]
+        notes = [f"keys and values of {_place(node, program.anatomy)} are never made" for node in folded]
+        return program.replace(module=module), Counts({"folded": len(folded)}, tuple(notes))
 
     def ensures(self, program: Program) -> None:
         """The weights of keys fit the queries and the states."""

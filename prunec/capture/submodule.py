@@ -25,7 +25,7 @@ from prunec.errors import UsageError, did_you_mean
 Make = Callable[[nn.Module, Inputs], nn.Module]
 
 
-def with_part(model: nn.Module, path: str, example: Example | None, make: Make) -> nn.Module:
+def with_submodule(model: nn.Module, path: str, example: Example | None, make: Make) -> nn.Module:
     """A copy of the model, in eval mode and with shared tensors, in which `make` replaced one part.
 
     Args:

@@ -12,14 +12,14 @@ from prunec.calibration.calibrate import ENOUGH
 from prunec.data import shapes
 from prunec.data.images import are_numbers, load_images
 from prunec.errors import CalibrationError, UsageError, brief
-from prunec.frontend.sources import Pictures, Source
+from prunec.frontend.sources import ImageSet, Source
 
 MOST = 512
 CALIBRATION = ENOUGH
 SCENES = "synthetic Shapes scenes"
 
 
-def pictures_of(source: Source, folder: str | Path | None) -> Pictures | None:
+def image_set_of(source: Source, folder: str | Path | None) -> ImageSet | None:
     """Images to measure on: a folder's, or those that the source knows."""
     if folder is None:
         return source.test_images(MOST)
@@ -33,10 +33,10 @@ def pictures_of(source: Source, folder: str | Path | None) -> Pictures | None:
     found = load_images(folder, how, MOST)
     classes = None if are_numbers(found.classes) else len(found.classes)
     name = f"images of {brief(str(folder), 4096)}"
-    return Pictures(found.images, found.labels, name, classes, found.classes, how, source.labels)
+    return ImageSet(found.images, found.labels, name, classes, found.classes, how, source.labels)
 
 
-def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, Pictures]:
+def split_off(source: Source, found: ImageSet | None) -> tuple[ImageSet | None, ImageSet]:
     """Images to measure on, and others to calibrate on."""
     known = source.calibration_images(CALIBRATION)
     if known is not None:
@@ -49,10 +49,10 @@ def split_off(source: Source, found: Pictures | None) -> tuple[Pictures | None, 
         chosen[torch.linspace(0, len(chosen) - 1, count).round().long()] = True  # folders come class by class
     labels = None if found.labels is None else found.labels[~chosen]
     rest = dataclasses.replace(found, images=found.images[~chosen], labels=labels)
-    return rest, Pictures(found.images[chosen], None, f"of the {found.name}", preprocess=found.preprocess)
+    return rest, ImageSet(found.images[chosen], None, f"of the {found.name}", preprocess=found.preprocess)
 
 
-def doubts(source: Source, found: Pictures) -> tuple[str, ...]:
+def doubts(source: Source, found: ImageSet) -> tuple[str, ...]:
     """What should be known about the way in which pictures become this model's input."""
     how = found.preprocess
     if how is None:
@@ -70,7 +70,7 @@ def doubts(source: Source, found: Pictures) -> tuple[str, ...]:
     return tuple(said)
 
 
-def scenes_for(source: Source) -> Pictures:
+def scenes_for(source: Source) -> ImageSet:
     """Scenes of Shapes at the model's size, for want of anything better."""
     inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
     image = max(inputs, key=lambda leaf: leaf.numel())
@@ -82,4 +82,4 @@ def scenes_for(source: Source) -> Pictures:
     images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION)
     scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
     how = source.preprocess
-    return Pictures(how.normalise(scaled).to(image.device, image.dtype), None, SCENES, preprocess=how)
+    return ImageSet(how.normalise(scaled).to(image.device, image.dtype), None, SCENES, preprocess=how)

@@ -123,7 +123,7 @@ class Report:
         yield "repairs", ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in repairs.items())
         for stage in self.stages:
             if stage.name == "liveness" and stage.notes:
-                yield "unread", f"left out what nobody reads: {'; '.join(stage.notes)}"
+                yield "dead rows", f"not computed: {'; '.join(stage.notes)}"
             if stage.name == "fold_key_value" and stage.notes:
                 yield "folded", "; ".join(stage.notes)
         yield "certificate", f"identity at keep=1.0: {self.certificate.identity:.1e}"

@@ -89,7 +89,7 @@ def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None
             notes.append(f"no site at block {place.block}: all tokens come back before block {rejoin}")
             continue
         if place.late and place.block == anatomy.depth - 1 and not anatomy.reads_patches:
-            notes.append(f"no site at block {place.block}: no output depends on the patches behind its attention")
+            notes.append(f"no site at block {place.block}: no output depends on patches behind its attention")
             continue
         tokens = anatomy.tokens if policy.reactivate else tokens
         site, note, owed = _site(policy, place, tokens, owed, anatomy)

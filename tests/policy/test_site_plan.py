@@ -161,7 +161,7 @@ def test_behind_the_last_attention_nothing_is_pruned_that_nobody_reads() -> None
     late = {"where": "after_attention", "blocks": [10, 11]}
     plan = make_plan(policy(**late), anatomy())
     assert [site.block for site in plan.sites] == [10]
-    assert plan.notes == ("no site at block 11: no output depends on the patches behind its attention",)
+    assert plan.notes == ("no site at block 11: no output depends on patches behind its attention",)
     for head in (("mean",), ("class token", "tokens"), ("grid",), ()):
         assert len(sites(anatomy(head=head), **late)) == 2  # type: ignore[arg-type]
     assert len(sites(anatomy(head=("class token", "token 1", "tokens 1..4")), **late)) == 1  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""What is wrong with this installation, and how to mend it.
+"""What is wrong with this installation, and how to fix it.
 
 Packages that do not fit each other fail in odd places: an operator that does not exist, a crash in an import.
-So each is imported in another process, which tells what it met, and dies alone if it must.
+So each is imported in another process, which reports what happened and may crash without harm.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor and class of a PCI device
 PROBE = """
 import importlib, json
 
-def tell(name, **facts):
+def report(name, **facts):
     print(json.dumps({"name": name, **facts}), flush=True)
 
 for name in ("torch", "torchvision", "timm", "transformers"):
-    tell(name, error="the process ended while it was imported")  # stands unless another line follows
+    report(name, error="the process ended while it was imported")  # stands unless another line follows
     try:
         package = importlib.import_module(name)
         if name == "transformers":
@@ -48,11 +48,11 @@ for name in ("torch", "torchvision", "timm", "transformers"):
                 facts.update(device=package.cuda.get_device_name())
             except Exception as error:
                 facts.update(trouble=str(error).splitlines()[0])
-        tell(name, **facts)
+        report(name, **facts)
     except ModuleNotFoundError as error:
-        tell(name, **({"missing": True} if error.name == name else {"error": str(error)}))
+        report(name, **({"missing": True} if error.name == name else {"error": str(error)}))
     except BaseException as error:
-        tell(name, error=f"{type(error).__name__}: {error}")
+        report(name, error=f"{type(error).__name__}: {error}")
 """
 
 
@@ -75,16 +75,16 @@ def examine() -> tuple[Finding, ...]:
 
 
 def probe() -> dict[str, Facts]:
-    """What another process met when it imported the packages."""
+    """What happened when another process imported the packages."""
     command = [sys.executable, "-W", "ignore", "-c", PROBE]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False).stdout
     except subprocess.TimeoutExpired as error:
-        told = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
     facts: dict[str, Facts] = {
         name: {"error": "not looked at: another import failed first"} for name in ("torch", *OPTIONAL)
     }
-    for line in told.splitlines():
+    for line in output.splitlines():
         if line.startswith('{"name"'):  # packages may print as well
             fact = json.loads(line)
             facts[fact.pop("name")] = fact
@@ -113,7 +113,7 @@ def _package(name: str, facts: Facts, torch: Facts) -> Finding:
     if "torchvision::nms" in facts.get("error", "") or (name == "torchvision" and "error" in facts):
         return _unfit(f"does not fit this torch ({facts['error']})")
     if "error" in facts:
-        remedy = f"pip install --upgrade --force-reinstall {name}; mend what stands above first"
+        remedy = f"pip install --upgrade --force-reinstall {name}; fix what is reported above first"
         return Finding(name, "ill", f"cannot be imported: {facts['error']}", remedy)
     if _numbers(facts["version"]) < oldest:
         what = f"{facts['version']} is too old: prunec reads {'.'.join(map(str, oldest))} and later"

@@ -1,9 +1,9 @@
-"""Modules that cannot be captured, or whose capture would not be what was meant: what to give instead.
+"""Modules that cannot be captured as they are, and what to give instead.
 
 DistributedDataParallel(model)   model.module, and wrap the result
 torch.compile(model)             the model itself, and compile the result
 torch.jit, quantised modules     the float model in Python that they were made from
-prunec.transform(model, ...)     the model itself, with one policy that says all
+prunec.transform(model, ...)     the model itself, with one policy that holds all changes
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def check_capturable(module: nn.Module) -> None:
             remedy="give the model itself, or the name of a source (prunec.optimize, `prunec explain`)",
         )
     for path, part in module.named_modules():
-        if told := _told(part):
-            what, remedy = told
+        if found := _not_a_model(part):
+            what, remedy = found
             name = "the model" if isinstance(part, ProgramModule) else type(part).__name__
             raise UsageError(f"{name} {what}", where=f"part {path}" if path else None, remedy=remedy)
     if absent := [name for name, tensor in _tensors(module) if tensor.is_meta]:
@@ -35,12 +35,12 @@ def check_capturable(module: nn.Module) -> None:
         )
 
 
-def _told(part: nn.Module) -> tuple[str, str] | None:
+def _not_a_model(part: nn.Module) -> tuple[str, str] | None:
     """What a module is instead of a model, and what to do."""
     if isinstance(part, ProgramModule):
         return (
             "was transformed already",
-            "transform the model that it was made from, with all wishes in one policy (blocks=, keep=)",
+            "transform the model that it was made from, with one policy for all changes (blocks=, keep=)",
         )
     if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return (

@@ -57,7 +57,7 @@ def capture(
 
 
 def adopt(exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
-    """What somebody else captured, on inputs that it accepts."""
+    """An exported program as it is, on inputs that it accepts."""
     start = time.perf_counter()
     return _program(exported, _signature(exported), args, kwargs, _batch_size(args, kwargs), start)
 

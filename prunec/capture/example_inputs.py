@@ -1,9 +1,9 @@
-"""Example inputs: those that the caller gives, or those that a model says of itself.
+"""Example inputs: given by the caller, or inferred from what a model says about itself.
 
     2x3x224x224                     one positional input, random numbers of that shape
     pixel_values=2x3x224x224,...    inputs by their names
 
-They have a batch of two: torch.export takes a size of one for a constant of the model.
+They have a batch of two: torch.export treats a size of one as a constant.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def unregistered(leaves: Iterable[Any]) -> str | None:
     """What to do about a dataclass that PyTorch does not look into, if there is one."""
     kinds = (type(leaf).__name__ for leaf in leaves if dataclasses.is_dataclass(leaf))
     kind = next(kinds, None)
-    return kind and f"tell PyTorch of the dataclass first: torch.export.register_dataclass({kind})"
+    return kind and f"register the dataclass first: torch.export.register_dataclass({kind})"
 
 
 def call_inputs(example: Example) -> Inputs:
@@ -93,8 +93,8 @@ def _of_shapes(text: str, module: nn.Module) -> Example:
     return dict(zip(names, tensors, strict=True)) if names else tuple(tensors)
 
 
-def told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The shapes of inputs as text; empty where that does not tell all: numbers that are no images."""
+def shapes_text(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """The shapes of inputs as text; empty where shapes do not describe them: integers, booleans."""
     if bool(args) == bool(kwargs):
         return ""
     leaves = [*args, *kwargs.values()]
@@ -183,7 +183,7 @@ def _timm_size(module: nn.Module) -> tuple[int, int, int] | None:
 def config_size(config: Any, other: tuple[int, int] | None = None) -> tuple[int, int, int] | None:
     """The image size of a transformers configuration, or of the part of it that sees the image.
 
-    Where it has none, it is the other, which somebody gives, with as many channels as the configuration has.
+    Where it has none, it is the other, which is given, with as many channels as the configuration has.
     """
     parts = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
     for part in parts:

@@ -36,7 +36,7 @@ COMMANDS = {
     "targets": Entry("prunec.cli.lists:list_targets", "List the backends and whether each can run here."),
     "doctor": Entry(
         "prunec.cli.doctor:examine",
-        "Find what is wrong with this installation, and say how to mend it (exit code 1).",
+        "Find what is wrong with this installation, and say how to fix it (exit code 1).",
     ),
     "plan": Entry(
         "prunec.cli.plan:plan",

@@ -11,7 +11,7 @@ from prunec.cli.printing import out, print_json
 
 
 def examine(as_json: JsonOption = False) -> None:
-    """Find what is wrong with this installation, and say how to mend it (exit code 1)."""
+    """Find what is wrong with this installation, and say how to fix it (exit code 1)."""
     from prunec import doctor
 
     findings = doctor.examine()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from prunec.capture.example_inputs import Example, example_of, infer, told
+from prunec.capture.example_inputs import Example, example_of, infer, shapes_text
 from prunec.data import shapes
 from prunec.data.preprocess import Preprocess
 from prunec.frontend import processors
@@ -137,7 +137,7 @@ def made(
         kwargs,
         weights,
         notes,
-        example="" if own else told(args, kwargs),
+        example="" if own else shapes_text(args, kwargs),
         processor=processor,
         chosen=asked.preprocess,
         labels=_labels(module),

@@ -208,7 +208,7 @@ def cached(
         work: what they are to tell.
         measure: gives the table of just that place and work.
         folder: where tables are kept; by default `cache_folder()`.
-        warn: told of a damaged table, of waiting for another process, and of a folder that cannot be used.
+        warn: called for a damaged table, while it waits for another process, for a folder it cannot use.
     """
     folder = folder or cache_folder()
     path = folder / f"{_digest([dict(place), dict(work)])}.json"
@@ -282,8 +282,8 @@ def _between(counts: Sequence[int], row: Row, length: int) -> float:
 
 def _differences(table: Facts, here: Facts) -> list[str]:
     return [
-        f"{brief(name)} is {brief(str(table.get(name, 'not told')))} in the table, "
-        f"{here.get(name, 'not told')} here"
+        f"{brief(name)} is {brief(str(table.get(name, 'not given')))} in the table, "
+        f"{here.get(name, 'not given')} here"
         for name in {**table, **here}
         if table.get(name) != here.get(name)
     ]

@@ -205,7 +205,7 @@ def _differences(file: Mapping[str, Any], here: About) -> Iterator[str]:
         told = file.get(section)
         known = told if isinstance(told, dict) else {}
         for name in {**known, **facts}:
-            in_file, now = known.get(name, "not told"), facts.get(name, "not told")
+            in_file, now = known.get(name, "not given"), facts.get(name, "not given")
             if in_file != now:
                 yield f"{section} {brief(name)} is {brief(str(in_file))} in the file, {now} here"
 

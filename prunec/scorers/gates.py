@@ -181,7 +181,7 @@ def _announced(scorer: Scorer, setting: Setting) -> nn.Module:
         raise PolicyError(
             f"the scorer {scorer.kind!r} cannot be made: {error}",
             where=f"scorer.options, {point.value}",
-            remedy="give options that it takes, or mend the package that announces it",
+            remedy="give options that it takes, or correct the package that announces it",
         ) from error
     if not isinstance(module, nn.Module):
         raise PolicyError(

@@ -366,7 +366,7 @@ def test_batches_in_a_list_are_batches() -> None:
 
 @dataclass
 class Unknown:
-    """A dataclass that PyTorch was not told of."""
+    """A dataclass that is not registered with PyTorch."""
 
     logits: Tensor
 
@@ -378,9 +378,7 @@ def test_a_dataclass_that_pytorch_does_not_know_is_to_be_registered() -> None:
 
     with pytest.raises(CaptureError, match="does not look into all that Returns takes and returns") as caught:
         captured(Returns())
-    assert caught.value.remedy == (
-        "tell PyTorch of the dataclass first: torch.export.register_dataclass(Unknown)"
-    )
+    assert caught.value.remedy == ("register the dataclass first: torch.export.register_dataclass(Unknown)")
 
 
 # --- what cannot be done ----------------------------------------------------------------------

@@ -169,8 +169,8 @@ def test_fields_that_only_one_side_has() -> None:
     place = {**PLACE, "cuda": "13.2"}
     del place["threads"]
     assert set(example().differences(place, WORK)) == {
-        "threads is 2 in the table, not told here",
-        "cuda is not told in the table, 13.2 here",
+        "threads is 2 in the table, not given here",
+        "cuda is not given in the table, 13.2 here",
     }
 
 

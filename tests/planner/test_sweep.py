@@ -168,7 +168,7 @@ def test_a_run_that_is_cut_off_while_writing_leaves_the_old_file(
     [
         ("model", {"source": "another"}, "model source is imagined in the file, another here"),
         ("place", {"device": "a GPU"}, "place device is a device in the file, a GPU here"),
-        ("place", {"threads": 2}, "place threads is not told in the file, 2 here"),
+        ("place", {"threads": 2}, "place threads is not given in the file, 2 here"),
         ("work", {"batch": 1}, "work batch is 8 in the file, 1 here"),
         ("policy", {"name": "norm"}, "policy name is evit in the file, norm here"),
         ("policy", {"sites": {"blocks": [1]}}, "policy sites is {'blocks': [3, 6]} in the file"),
@@ -207,7 +207,7 @@ def changed(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (changed("points", [{**POINT, "share": None}]), "is damaged: points.0.share: Input should be"),
         (changed("points", [{**POINT, "schedule": {"-1": 2}}]), "is damaged: points.0.schedule.-1"),
         (changed("points", [POINT] * 10_001), "is damaged: points: Tuple should have at most 10000"),
-        (changed("work", None), "work batch is not told in the file, 8 here"),
+        (changed("work", None), "work batch is not given in the file, 8 here"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(

@@ -33,7 +33,7 @@ from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
 from prunec.frontend.sources import ImageSet, load
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Recognised
 from prunec.measure import cost, figures
 from prunec.measure.evaluate import Model, output
 from prunec.measure.image_sets import CALIBRATION
@@ -70,7 +70,7 @@ class Row:
 class Setting:
     """What all rows have in common."""
 
-    dense: Program
+    dense: Recognised
     dense_flops: int
     scenes: shapes.Scenes
     images: Tensor  # [n, 3, H, W], normalised
@@ -134,7 +134,7 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
     )
 
 
-def _follows(pruned: Program, scenes: shapes.Scenes) -> float:
+def _follows(pruned: Planned, scenes: shapes.Scenes) -> float:
     """Whether scenes with more to see keep more patches."""
     counter = KeptCounter(pruned)
     _right(counter.run, shapes.normalize(scenes.image), scenes.label)

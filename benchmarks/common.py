@@ -164,7 +164,6 @@ def speed(name: str, programs: Mapping[str, Program], x: Tensor, rounds: int) ->
         Check("random / pruned", cost.ratio(timings, "random", "pruned")),
     )
     plan = programs["pruned"].plan
-    assert plan is not None
     tokens = [plan.sites[0].tokens, *(site.leaves for site in plan.sites)]
     return Row(name, settings(x, policy=plan.policy, keep=KEEP, tokens=tokens), timings, checks)
 

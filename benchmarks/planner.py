@@ -34,7 +34,7 @@ from prunec.compiler import compile_recognised, recognise
 from prunec.data import shapes
 from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.latency import latency
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost, evaluate, figures
@@ -96,9 +96,8 @@ def prediction(device: torch.device, batch: int, rounds: int) -> Row:
     )  # fmt: skip
 
 
-def drawn(table: LatencyTable, sites: int, dense: Program, chance: random.Random) -> dict[int, int]:
+def drawn(table: LatencyTable, sites: int, dense: Recognised, chance: random.Random) -> dict[int, int]:
     """A random schedule: blocks 2 to L - 2, lengths of the table."""
-    assert dense.anatomy is not None
     blocks = sorted(chance.sample(range(2, dense.anatomy.depth - 1), sites))
     return dict(zip(blocks, sorted(chance.sample(table.counts[1:], sites), reverse=True), strict=True))
 
@@ -156,7 +155,6 @@ def accuracy(device: torch.device, batch: int, rounds: int) -> Iterator[Row]:
     source.module.to(device)
     dense = recognise(source)
     flat = figures.with_batch(dense, batch)
-    assert dense.anatomy is not None
     uniform = {rate: POLICY.override(keep=rate) for rate in RATES}
     programs = {rate: compiled(source, dense, policy) for rate, policy in uniform.items()}
     plans: dict[tuple[int, float], Program] = {}
@@ -207,7 +205,7 @@ def equal(share: float, uniform: Mapping[float, float]) -> float:
     return min(slower, key=lambda rate: slower[rate]) if slower else max(uniform, key=lambda r: uniform[r])
 
 
-def right(program: Program, dense: Program, image_set: ImageSet) -> float:
+def right(program: Program, dense: Recognised, image_set: ImageSet) -> float:
     """The share of images whose class is found."""
     assert image_set.labels is not None
     found = [
@@ -228,7 +226,7 @@ def model(spec: str, device: torch.device) -> tuple[Source, Program]:
     return source, recognise(source)
 
 
-def measured_table(dense: Program, flat: tuple[Any, ...]) -> LatencyTable:
+def measured_table(dense: Recognised, flat: tuple[Any, ...]) -> LatencyTable:
     """A latency table that is not taken from the cache."""
     lowering = choose(POLICY)
     place = latency.place_of(targets.device_of(dense))
@@ -236,20 +234,20 @@ def measured_table(dense: Program, flat: tuple[Any, ...]) -> LatencyTable:
     return latency.measure(dense, POLICY, lowering, INDUCTOR, flat, place, work)
 
 
-def built(source: Source, dense: Program, schedule: Schedule) -> Program:
+def built(source: Source, dense: Recognised, schedule: Schedule) -> Program:
     """The policy at a schedule."""
-    assert dense.anatomy is not None
     return compiled(source, dense, scheduled(POLICY, dense.anatomy, schedule))
 
 
-def compiled(source: Source, dense: Program, policy: Policy) -> Program:
+def compiled(source: Source, dense: Recognised, policy: Policy) -> Program:
     """A pruned and certified program."""
     return compile_recognised(source.module, dense, policy, lowering=choose(policy)).pruned
 
 
-def counts_of(dense: Program, schedule: Schedule) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+def counts_of(
+    dense: Recognised, schedule: Schedule
+) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
     """The length of each block's stream, and the sites."""
-    assert dense.anatomy is not None
     lengths, sites, now = [], [], dense.anatomy.tokens
     for block in range(dense.anatomy.depth):
         if block in schedule:

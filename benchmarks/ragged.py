@@ -76,7 +76,7 @@ def programs(model: nn.Module, x: Tensor) -> dict[str, Program]:
     ragged = policy(kind="threshold", keep=0.5)
     made = {}
     for mode in ("padded", "packed"):
-        compiled = compile_source(source, ragged, untrained=True, lowering=choose(ragged, mode))
+        compiled = compile_source(source, ragged, calibrate=False, lowering=choose(ragged, mode))
         made["dense"] = compiled.dense
         made[mode] = with_counts(compiled.pruned, x, kept)
     uniform = policy(kind="top_k", keep=float(kept.float().mean()) / 196)
@@ -164,7 +164,7 @@ def memory(model: nn.Module, x: Tensor) -> list[Row]:
 def training(model: nn.Module, x: Tensor) -> Row:
     """Forward and backward of the dense model and of policy svit in mode masked, operator by operator."""
     source, svit = sources.from_module(model), Policy.load("svit")
-    compiled = compile_source(source, svit, untrained=True, lowering=choose(svit, "masked"))
+    compiled = compile_source(source, svit, calibrate=False, lowering=choose(svit, "masked"))
     held = {}
     for name, program in (("dense", compiled.dense), ("masked", compiled.pruned)):
         module = ProgramModule(program)

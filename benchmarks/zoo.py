@@ -48,7 +48,7 @@ from prunec.compiler import plan
 from prunec.errors import CaptureError, PolicyError, PruneError, VerificationError
 from prunec.frontend import sources
 from prunec.ir import graph
-from prunec.ir.program import Program, ProgramModule
+from prunec.ir.program import Planned, Program, ProgramModule, Recognised
 from prunec.measure import cost
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.passes.repair_tokens import RepairTokens
@@ -124,7 +124,6 @@ def _through(built: Built, row: Row) -> None:
         row["captured_difference"] = _compare(same, built.example, expected)
     with _clock(row, "rewrite"):
         pruned = _pruned(dense, KEEP)
-    assert pruned.plan is not None
     if not pruned.plan.sites:
         raise PolicyError(f"no block has tokens to prune: {'; '.join(pruned.plan.notes)}")
     row["sites"] = [[site.tokens, site.leaves] for site in pruned.plan.sites]
@@ -160,9 +159,8 @@ def _runs_at(model: nn.Module, example: Any, size: int) -> bool:
     return True
 
 
-def _describe(dense: Program, row: Row) -> None:
+def _describe(dense: Recognised, row: Row) -> None:
     anatomy = dense.anatomy
-    assert anatomy is not None
     row |= {
         "blocks": anatomy.depth,
         "tokens": anatomy.tokens,
@@ -174,7 +172,7 @@ def _describe(dense: Program, row: Row) -> None:
     }
 
 
-def _in_mode(dense: Program, mode: str) -> float | str:
+def _in_mode(dense: Recognised, mode: str) -> float | str:
     """How far a mode's outputs are from the padded ones, each image keeping a share of its own; why not."""
     policy = Policy.load(POLICY).override(keep=KEEP)
     try:
@@ -185,7 +183,7 @@ def _in_mode(dense: Program, mode: str) -> float | str:
         return agree(padded, run_passes(lowering_passes(choose(policy, mode)), padded)).difference
 
 
-def _pruned(dense: Program, keep: float) -> Program:
+def _pruned(dense: Recognised, keep: float) -> Planned:
     return run_passes(BACK, plan(dense, Policy.load(POLICY).override(keep=keep)))
 
 
@@ -214,7 +212,7 @@ def _difference(program: Program, example: Any, expected: Sequence[Tensor]) -> f
     return max((relative_difference(one, other) for one, other in pairs), default=0.0)
 
 
-def _check_shapes(model: nn.Module, pruned: Program, example: Any) -> None:
+def _check_shapes(model: nn.Module, pruned: Planned, example: Any) -> None:
     with _seeded(), torch.no_grad():
         wanted = [tuple(tensor.shape) for tensor in _tensors(_call(model, example))]
     with _seeded(), torch.no_grad():
@@ -223,7 +221,7 @@ def _check_shapes(model: nn.Module, pruned: Program, example: Any) -> None:
         raise VerificationError(f"outputs have the shapes {found}, the original's have {wanted}")
 
 
-def _check_gradients(model: nn.Module, pruned: Program, example: Any) -> int:
+def _check_gradients(model: nn.Module, pruned: Planned, example: Any) -> int:
     """How many parameters get a gradient; all that get one in the original must."""
     wanted = _with_gradient(model, model, example)
     found = _with_gradient(ProgramModule(pruned), model, example)
@@ -243,7 +241,7 @@ def _with_gradient(module: nn.Module, model: nn.Module, example: Any) -> set[str
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _ends(pruned: Program) -> list[str]:
+def _ends(pruned: Planned) -> list[str]:
     """Where the whole stream is wanted again: the readers of each scatter."""
     readers = [user for node in pruned.graph.nodes if node.target is ops.scatter for user in node.users]
     names = [f"{graph.op(user) or 'output'} {graph.module_path(user)}".strip() for user in readers]

@@ -17,7 +17,7 @@ from prunec.capture.capture import adopt, capture
 from prunec.counting.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Program, Stage
+from prunec.ir.program import Planned, Recognised, Stage
 from prunec.measure.packed_attention import faster_attention
 from prunec.ops import Learned
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
@@ -32,15 +32,15 @@ from prunec.verify.certificate import Certificate, certify
 class Compiled:
     """One model through the compiler: before, after, and the proof."""
 
-    dense: Program  # captured, normalised, recognised; nothing inserted
-    plain: Program  # pruned and certified, before its mode has changed it: what controls are made of
-    pruned: Program
+    dense: Recognised  # captured, normalised, recognised; nothing inserted
+    plain: Planned  # pruned and certified, before its mode has changed it: what controls are made of
+    pruned: Planned
     certificate: Certificate
     calibration: Calibration | None = None  # of a policy with learned parts or thresholds
 
 
 @alone
-def recognise(source: Source) -> Program:
+def recognise(source: Source) -> Recognised:
     """A module as a normalised graph with its anatomy."""
     if source.exported is not None:
         captured = adopt(source.exported, source.args, source.kwargs)
@@ -56,7 +56,7 @@ def compile_source(
     policy: Policy,
     calibration: ImageSet | None = None,
     *,
-    untrained: bool = False,
+    calibrate: bool = True,
     lowering: Lowering | None = None,
 ) -> Compiled:
     """The whole way from a module to a certified program.
@@ -65,28 +65,28 @@ def compile_source(
         source: the module and an example.
         policy: what to do.
         calibration: images for the policy's learned parts and thresholds.
-        untrained: leave those as they are at first: good for timing and for weights that are loaded later.
+        calibrate: whether to fit those: left as they are, they do for timing and for weights loaded later.
         lowering: the mode; when left out, what suits the policy.
     """
     return compile_recognised(
-        source.module, recognise(source), policy, calibration, untrained=untrained, lowering=lowering
+        source.module, recognise(source), policy, calibration, calibrate=calibrate, lowering=lowering
     )
 
 
 @alone
 def compile_recognised(
     original: nn.Module,
-    dense: Program,
+    dense: Recognised,
     policy: Policy,
     calibration: ImageSet | None = None,
     *,
-    untrained: bool = False,
+    calibrate: bool = True,
     lowering: Lowering | None = None,
 ) -> Compiled:
     """From a recognised program on: for those who try several policies on one model."""
     planned = plan(dense, policy, lowering)
     plain = run_passes(BACK, planned)
-    fitted = None if untrained else fit(dense, plain, policy, calibration)
+    fitted = fit(dense, plain, policy, calibration) if calibrate else None
     if fitted is not None:
         stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
         plain = plain.replace(plan=counted(plain.plan, fitted.counts), stages=(*plain.stages, stage))
@@ -96,12 +96,10 @@ def compile_recognised(
     return Compiled(dense, plain, lower(plain), certificate, fitted)
 
 
-def lower(plain: Program) -> Program:
+def lower(plain: Planned) -> Planned:
     """The program in its mode, and the proof that it computes the same."""
-    assert plain.plan is not None
     if plain.plan.lowering.mode == "packed" and plain.plan.lowering.attention is None:
         plain = _with_attention(plain, plain.plan)
-    assert plain.plan is not None
     passes = lowering_passes(plain.plan.lowering)
     lowered = run_passes(passes, plain)
     if not passes:
@@ -111,7 +109,7 @@ def lower(plain: Program) -> Program:
     return lowered.replace(stages=(*lowered.stages, stage))
 
 
-def _with_attention(plain: Program, plan: Plan) -> Program:
+def _with_attention(plain: Planned, plan: Plan) -> Planned:
     """The attention of packed rows that is the faster one here."""
     start = time.perf_counter()
     attention, words = faster_attention(plain)
@@ -120,9 +118,8 @@ def _with_attention(plain: Program, plan: Plan) -> Program:
     return plain.replace(plan=plan, stages=(*plain.stages, stage))
 
 
-def fit(dense: Program, pruned: Program, policy: Policy, images: ImageSet | None) -> Calibration | None:
+def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | None) -> Calibration | None:
     """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
-    assert pruned.plan is not None
     unknown = any(not site.known for site in pruned.plan.sites)
     if not (needs_calibration(pruned) or (unknown and images)):
         return None
@@ -135,19 +132,17 @@ def fit(dense: Program, pruned: Program, policy: Policy, images: ImageSet | None
     return calibrate(dense, pruned, images.images, images.name)
 
 
-def needs_calibration(pruned: Program) -> bool:
+def needs_calibration(pruned: Planned) -> bool:
     """Whether images must give it numbers: a scorer's parameters, a threshold that the policy leaves open."""
-    assert pruned.plan is not None
     selectors = [pruned.plan.step(site).selector for site in pruned.plan.sites]
     return any(selector.needs_calibration for selector in selectors) or any(
         isinstance(node.target, Learned) and node.target.trainable for node in pruned.graph.nodes
     )
 
 
-def plan(dense: Program, policy: Policy, lowering: Lowering | None = None) -> Program:
+def plan(dense: Recognised, policy: Policy, lowering: Lowering | None = None) -> Planned:
     """The policy made concrete for this model, in a mode or in the one that suits it."""
-    assert dense.anatomy is not None
     start = time.perf_counter()
     made = make_plan(policy, dense.anatomy, lowering)
     stage = Stage("plan", time.perf_counter() - start, {"sites": len(made.sites)}, made.notes)
-    return dense.replace(plan=made, stages=(*dense.stages, stage))
+    return dense.planned(made).replace(stages=(*dense.stages, stage))

@@ -7,6 +7,7 @@ PruneError            1  it could not be done
 |-- TargetError       1  the backend asked for cannot run here
 |-- TableError        1  a latency table is damaged, or tells of another device or model
 |-- PlanError         1  no schedule of the policy reaches what was asked for
+|-- InternalError     1  prunec itself did something wrong: please report it
 |-- UsageError        2  an option or an argument is wrong
 |   `-- PolicyError   2  a policy file or name is wrong, or does not fit the model
 |-- RecognitionError  3  the model, or a part of it, was not recognised
@@ -22,6 +23,9 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
+
+#: What to do about what should never happen.
+REPORT = "the model was not changed and nothing was returned; please report the model's name"
 
 
 class PruneError(Exception):
@@ -66,6 +70,10 @@ class TableError(PruneError):
 
 class PlanError(PruneError):
     """No schedule of the policy reaches the goal on this device."""
+
+
+class InternalError(PruneError):
+    """prunec itself did something wrong: a pass did not do what it promises."""
 
 
 class UsageError(PruneError):

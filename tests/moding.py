@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import compat, ops
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, lowering_passes, run_passes
 from prunec.policy.lowering import MODES, choose
 from prunec.policy.modes import ModeLike
@@ -29,16 +29,15 @@ Inputs = Callable[[Tensor], Sequence[Any]]  # images to the flat inputs of a pro
 # --- programs -------------------------------------------------------------------------------
 
 
-def plain(dense: Program, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Program:
+def plain(dense: Recognised, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Planned:
     """The program that a mode is made from; learned scorers get numbers that matter."""
     return run_passes(BACK[-1:], unfinished(dense, policy, mode, **options))
 
 
-def unfinished(dense: Program, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Program:
+def unfinished(dense: Recognised, policy: Policy, mode: ModeLike = "padded", **options: Any) -> Planned:
     """The same before the last pass, which alone asks for the mode."""
-    assert dense.anatomy is not None
     plan = make_plan(policy, dense.anatomy, choose(policy, mode, **options))
-    program = run_passes(BACK[:-1], dense.replace(plan=plan))
+    program = run_passes(BACK[:-1], dense.planned(plan))
     torch.manual_seed(3)
     for name, parameter in program.module.named_parameters():
         if name.startswith("prunec."):
@@ -46,15 +45,13 @@ def unfinished(dense: Program, policy: Policy, mode: ModeLike = "padded", **opti
     return program
 
 
-def lowered(program: Program, mode: ModeLike, **options: Any) -> Program:
+def lowered(program: Program, mode: ModeLike, **options: Any) -> Planned:
     """A padded program in another mode, on the same parameters."""
     program = _for(program, mode, **options)
-    assert program.plan is not None
     return run_passes(lowering_passes(program.plan.lowering), program)
 
 
-def _for(program: Program, mode: ModeLike, **options: Any) -> Program:
-    assert program.plan is not None
+def _for(program: Program, mode: ModeLike, **options: Any) -> Planned:
     lowering = choose(program.plan.rules, mode, **options)
     return program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))
 
@@ -64,14 +61,12 @@ def in_all_modes(program: Program) -> dict[str, Program]:
 
     Static only where it goes image by image: as many of every image is another program.
     """
-    assert program.plan is not None
     modes = MODES if program.plan.rules.ragged else ("padded", "packed", "masked")
     return {mode: lowered(run_passes(BACK[-1:], _for(program, mode)), mode) for mode in modes}
 
 
-def separate(padded: Program, flat: Sequence[Any], share: float = 0.5) -> None:
+def separate(padded: Planned, flat: Sequence[Any], share: float = 0.5) -> None:
     """Put each threshold where about `share` of all scores pass and none is near."""
-    assert padded.plan is not None
     for number in range(len(padded.plan.sites)):
         score, _, prefix, suffix, _, valid = run(padded, flat).scored[number]
         end = score.shape[1] - suffix
@@ -96,8 +91,6 @@ class Tracking(fx.Interpreter):
 
     def __init__(self, program: Program, kept: Tensor | None = None) -> None:
         super().__init__(program.module)
-        assert program.plan is not None
-        assert program.anatomy is not None
         self.anew = program.plan.rules.reactivate
         self.states, self.kept = set(program.anatomy.states), kept
         self.rows: list[tuple[Tensor, Tensor]] = []  # tokens [B, n], live [B, n]
@@ -167,7 +160,6 @@ class Outcome:
 
 def outcome(program: Program, places: dict[str, int | None], flat: Sequence[Any], kept: Any) -> Outcome:
     """What a program makes of a batch; `places` says behind which site each state is."""
-    assert program.anatomy is not None
     tracking, tokens = run(program, flat, kept), program.anatomy.tokens
     left = [
         torch.zeros(len(number), tokens, dtype=torch.bool).scatter(1, number, valid)
@@ -200,7 +192,6 @@ def _in_place(rows: Tensor, numbers: Tensor, valid: Tensor, tokens: int) -> Tens
 
 def places_of(program: Program) -> dict[str, int | None]:
     """The site that each state of the stream stands behind; None for the whole stream."""
-    assert program.anatomy is not None
     nodes = {node.name: node for node in program.graph.nodes}
     chosen = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
     numbers = {compat.expression(node.meta["val"].shape[1]): number for number, node in enumerate(chosen)}
@@ -237,7 +228,7 @@ def assert_modes_agree(
     expected = outcome(padded, places, inputs(images), kept)
     assert all(bool(value.isfinite().all()) for value in [*expected.outputs, *expected.states.values()])
     for mode, program in programs.items():
-        single = program.plan is not None and program.plan.lowering.mode == "static"
+        single = isinstance(program, Planned) and program.plan.lowering.mode == "static"
         if single:
             found = apart(program, places_of(program), inputs, images, kept)
         else:
@@ -268,8 +259,6 @@ def kept_sets(program: Program, batch: int, *, seed: int = 0, least: int = 0) ->
     The first image keeps everything, the second its protected tokens (and the `least` first patches), the
     others each another share.
     """
-    assert program.plan is not None
-    assert program.anatomy is not None
     anatomy, generator = program.anatomy, torch.Generator().manual_seed(seed)
     shares = torch.linspace(0.95, 0.1, max(1, batch - 2)).tolist()
     shares = [1.0, 0.0, *shares][:batch] if batch > 1 else [0.7]

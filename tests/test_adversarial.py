@@ -130,7 +130,6 @@ def modulated_layer(block: Modulated, context: Tensor) -> Layer:
 def test_a_context_that_modulates_every_block(source: str, policy: str, pruning: Pruning) -> None:
     model = ready(Adaptive(source))
     result = compiled(model, policy)
-    assert result.dense.anatomy is not None
     assert [block.sequential for block in result.dense.anatomy.blocks] == [True] * 4
     agree(model, result, lambda image: model.by_hand(image, pruning))
 
@@ -214,7 +213,6 @@ def scored_by(layer: Layer, row: int) -> Layer:
 def test_a_class_token_that_a_dense_head_leaves_out_scores() -> None:
     model = ready(Model(head=lambda x: x[:, 1:]))
     result = compiled(model, "evit")
-    assert result.dense.anatomy is not None
     assert (result.dense.anatomy.class_token, result.dense.anatomy.head) == (None, ("tokens",))
 
     def by_hand(image: Tensor) -> Tensor:
@@ -381,7 +379,6 @@ def einsum_layer(block: Block) -> Layer:
 def test_attention_in_einsums(policy: str, pruning: Pruning) -> None:
     model = ready(Model(lambda: Block(Einsum(), mlp())))
     result = compiled(model, policy)
-    assert result.dense.anatomy is not None
     assert {core.form for block in result.dense.anatomy.blocks for core in block.branches[0].cores} == {
         "spelled"
     }
@@ -433,7 +430,6 @@ class Encoder(Model):
 def test_the_encoder_of_torch(norm_first: bool, batch_first: bool, policy: str, pruning: Pruning) -> None:
     model = ready(Encoder(norm_first, batch_first))
     result = compiled(model, policy)
-    assert result.dense.anatomy is not None
     places = {branch.norm for block in result.dense.anatomy.blocks for branch in block.branches}
     assert places == {"pre" if norm_first else "post"}
     agree(model, result, lambda image: model.by_hand(image, pruning))

@@ -147,7 +147,6 @@ def test_the_graph_holds_the_operations_of_the_plan_and_no_others(case: Case) ->
 
 def test_the_plan_has_the_lengths_written_down(case: Case) -> None:
     plan = case.compiled.pruned.plan
-    assert plan is not None
     assert [site.block for site in plan.sites] == [1, 2]
     assert {site.where for site in plan.sites} == {case.family.pruning.where}
     assert [site.tokens for site in plan.sites] == list(case.family.lengths[:2])

@@ -198,7 +198,6 @@ class Shuffled(fx.Interpreter):
 
 def right(model: nn.Module, result: Compiled, prefix: int = 1, suffix: int = 0) -> None:
     """Keeping everything, in order and shuffled (each image its own way), gives what the model gives."""
-    assert result.dense.anatomy is not None
     assert (result.dense.anatomy.prefix, result.dense.anatomy.suffix) == (prefix, suffix)
     assert result.certificate.identity <= TOLERANCE
     assert result.certificate.permutation <= TOLERANCE
@@ -256,7 +255,6 @@ def test_a_mask_of_the_fused_call_moves_with_the_tokens_and_enters_the_score(boo
 def test_a_gated_mlp() -> None:
     model = ready(Model(lambda: Block(Spelled(), SwiGLU())))
     result = compiled(model, "evit")
-    assert result.dense.anatomy is not None
     assert [block.mlp.activation for block in result.dense.anatomy.blocks if block.mlp] == ["silu gated"] * 4
     right(model, result)
     agree(model, [spelled_layer(block) for block in model.blocks], "evit", EVIT)
@@ -301,7 +299,6 @@ def test_a_key_mask_that_each_image_makes_of_its_pixels_moves_with_its_tokens() 
 def test_parallel_blocks() -> None:
     model = ready(Model(lambda: Parallel(Fused(), mlp())))
     result = compiled(model)
-    assert result.dense.anatomy is not None
     assert [block.sequential for block in result.dense.anatomy.blocks] == [False] * 4
     right(model, result)
     with pytest.raises(prunec.PolicyError, match="block 1 computes both from the same state"):
@@ -324,7 +321,6 @@ def test_post_norm_blocks_of_torch(batch_first: bool) -> None:
         )
     )
     result = compiled(model)
-    assert result.dense.anatomy is not None
     assert result.dense.anatomy.token_dim == (1 if batch_first else 0)
     assert {branch.norm for block in result.dense.anatomy.blocks for branch in block.branches} == {"post"}
     right(model, result)
@@ -362,7 +358,6 @@ def test_a_width_that_equals_a_number_of_tokens(width: int) -> None:
 def test_a_head_that_reads_one_patch_protects_all_up_to_it() -> None:
     model = ready(Model(head=lambda x: x[:, 5]))
     result = compiled(model)
-    assert result.dense.anatomy is not None
     assert result.dense.anatomy.head == ("token 5",)
     right(model, result, prefix=6)
 
@@ -398,7 +393,6 @@ def test_an_output_of_all_tokens_in_a_nest_of_containers() -> None:
 
     model = ready(Nested())
     result = compiled(model)
-    assert result.dense.anatomy is not None
     assert len(result.dense.anatomy.taps) == 2  # after blocks 0 and 2; after block 3 it is the head
     right(model, result)
     module = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1, 2)), example=images(2))

@@ -81,7 +81,6 @@ def found(request: pytest.FixtureRequest) -> tuple[Structure, nn.Module, Program
 def test_recognised(found: tuple[Structure, nn.Module, Program]) -> None:
     structure, _, dense = found
     anatomy = dense.anatomy
-    assert anatomy is not None
     assert (anatomy.tokens, anatomy.prefix, anatomy.suffix) == (structure.tokens, structure.prefix, 0)
     assert sum(block.attention is not None for block in anatomy.blocks) >= structure.blocks
 
@@ -90,7 +89,6 @@ def test_certified_and_differentiable(found: tuple[Structure, nn.Module, Program
     structure, model, dense = found
     policy = Policy.load("norm").override(keep=KEEP)
     pruned = run_passes(BACK, plan(dense, policy))
-    assert pruned.plan is not None
     assert pruned.plan.sites
     certify(dense, pruned)
     fast, same = ProgramModule(pruned), ProgramModule(dense)
@@ -110,7 +108,6 @@ def test_certified_and_differentiable(found: tuple[Structure, nn.Module, Program
 def test_patches_outweigh_pixels_where_a_model_has_a_stream_of_each() -> None:
     model = timm.create_model("tnt_s_patch16_224", num_classes=CLASSES, depth=2).eval()
     anatomy = recognise(sources.from_module(randomise(model, seed=1))).anatomy
-    assert anatomy is not None
     assert (anatomy.tokens, anatomy.prefix, anatomy.depth) == (197, 1, 2)
     assert ["another stream" in miss.reason for miss in anatomy.unmatched] == [True, True]
 
@@ -118,7 +115,6 @@ def test_patches_outweigh_pixels_where_a_model_has_a_stream_of_each() -> None:
 def test_two_streams_of_patches_are_not_taken_for_one() -> None:
     model = timm.create_model("crossvit_tiny_240", num_classes=CLASSES, depth=((1, 1, 0), (1, 1, 0))).eval()
     anatomy = recognise(sources.from_module(randomise(model, seed=1))).anatomy
-    assert anatomy is not None
     assert any("another stream" in miss.reason for miss in anatomy.unmatched)
 
 

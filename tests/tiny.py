@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunec import ops
 from prunec.capture.capture import capture
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, FRONT, run_passes
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
@@ -140,7 +140,7 @@ def normalised(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
     return run_passes((Normalise(),), captured(model, *args, **kwargs))
 
 
-def recognised(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
+def recognised(model: nn.Module, *args: Any, **kwargs: Any) -> Recognised:
     """Captured, normalised and recognised."""
     return run_passes(FRONT, captured(model, *args, **kwargs))
 
@@ -165,18 +165,17 @@ def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:
     )  # fmt: skip
 
 
-def planned(dense: Program, **choices: Any) -> Program:
+def planned(dense: Recognised, **choices: Any) -> Planned:
     """A recognised program with a plan."""
-    assert dense.anatomy is not None
-    return dense.replace(plan=make_plan(policy(**choices), dense.anatomy))
+    return dense.planned(make_plan(policy(**choices), dense.anatomy))
 
 
-def repaired(dense: Program, **choices: Any) -> Program:
+def repaired(dense: Recognised, **choices: Any) -> Planned:
     """A recognised program with its sites put in and repaired, and nothing else."""
     return run_passes((InsertSites(), RepairTokens()), planned(dense, **choices))
 
 
-def pruned(dense: Program, **choices: Any) -> Program:
+def pruned(dense: Recognised, **choices: Any) -> Planned:
     """A recognised program after all passes."""
     return run_passes(BACK, planned(dense, **choices))
 

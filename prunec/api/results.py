@@ -87,7 +87,7 @@ def load(
     source = dataclasses.replace(source, module=module)
     policy, options = Policy.load(manifest["policy"]), manifest["plan"].get("lowering", {})
     lowering = from_dict(policy, options, can=backend.modes)
-    compiled = compile_source(source, policy, untrained=True, lowering=lowering)
+    compiled = compile_source(source, policy, calibrate=False, lowering=lowering)
     _check_names(compiled.pruned, state, folder)
     own = {name: tensor for name, tensor in state.items() if name.startswith("prunec.")}
     compiled.pruned.module.load_state_dict(own, strict=False)

@@ -16,7 +16,7 @@ from prunec.errors import UsageError
 from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program, ProgramModule
+from prunec.ir.program import Planned, ProgramModule, Recognised
 from prunec.measure import cost, evaluate, figures
 from prunec.measure.cost import Timing
 from prunec.measure.evaluate import Comparison
@@ -94,7 +94,8 @@ def benchmark(
     """
     measure = measure or Measure()
     measure.refuse("calibrate", where="benchmark")
-    if not isinstance(fast, ProgramModule):
+    program = fast.program if isinstance(fast, ProgramModule) else None
+    if not isinstance(program, Planned):
         raise UsageError(
             "the second module was not made by prunec",
             where="benchmark",
@@ -103,8 +104,6 @@ def benchmark(
     if isinstance(images, Tensor):
         measure.refuse("preprocess", where="benchmark, images that are numbers already")
     backend = targets.load(measure.target)
-    program: Program = fast.__dict__["program"]
-    assert program.plan is not None
     from_dict(program.plan.rules, program.plan.lowering.as_dict(), can=backend.modes)
     given = sources.from_module(model, example, preprocess=measure.preprocess)
     with measure.on_threads():
@@ -121,7 +120,7 @@ def _image_set(source: Source, images: str | Path | Tensor | None) -> ImageSet |
 
 
 def _measured(
-    dense: Program, pruned: Program, backend: targets.Target, image_set: ImageSet | None, measure: Measure
+    dense: Recognised, pruned: Planned, backend: targets.Target, image_set: ImageSet | None, measure: Measure
 ) -> Benchmark:
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     inputs = figures.inputs(dense, measure.batch, None if image_set is None else image_set.images)

@@ -81,10 +81,8 @@ def transform(
     def pruned(source: Source) -> nn.Module:
         dense = recognise(source)
         compiled = compile_recognised(
-            source.module, dense, chosen.on(dense), image_set, untrained=not calibrate, lowering=lowering
+            source.module, dense, chosen.on(dense), image_set, calibrate=calibrate, lowering=lowering
         )
-        assert dense.anatomy is not None
-        assert compiled.pruned.plan is not None
         if image_set is not None and compiled.calibration is None and compiled.pruned.plan.sites:
             raise UsageError(
                 f"policy {chosen.policy.name!r} has nothing to calibrate: no learned parts, no thresholds",
@@ -105,9 +103,7 @@ def transform(
 
 def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:
     """What prunec recognises in a model."""
-    found = recognise(sources.from_module(model, example)).anatomy
-    assert found is not None
-    return found
+    return recognise(sources.from_module(model, example)).anatomy
 
 
 def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
@@ -117,4 +113,4 @@ def diff(model: nn.Module, fast: nn.Module, *, example: Any = None) -> str:
             "the second module was not made by prunec", remedy="give what prunec.transform returned"
         )
     dense = recognise(sources.from_module(model, example))
-    return text(compare(dense, fast.__dict__["program"]))
+    return text(compare(dense, fast.program))

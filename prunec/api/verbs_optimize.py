@@ -12,7 +12,7 @@ from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, reque
 from prunec.calibration.calibrate import Calibration
 from prunec.compiler import Compiled, compile_recognised, needs_calibration, recognise
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.measure import figures
 from prunec.measure.image_sets import SCENES, doubts, image_set_of, split_off
 from prunec.measure.labels import fitting
@@ -81,7 +81,7 @@ def _calibrates(policy: Policy, measure: Measure) -> bool:
 
 def _built(
     given: Source,
-    dense: Program,
+    dense: Recognised,
     chosen: Chosen,
     backend: Target,
     image_set: ImageSet | None,
@@ -93,7 +93,7 @@ def _built(
     say("rewrite, certify")
     lowering = chosen.lowering(measure.batch, backend.modes)
     compiled = compile_recognised(
-        given.module, dense, policy, fitted_on, untrained=not measure.calibrate, lowering=lowering
+        given.module, dense, policy, fitted_on, calibrate=measure.calibrate, lowering=lowering
     )
     pruned, plain = compiled.pruned, compiled.plain
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
@@ -106,8 +106,6 @@ def _built(
     for doubt in told:
         measure.warn(doubt)
     accuracy = figures.accuracy(dense, plain, lowered, image_set) if image_set else None
-    assert pruned.anatomy is not None
-    assert pruned.plan is not None
     report = Report(
         source=given.spec,
         weights=given.weights,
@@ -133,7 +131,7 @@ def _built(
 
 def _told(
     source: Source,
-    dense: Program,
+    dense: Recognised,
     image_set: ImageSet | None,
     fitted_on: ImageSet | None,
     calibration: Calibration | None,

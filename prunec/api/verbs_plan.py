@@ -15,7 +15,7 @@ from prunec.compiler import recognise
 from prunec.errors import UsageError
 from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.latency.roofline import Ceilings
 from prunec.latency.table import LatencyTable
 from prunec.measure.image_sets import doubts, image_set_of, split_off
@@ -146,7 +146,7 @@ def sweep(
         return _swept(given, recognise(given), request, path)
 
 
-def _swept(given: Source, dense: Program, request: Request, path: Path | None) -> Sweep:
+def _swept(given: Source, dense: Recognised, request: Request, path: Path | None) -> Sweep:
     told = sweeping.about(given, dense, request)
     known = () if path is None else sweeping.read(path, told)
     explored = explore(dense, request)
@@ -187,11 +187,10 @@ class Chosen:
         attention = self.planned.lowering.attention if self.planned is not None else None
         return choose(self.policy, self.mode, batch=batch, attention=attention, can=can)
 
-    def on(self, dense: Program) -> Policy:
+    def on(self, dense: Recognised) -> Policy:
         """The policy for a recognised model."""
         if self.schedule is None:
             return self.policy
-        assert dense.anatomy is not None
         return scheduled(self.policy, dense.anatomy, self.schedule)
 
 

@@ -25,7 +25,7 @@ from prunec import compat, ops
 from prunec.dataflow.heads import ClassScores, class_scores
 from prunec.errors import CalibrationError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Recognised
 from prunec.policy.site_plan import Site
 from prunec.scorers.fitting import HELD_OUT, fit, fit_grader
 from prunec.structure import Anatomy
@@ -86,7 +86,7 @@ class Calibration:
         return ", ".join(parts)
 
 
-def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Calibration:
+def calibrate(dense: Recognised, pruned: Planned, images: Tensor, name: str) -> Calibration:
     """Set the learned scorers and the thresholds of `pruned`, in place.
 
     Args:
@@ -96,7 +96,6 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
         name: which images these are, for the report.
     """
     start = time.perf_counter()
-    assert pruned.plan is not None
     images = _fitting(pruned, images)
     fits = tuple(_fit_all(dense, pruned, images))
     shares = tuple(
@@ -109,7 +108,7 @@ def calibrate(dense: Program, pruned: Program, images: Tensor, name: str) -> Cal
     return Calibration(len(images), name, fits, shares, counts, seconds, graded)
 
 
-def _fitting(program: Program, images: Tensor) -> Tensor:
+def _fitting(program: Recognised, images: Tensor) -> Tensor:
     """The images, as many as fill whole batches; CalibrationError when they do not fit or are too few."""
     example = _pixels(program)
     if images.shape[1:] != example.shape[1:] or images.dtype != example.dtype:
@@ -128,14 +127,13 @@ def _fitting(program: Program, images: Tensor) -> Tensor:
     return images.to(example.device)
 
 
-def _batch(program: Program) -> int:
+def _batch(program: Recognised) -> int:
     """How many images run at a time: what the model fixed, if it did."""
     return BATCH if program.interface.batch else len(_pixels(program))
 
 
-def _pixels(program: Program) -> Tensor:
+def _pixels(program: Recognised) -> Tensor:
     """The example's images."""
-    assert program.anatomy is not None
     places = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     leaf = program.interface.example[places.index(program.anatomy.pixels)]
     assert isinstance(leaf, Tensor)
@@ -145,10 +143,8 @@ def _pixels(program: Program) -> Tensor:
 # --- the scorers --------------------------------------------------------------------------------
 
 
-def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]:
+def _fit_all(dense: Recognised, pruned: Planned, images: Tensor) -> Iterator[float]:
     anatomy, plan = pruned.anatomy, pruned.plan
-    assert anatomy is not None
-    assert plan is not None
     scorers = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
     if not (learned := [scorer for scorer in scorers if scorer.trainable]):
         return
@@ -165,10 +161,10 @@ def _fit_all(dense: Program, pruned: Program, images: Tensor) -> Iterator[float]
                 own[name].copy_(value)
 
 
-def _grades(dense: Program, images: Tensor) -> Tensor:
+def _grades(dense: Recognised, images: Tensor) -> Tensor:
     """What the model itself says of each patch: class scores [n, N, K]."""
     scores = class_scores(dense)
-    assert isinstance(scores, ClassScores) and dense.anatomy is not None
+    assert isinstance(scores, ClassScores)
     prefix, end = dense.anatomy.prefix, dense.anatomy.tokens - dense.anatomy.suffix
     parts = []
     for batch in images.split(_batch(dense)):
@@ -193,7 +189,7 @@ def span_of(anatomy: Anatomy, site: Site) -> tuple[str, str]:
 class Importance:
     """Runs the dense model and keeps the states of the sites, with how much each token's change matters."""
 
-    def __init__(self, dense: Program, spans: list[tuple[str, str]], anatomy: Anatomy) -> None:
+    def __init__(self, dense: Recognised, spans: list[tuple[str, str]], anatomy: Anatomy) -> None:
         self.dense, self.spans, self.anatomy = dense, spans, anatomy
         self.wanted = {name for span in spans for name in span}
 
@@ -243,11 +239,9 @@ def _projection(outputs: Any) -> Tensor:
 # --- the thresholds -----------------------------------------------------------------------------
 
 
-def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> tuple[float, float]:
+def _set_threshold(pruned: Planned, number: int, site: Site, images: Tensor) -> tuple[float, float]:
     """Set one site's threshold so that the share asked for passes; that share, and the one met."""
     anatomy = pruned.anatomy
-    assert anatomy is not None
-    assert pruned.plan is not None
     parts = [_scores(pruned, number, part) for part in images.split(_batch(pruned))]
     for part in parts:  # the best of each image pass in any case
         best = part.argsort(dim=1, descending=True)[:, : pruned.plan.step(site).selector.least]
@@ -264,7 +258,7 @@ def _set_threshold(pruned: Program, number: int, site: Site, images: Tensor) -> 
     return site.keep / anatomy.grid, int((scores > threshold).sum()) / patches
 
 
-def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
+def _scores(pruned: Planned, number: int, images: Tensor) -> Tensor:
     """Scores of all patches at one site, with the thresholds of those before it: [n, N]."""
     reader = _ScoreReader(pruned, number)
     with torch.no_grad(), contextlib.suppress(_Enough):
@@ -273,7 +267,7 @@ def _scores(pruned: Program, number: int, images: Tensor) -> Tensor:
     return reader.scores
 
 
-def count_kept(pruned: Program, images: Tensor) -> tuple[float, ...]:
+def count_kept(pruned: Planned, images: Tensor) -> tuple[float, ...]:
     """How many patches images keep on average at each site."""
     counter = KeptCounter(pruned)
     for batch in images.split(_batch(pruned)):
@@ -285,10 +279,8 @@ def count_kept(pruned: Program, images: Tensor) -> tuple[float, ...]:
 class KeptCounter(fx.Interpreter):
     """Runs a program, and counts the patches that each image keeps at each site."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Planned) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        assert program.anatomy is not None
-        assert program.plan is not None
         self.protected = program.anatomy.prefix + program.anatomy.suffix
         self.sites = iter(program.plan.sites)
         self.found: dict[str, list[Tensor]] = {}
@@ -321,9 +313,8 @@ class _Enough(Exception):  # noqa: N818  not an error: what was asked for is kno
 class _ScoreReader(fx.Interpreter):
     """Runs a ragged program up to one site and keeps the scores that stand there to choose from."""
 
-    def __init__(self, program: Program, number: int) -> None:
+    def __init__(self, program: Planned, number: int) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        assert program.anatomy is not None
         self.prefix, self.suffix = program.anatomy.prefix, program.anatomy.suffix
         self.left, self.scores = number, None
 
@@ -342,14 +333,13 @@ class _ScoreReader(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def call_on(program: Program, images: Tensor) -> tuple[Any, ...]:
+def call_on(program: Recognised, images: Tensor) -> tuple[Any, ...]:
     """Flat inputs with these images in the place of the example's."""
-    assert program.anatomy is not None
     places = [node.name for node in program.graph.nodes if node.op == "placeholder"]
     batch = program.interface.batch
 
     def filled(place: str, leaf: Any) -> Any:
-        if place == program.anatomy.pixels:  # type: ignore[union-attr]
+        if place == program.anatomy.pixels:
             return images
         if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch:
             return leaf[:1].expand(len(images), *leaf.shape[1:])

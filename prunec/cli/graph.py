@@ -70,7 +70,7 @@ def graph(
         shown = compare(recognise(given))
     else:
         chosen = Policy.load(policy, keep=keep, blocks=numbers(blocks), restore=restore)
-        compiled = compile_source(given, chosen, untrained=True, lowering=choose(chosen, mode))
+        compiled = compile_source(given, chosen, calibrate=False, lowering=choose(chosen, mode))
         shown = compare(compiled.dense, compiled.pruned)
         if not show_diff:
             shown = without_changes(shown)
@@ -101,7 +101,6 @@ def explain(
         **inputs_of(example, image_size),
     )
     anatomy = recognise(given).anatomy
-    assert anatomy is not None
     if as_json:
         print_json({**dataclasses.asdict(anatomy), "summary": anatomy.summary()})
         return

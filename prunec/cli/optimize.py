@@ -46,7 +46,7 @@ from prunec.cli.printing import out, print_json, progress, show_report, warn
 from prunec.cli.values import folder_of, inputs_of, numbers
 
 if TYPE_CHECKING:
-    from prunec.ir.program import Program
+    from prunec.ir.program import Planned
 
 
 def optimize(
@@ -131,7 +131,7 @@ def optimize(
         **inputs_of(example, image_size, mean, std, crop),
     )
     if dry_run:
-        compiled = compile_source(given, chosen, untrained=True, lowering=lowering)
+        compiled = compile_source(given, chosen, calibrate=False, lowering=lowering)
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
@@ -161,9 +161,7 @@ def optimize(
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
 
 
-def _show_program(program: Program, *, as_json: bool) -> None:
-    assert program.anatomy is not None
-    assert program.plan is not None
+def _show_program(program: Planned, *, as_json: bool) -> None:
     if as_json:
         print_json(
             {

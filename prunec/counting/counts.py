@@ -22,12 +22,12 @@ from prunec.counting.comparison import POSITION, Comparison
 from prunec.counting.rerun import SHARES, Rerun
 from prunec.counting.suspicion import Suspicion
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.passes.normalise import inline_regions
 from prunec.token_axis.counted import Follows, Where, note, note_position
 
 
-def mark_counts(module: nn.Module | None, captured: Program, dense: Program) -> Program | None:
+def mark_counts(module: nn.Module | None, captured: Program, dense: Recognised) -> Program | None:
     """The captured program with a note at each number that follows its token count; None if there is none.
 
     Args:
@@ -73,9 +73,8 @@ class _Doubt:
         return {where: Follows(None, number, words) for where, number in found}
 
 
-def _compare(module: fx.GraphModule, rerun: Rerun | None, dense: Program) -> Comparison:
+def _compare(module: fx.GraphModule, rerun: Rerun | None, dense: Recognised) -> Comparison:
     """The graph beside those of shorter streams: one, and another if anything differs there."""
-    assert dense.anatomy is not None
     comparison = Comparison(module, dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix)
     for share in SHARES if rerun is not None else ():
         found = rerun.run(share)  # type: ignore[union-attr]

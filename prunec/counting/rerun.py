@@ -28,7 +28,7 @@ from prunec import compat
 from prunec.capture.capture import graph_of
 from prunec.capture.submodule import shared_copy
 from prunec.ir.graph import ancestors, is_tensor, reachable, tidy
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 
 #: How much of an axis that counts patches is left in the first run, and in the second.
 SHARES = (0.62, 0.38)
@@ -67,8 +67,7 @@ class Cut:
 class Rerun:
     """Captures a model again, with fewer patches, at the first place where it can be cut."""
 
-    def __init__(self, module: nn.Module, captured: Program, dense: Program) -> None:
-        assert dense.anatomy is not None
+    def __init__(self, module: nn.Module, captured: Program, dense: Recognised) -> None:
         self.module, self.captured, self.anatomy = module, captured, dense.anatomy
         self.nodes = {node.name: node for node in captured.graph.nodes}
         self.reason = "no value of it counts patches"

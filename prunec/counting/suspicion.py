@@ -14,7 +14,7 @@ from torch import fx
 from prunec import compat
 from prunec.counting.comparison import constants, numbers_of, only_moves
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.ir.sizes import at
 from prunec.token_axis.counted import Where
 
@@ -31,8 +31,7 @@ _PLACES = (-1, 0, 1)
 class Suspicion:
     """Looks at the numbers of one graph."""
 
-    def __init__(self, module: fx.GraphModule, dense: Program) -> None:
-        assert dense.anatomy is not None
+    def __init__(self, module: fx.GraphModule, dense: Recognised) -> None:
         self.graph = module.graph
         tokens, ends = dense.anatomy.tokens, dense.anatomy.prefix + dense.anatomy.suffix
         self.lengths = range(tokens - ends, tokens + 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.structure import Anatomy, NoMatch
 
 
@@ -29,10 +29,9 @@ class ClassScores:
     all_tokens: bool  # whether protected tokens have some too
 
 
-def class_scores(program: Program) -> ClassScores | NoMatch:
+def class_scores(program: Recognised) -> ClassScores | NoMatch:
     """The class scores of a recognised program, or why there are none."""
     anatomy = program.anatomy
-    assert anatomy is not None
     names = graph.by_name(program.graph)
     state = names[anatomy.states[-1]]
     node = _last_learned(program.graph, state)
@@ -86,7 +85,7 @@ def _layouts(value: Any, anatomy: Anatomy) -> Iterator[tuple[int, bool]]:
 class _Watching(fx.Interpreter):
     """Runs the program, with one token of the last state changed or not."""
 
-    def __init__(self, program: Program, anatomy: Anatomy) -> None:
+    def __init__(self, program: Recognised, anatomy: Anatomy) -> None:
         super().__init__(program.module, garbage_collect_values=False)
         self.program, self.anatomy = program, anatomy
         self.row: int | None = None

@@ -1,7 +1,12 @@
 """The program that passes hand on: a graph, what is known of it, and the record of how it came about.
 
-A Program is immutable. A pass takes one and returns a new one; `Program.stages` keeps a readable line
-(and the graph as text) for each, so that any two stages can be laid side by side.
+    Program          a captured graph
+    `-- Recognised   with its anatomy: token stream, blocks, protected tokens
+        `-- Planned  with the policy made concrete for it: sites and their counts
+
+What a function needs to know of a program is the type that it takes. A program is immutable: a pass takes
+one and returns a new one; `Program.stages` keeps a readable line (and the graph as text) for each, so that
+any two stages can be laid side by side.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import Self
 
 from prunec import compat, ops
 from prunec.errors import UsageError
@@ -49,12 +55,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Program:
-    """A captured graph with its anatomy, its plan and its history."""
+    """A captured graph and its history."""
 
     module: fx.GraphModule  # flat inputs, flat outputs
     interface: Interface
-    anatomy: Anatomy | None = None
-    plan: Plan | None = None
     stages: tuple[Stage, ...] = ()
 
     @property
@@ -62,11 +66,15 @@ class Program:
         """The FX graph."""
         return self.module.graph
 
-    def replace(self, **changes: Any) -> Program:
+    def replace(self, **changes: Any) -> Self:
         """A program with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+    def recognised(self, anatomy: Anatomy) -> Recognised:
+        """The same program, with its anatomy."""
+        return Recognised(self.module, self.interface, self.stages, anatomy=anatomy)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         module = with_tensors(self.module, lambda tensor: copy.deepcopy(tensor, memo))
         memo[id(self.module)] = module
         for table in _TABLES:
@@ -81,6 +89,24 @@ class Program:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recognised(Program):
+    """A normalised graph with its anatomy."""
+
+    anatomy: Anatomy
+
+    def planned(self, plan: Plan) -> Planned:
+        """The same program, with a plan for it."""
+        return Planned(self.module, self.interface, self.stages, anatomy=self.anatomy, plan=plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Recognised):
+    """A recognised graph with a plan, or what passes have made of it."""
+
+    plan: Plan
+
+
 def with_tensors(module: fx.GraphModule, change: Callable[[Tensor], Tensor]) -> fx.GraphModule:
     """A copy of a graph module with every parameter and buffer changed (in place in the tables, by name)."""
     made = graph.copy(module)
@@ -93,7 +119,7 @@ def with_tensors(module: fx.GraphModule, change: Callable[[Tensor], Tensor]) -> 
 
 def within_bound(program: Program, call: Callable[[], Any]) -> Any:
     """The call's result; a batch with more packed rows than are allowed is an error that says what to do."""
-    bound = program.plan.lowering.bound if program.plan is not None else None
+    bound = program.plan.lowering.bound if isinstance(program, Planned) else None
     if bound is None:
         return call()
     try:
@@ -110,7 +136,7 @@ def within_bound(program: Program, call: Callable[[], Any]) -> Any:
 
 def _check_single(program: Program, flat: Sequence[Any]) -> None:
     """One image at a time, where that is what the program was made for."""
-    if program.plan is None or not program.plan.lowering.single:
+    if not isinstance(program, Planned) or not program.plan.lowering.single:
         return
     for leaf, example in zip(flat, program.interface.example, strict=True):
         batched = (
@@ -148,6 +174,7 @@ class ProgramModule(nn.Module):
     its statistics.
     """
 
+    program: Program
     forward = Forward()
 
     def __init__(self, program: Program, original: nn.Module | None = None) -> None:
@@ -167,14 +194,12 @@ class ProgramModule(nn.Module):
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The original model's forward, with fewer tokens."""
-        program: Program = self.__dict__["program"]
-        run, flat = self._runs(), self.flat(args, kwargs)
+        program, run, flat = self.program, self._runs(), self.flat(args, kwargs)
         return program.interface.unflatten(within_bound(program, lambda: run(*flat)))
 
     def _runs(self) -> Callable[..., Any]:
         """What runs the flat inputs."""
-        program: Program = self.__dict__["program"]
-        return program.module
+        return self.program.module
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -195,7 +220,7 @@ class ProgramModule(nn.Module):
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat inputs of one call, checked against what the weights are now."""
-        interface: Interface = self.__dict__["program"].interface
+        interface = self.program.interface
         weights = [None if path is None else value_at(self, path) for path in self.__dict__["_input_weights"]]
         for example, weight, place in zip(
             interface.example, weights, self.__dict__["_input_conversions"], strict=True
@@ -208,7 +233,7 @@ class ProgramModule(nn.Module):
                     remedy=f"convert the model first: prunec.transform(model.to({weight.dtype}), ...)",
                 )
         flat = interface.flatten(args, kwargs, weights)
-        _check_single(self.__dict__["program"], flat)
+        _check_single(self.program, flat)
         return flat
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ProgramModule:
@@ -217,22 +242,22 @@ class ProgramModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = _device(self)
         if before != after:
-            _retarget(self.__dict__["program"].module, before, after)
+            _retarget(self.program.module, before, after)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
         made: ProgramModule = type(self).__new__(type(self))
         memo[id(self)] = made
-        memo[id(self.__dict__["program"])] = copy.deepcopy(
-            self.__dict__["program"], memo
-        )  # before its tables
+        memo[id(self.program)] = copy.deepcopy(self.program, memo)  # before its tables
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return made
 
     def extra_repr(self) -> str:
         """The plan, in one line."""
-        plan = self.__dict__["program"].plan
-        return f"policy={plan.policy}, {'; '.join(map(str, plan.sites))}" if plan else "dense"
+        if not isinstance(self.program, Planned):
+            return "dense"
+        plan = self.program.plan
+        return f"policy={plan.policy}, {'; '.join(map(str, plan.sites))}"
 
 
 def _weight_like(leaf: Any, program: Program) -> str | None:

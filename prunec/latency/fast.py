@@ -20,7 +20,7 @@ from torch import Tensor
 from prunec import ops
 from prunec.calibration.calibrate import Importance, call_on, span_of
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned
 from prunec.latency.losses import Losses, Trial
 from prunec.latency.probe import lengths, opened, probe
 from prunec.measure.figures import Progress
@@ -88,7 +88,6 @@ def _line(guessed: list[float], measured: list[float]) -> tuple[float, float, fl
 def _ranked(trial: Trial, blocks: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """For each block: its patches by falling score, and the squared effect of each on the output: [n, N]."""
     program = _all_staying(trial, blocks)
-    assert program.plan is not None
     selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
     scores = [graph.operand(node, 0).name for node in selections]
     spans = [span_of(trial.anatomy, site) for site in program.plan.sites]
@@ -108,7 +107,7 @@ def _ranked(trial: Trial, blocks: Sequence[int]) -> tuple[list[Tensor], list[Ten
     ]
 
 
-def _all_staying(trial: Trial, blocks: Sequence[int]) -> Program:
+def _all_staying(trial: Trial, blocks: Sequence[int]) -> Planned:
     """The policy's scores at all blocks, of a stream that nothing leaves."""
     data = opened(trial.policy, blocks).model_dump()
     if data["fate"] == "fuse":  # which would take one away

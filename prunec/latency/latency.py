@@ -28,7 +28,7 @@ from prunec import compat
 from prunec.errors import UsageError
 from prunec.ir import graph
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.latency.pieces import Piece, cut, signature
 from prunec.latency.probe import lengths, opened, probe
 from prunec.latency.table import LatencyTable
@@ -74,10 +74,9 @@ def place_of(device: torch.device) -> dict[str, str | int]:
 
 
 def work_of(
-    dense: Program, policy: Policy, lowering: Lowering, target: str, flat: Sequence[Any]
+    dense: Recognised, policy: Policy, lowering: Lowering, target: str, flat: Sequence[Any]
 ) -> dict[str, str | int]:
     """What is timed: the model's structure, the policy's kind of site, batch, precision, mode, target."""
-    assert dense.anatomy is not None
     state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
     shapes = [list(leaf.shape) for leaf in flat if isinstance(leaf, Tensor)]
     step = opened(policy, ()).model_dump(mode="json", exclude=set(_TITLE))
@@ -95,7 +94,7 @@ def work_of(
 
 
 def measure(
-    dense: Program,
+    dense: Recognised,
     policy: Policy,
     lowering: Lowering,
     target: Target,
@@ -122,7 +121,6 @@ def measure(
         say: called with each step's name.
     """
     start = time.perf_counter()
-    assert dense.anatomy is not None
     counts = tuple(counts or grid(dense.anatomy, images_in(flat)))
     say("cut the model into pieces")
     pieces = Pieces(dense, policy, lowering, flat)
@@ -176,8 +174,7 @@ class Pieces:
     The first site only sets the stream's length: its tokens are random, and no piece holds it.
     """
 
-    def __init__(self, dense: Program, policy: Policy, lowering: Lowering, flat: tuple[Any, ...]) -> None:
-        assert dense.anatomy is not None
+    def __init__(self, dense: Recognised, policy: Policy, lowering: Lowering, flat: tuple[Any, ...]) -> None:
         self.dense, self.flat, anatomy = dense, flat, dense.anatomy
         if anatomy.depth < LEAST_DEPTH:
             raise UsageError(
@@ -200,8 +197,7 @@ class Pieces:
         self.chains = {kind: self._chain(self.short, run) for kind, run in self.runs.items()}
         self.states = states
 
-    def _chain(self, program: Program, run: range) -> Piece:
-        assert program.anatomy is not None
+    def _chain(self, program: Recognised, run: range) -> Piece:
         blocks = program.anatomy.blocks
         return cut(program, [blocks[run.start].branches[0].state], [blocks[run.stop].branches[0].state])
 
@@ -251,11 +247,10 @@ class Pieces:
         return (first, *middle, tuple(seconds[f"tail@{n}"] for n in counts))
 
 
-def _bare(dense: Program, policy: Policy, lowering: Lowering) -> Program:
+def _bare(dense: Recognised, policy: Policy, lowering: Lowering) -> Planned:
     """The policy without a site: what nobody reads is left out, as in every schedule."""
-    assert dense.anatomy is not None
     plan = make_plan(scheduled(policy, dense.anatomy, {}), dense.anatomy, lowering)
-    return run_passes((*BACK, *lowering_passes(lowering)), dense.replace(plan=plan))
+    return run_passes((*BACK, *lowering_passes(lowering)), dense.planned(plan))
 
 
 def _site_cost(

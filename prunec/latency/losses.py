@@ -25,7 +25,7 @@ from torch import Tensor
 from prunec import ops
 from prunec.calibration.calibrate import calibrate, call_on
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.latency.pieces import cut
 from prunec.latency.probe import lengths, opened, probe
 from prunec.measure import figures
@@ -117,8 +117,7 @@ def measure(
 class Trial:
     """A policy tried out at blocks and lengths: what the outputs of some images lose."""
 
-    def __init__(self, dense: Program, policy: Policy, images: Tensor, batch: int = BATCH) -> None:
-        assert dense.anatomy is not None
+    def __init__(self, dense: Recognised, policy: Policy, images: Tensor, batch: int = BATCH) -> None:
         self.dense, self.anatomy, self.policy = dense, dense.anatomy, policy
         size = min(batch, len(images)) if dense.interface.batch else figures.fixed_batch(dense)
         whole = images[: len(images) // size * size]
@@ -196,7 +195,7 @@ class Trial:
             entering = least
         return [*steps, length]
 
-    def _probe(self, blocks: Sequence[int]) -> Program:
+    def _probe(self, blocks: Sequence[int]) -> Planned:
         chosen = opened(self.policy, blocks, of_batch=True)
         program = probe(self.dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
         self.give_gates(program, blocks)
@@ -239,12 +238,10 @@ class Trial:
         return float(values.get("divergence", 1 - values["similarity"]).sum())
 
 
-def _gates(dense: Program, policy: Policy, images: Tensor) -> dict[int, dict[str, Tensor]]:
+def _gates(dense: Recognised, policy: Policy, images: Tensor) -> dict[int, dict[str, Tensor]]:
     """The weights of the policy's scorer at every block, fitted to the dense model."""
-    assert dense.anatomy is not None
     chosen = opened(policy, range(1, dense.anatomy.depth))
     program = probe(dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
-    assert program.plan is not None
     calibrate(dense, program, images, "images")
     return {
         site.block: program.module.get_submodule(f"prunec.site_{number}.gate").state_dict()

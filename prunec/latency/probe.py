@@ -16,18 +16,17 @@ from torch import Tensor, fx
 
 from prunec import ops
 from prunec.ir import graph
-from prunec.ir.program import Program
-from prunec.passes import Pass, run_passes
+from prunec.ir.program import Planned, Recognised
+from prunec.passes import PlanPass, run_passes
 from prunec.policy.lowering import Lowering
 from prunec.policy.policy import Policy
 from prunec.policy.site_plan import make_plan
 
 
-def probe(dense: Program, policy: Policy, lowering: Lowering, passes: tuple[Pass, ...]) -> Program:
+def probe(dense: Recognised, policy: Policy, lowering: Lowering, passes: tuple[PlanPass, ...]) -> Planned:
     """A recognised program with the sites of a policy, each count an input."""
-    assert dense.anatomy is not None
     plan = make_plan(policy, dense.anatomy, lowering)
-    program = run_passes(passes, dense.replace(plan=plan))
+    program = run_passes(passes, dense.planned(plan))
     module = graph.copy(program.module)
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     after = inputs[-1]

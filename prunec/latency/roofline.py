@@ -22,7 +22,7 @@ from torch import Tensor
 from prunec import compat
 from prunec.ir.flops import FlopCounter
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.latency.latency import Pieces, grid, table_of
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost
@@ -48,7 +48,7 @@ class Ceilings:
 
 
 def estimate(
-    dense: Program,
+    dense: Recognised,
     policy: Policy,
     lowering: Lowering,
     flat: tuple[Any, ...],
@@ -71,7 +71,6 @@ def estimate(
         counts: stream lengths, descending, the dense one first; a friendly grid when left out.
     """
     start = time.perf_counter()
-    assert dense.anatomy is not None
     batch = images_in(flat)
     counts = tuple(counts or grid(dense.anatomy, batch))
     pieces, target = Pieces(dense, policy, lowering, flat), _Estimating(ceilings)

@@ -14,7 +14,7 @@ from prunec.calibration.calibrate import call_on
 from prunec.frontend.sources import ImageSet
 from prunec.ir.flops import FlopCounter
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.measure import cost, evaluate
 from prunec.measure.cost import Timing
 from prunec.measure.evaluate import Comparison
@@ -70,7 +70,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
     return counter.total // images
 
 
-def inputs(program: Program, batch: int, images: Tensor | None) -> tuple[Any, ...]:
+def inputs(program: Recognised, batch: int, images: Tensor | None) -> tuple[Any, ...]:
     """Inputs to time: a batch of real images where there are enough, else of the example's first."""
     if images is None or len(images) < batch or program.interface.batch is None:
         return with_batch(program, batch)
@@ -78,8 +78,8 @@ def inputs(program: Program, batch: int, images: Tensor | None) -> tuple[Any, ..
 
 
 def latency(
-    dense: Program,
-    plain: Program,
+    dense: Recognised,
+    plain: Planned,
     lowered: dict[str, Flat],
     target: Target,
     flat: tuple[Any, ...],
@@ -105,7 +105,7 @@ def latency(
     return Latency(timings, batch, cost.device_facts(device))
 
 
-def accuracy(dense: Program, plain: Program, lowered: dict[str, Flat], image_set: ImageSet) -> Comparison:
+def accuracy(dense: Recognised, plain: Planned, lowered: dict[str, Flat], image_set: ImageSet) -> Comparison:
     """Accuracy or agreement of dense, pruned and random at the same counts."""
     random = run_passes((RandomScores(),), plain)
     labels, _ = fitting(image_set, classes(dense))

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat, ops
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.measure import cost
 from prunec.policy.lowering import Attention
 
@@ -16,9 +16,8 @@ IMAGES, SHARES = 8, (0.2, 0.8)  # of a trial: each keeps another share of its to
 ROUNDS = 7
 
 
-def faster_attention(program: Program) -> tuple[Attention, str]:
+def faster_attention(program: Recognised) -> tuple[Attention, str]:
     """The faster form for a recognised program's heads on its device, and the times in words."""
-    assert program.anatomy is not None
     names = graph.by_name(program.graph)
     cores = [core for block in program.anatomy.blocks for branch in block.branches for core in branch.cores]
     queries = [

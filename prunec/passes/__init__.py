@@ -1,18 +1,21 @@
 """The rewrites, one file each, and the order in which they run.
 
-A pass is a frozen dataclass: a `name`, typed options as fields, and `requires -> run -> ensures`. `run`
-returns a new program and counts; the runner removes dead nodes, checks the graph, re-checks the promise and
-keeps the record.
+A pass (prunec/ir/rewrite.py) is a frozen dataclass: a `name`, typed options as fields, and
+`requires -> run -> ensures`. `run` returns a new program and counts; the runner removes dead nodes, checks
+the graph, re-checks the promise and keeps the record.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Any, overload
+
+from typing_extensions import Unpack
 
 from prunec.capture.borrowing import alone
 from prunec.ir import graph
-from prunec.ir.program import Counts, Program, Stage
+from prunec.ir.program import Planned, Program, Recognised, Stage
+from prunec.ir.rewrite import After, Before, Pass
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.fold_key_value import FoldKeyValue
 from prunec.passes.insert_sites import InsertSites
@@ -25,31 +28,20 @@ from prunec.passes.recognise import Recognise
 from prunec.passes.repair_tokens import RepairTokens
 from prunec.policy.lowering import Lowering
 
-
-class Pass(Protocol):
-    """What every rewrite is."""
-
-    @property
-    def name(self) -> str:
-        """How the pass is called in records and reports."""
-
-    def requires(self, program: Program) -> None:
-        """Assert what must hold before."""
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
-        """Return the rewritten program and how often each thing was done."""
-
-    def ensures(self, program: Program) -> None:
-        """Assert what holds afterwards."""
-
+#: What takes a program with a plan and gives one.
+PlanPass = Pass[Planned, Planned]
 
 #: Before the plan: what the model is.
-FRONT: tuple[Pass, ...] = (Normalise(), FlattenGrid(), Recognise())
+FRONT: tuple[Pass[Program, Program], Pass[Program, Program], Pass[Program, Recognised]] = (
+    Normalise(),
+    FlattenGrid(),
+    Recognise(),
+)
 #: After the plan: what becomes of it.
-BACK: tuple[Pass, ...] = (InsertSites(), RepairTokens(), Liveness(), FoldKeyValue())
+BACK: tuple[PlanPass, ...] = (InsertSites(), RepairTokens(), Liveness(), FoldKeyValue())
 
 
-def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
+def lowering_passes(lowering: Lowering) -> tuple[PlanPass, ...]:
     """After all others: what a mode does to the padded program that they make."""
     if lowering.single:
         return (LowerSingle(),)
@@ -58,16 +50,26 @@ def lowering_passes(lowering: Lowering) -> tuple[Pass, ...]:
     return (LowerMasked(),) if lowering.mode == "masked" else ()
 
 
+@overload
+def run_passes(passes: tuple[Pass[Before, Before], ...], program: Before) -> Before: ...
+@overload
+def run_passes(
+    passes: tuple[Unpack[tuple[Pass[Before, Before], ...]], Pass[Before, After]], program: Before
+) -> After: ...
 @alone
-def run_passes(passes: tuple[Pass, ...], program: Program) -> Program:
+def run_passes(passes: tuple[Pass[Any, Any], ...], program: Program) -> Program:
     """Run passes in order; each leaves a stage record."""
     for step in passes:
-        start = time.perf_counter()
-        step.requires(program)
-        program, counts = step.run(program)
-        graph.tidy(program.module)
-        step.ensures(program)
-        notes = counts.notes if isinstance(counts, Counts) else ()
-        stage = Stage(step.name, time.perf_counter() - start, dict(counts), notes)
-        program = program.replace(stages=(*program.stages, stage))
+        program = run_pass(step, program)
     return program
+
+
+def run_pass(step: Pass[Before, After], program: Before) -> After:
+    """One pass, and its stage record."""
+    start = time.perf_counter()
+    step.requires(program)
+    made, counts = step.run(program)
+    graph.tidy(made.module)
+    step.ensures(made)
+    stage = Stage(step.name, time.perf_counter() - start, dict(counts), counts.notes)
+    return made.replace(stages=(*made.stages, stage))

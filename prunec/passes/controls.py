@@ -15,11 +15,12 @@ from torch import fx
 
 from prunec import ops
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 
 
 @dataclass(frozen=True)
-class Slices:
+class Slices(Pass[Planned, Planned]):
     """Replace every selection by a plain slice of the same length.
 
     gather(x, select(score))  ==>  x[:, :n]          take(table, index)    ==>  table[:n]
@@ -28,13 +29,8 @@ class Slices:
 
     name: ClassVar[str] = "ideal slices"
 
-    def requires(self, program: Program) -> None:
-        """A pruned program."""
-        assert program.plan is not None
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program that does no more than its lengths ask for."""
-        assert program.plan is not None
         module = graph.copy(program.module)
         lengths: dict[fx.Node, int] = {}
         sites = iter(program.plan.sites)
@@ -53,11 +49,12 @@ class Slices:
             ):
                 _replace(module.graph, node, lengths)
                 replaced += 1
-        return program.replace(module=module), {"replaced": replaced}
+        return program.replace(module=module), Counts({"replaced": replaced})
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """Nothing is scored or selected any more."""
-        assert not any(node.target in (*ops.SCORES, *ops.SELECTIONS) for node in program.graph.nodes)
+        for node in program.graph.nodes:
+            self.promise(node.target not in (*ops.SCORES, *ops.SELECTIONS), "chooses tokens still", node)
 
 
 #: Operators that slices have no use for, and which operand stands in their place.
@@ -114,7 +111,7 @@ def _selection_of(groups: fx.Node) -> fx.Node:
 
 
 @dataclass(frozen=True)
-class RandomScores:
+class RandomScores(Pass[Planned, Planned]):
     """Score by random numbers: what the counts alone cost in accuracy.
 
     select(class_attention(q, k))  ==>  select(random_score(x))
@@ -123,13 +120,8 @@ class RandomScores:
 
     name: ClassVar[str] = "random control"
 
-    def requires(self, program: Program) -> None:
-        """A pruned program."""
-        assert program.plan is not None
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program with every choice random; a fused token keeps its weights, which must be shares."""
-        assert program.anatomy is not None
         module = graph.copy(program.module)
         selections = [node for node in module.graph.nodes if node.target in ops.SELECTIONS]
         for selection in selections:
@@ -154,14 +146,15 @@ class RandomScores:
             for user in list(score.users):
                 if user is not made and (ragged or user is selection):
                     user.replace_input_with(score, made)
-        return program.replace(module=module), {"scores": len(selections)}
+        return program.replace(module=module), Counts({"scores": len(selections)})
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
         chosen = [graph.operand(node, 0) for node in selections]
         chosen = [graph.operand(node, 0) if node.target is ops.with_best_dropped else node for node in chosen]
-        assert all(node.target in _RANDOM for node in chosen)
+        for node in chosen:
+            self.promise(node.target in _RANDOM, "is no random choice", node)
 
 
 _RANDOM = (ops.random_score, ops.random_among, ops.random_mask)

@@ -21,7 +21,8 @@ from prunec import compat
 from prunec.dataflow.flow import DataFlow, Link, residual_adds
 from prunec.ir import graph
 from prunec.ir.calls import CallTypes, signature
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Program
+from prunec.ir.rewrite import Pass
 from prunec.probing import watch
 
 #: What reads the last axis as channels; of a state of four axes the two in the middle are the grid then.
@@ -31,25 +32,19 @@ _FLATTEN, _UNFLATTEN = torch.ops.aten.flatten.using_ints, torch.ops.aten.unflatt
 
 
 @dataclass(frozen=True)
-class FlattenGrid:
+class FlattenGrid(Pass[Program, Program]):
     """Give residual streams of [B, H, W, C] one token axis."""
 
     name: ClassVar[str] = "flatten grid"
 
-    def requires(self, program: Program) -> None:
-        """A normalised graph."""
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Program) -> tuple[Program, Counts]:
         """The program with flat streams, and how many values are flat now."""
         links = [link for link in residual_adds(DataFlow(program.graph)) if _is_grid(link)]
         if not links:
-            return program, {"flat": 0}
+            return program, Counts({"flat": 0})
         flattener = _Flattener(program.module, links)
         module = flattener.run()
-        return program.replace(module=module), {"flat": flattener.count}
-
-    def ensures(self, program: Program) -> None:
-        """Nothing more: each call was compared when it was made flat."""
+        return program.replace(module=module), Counts({"flat": flattener.count})
 
 
 def _is_grid(link: Link) -> bool:

@@ -29,7 +29,8 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.ir import graph
-from prunec.ir.program import Counts, Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import sizes_of
 from prunec.probing import watch
 from prunec.probing.boxes import Lengths, settings
@@ -48,19 +49,14 @@ _OTHER_KINDS = ("dropout_p", "is_causal", "enable_gqa")
 
 
 @dataclass(frozen=True)
-class FoldKeyValue:
+class FoldKeyValue(Pass[Planned, Planned]):
     """Let few queries attend to the states themselves."""
 
     name: ClassVar[str] = "fold_key_value"
 
-    def requires(self, program: Program) -> None:
-        """A recognised model; its selections, if any, are typed."""
-        assert program.anatomy is not None
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program in which such keys and values are not made."""
-        assert program.anatomy is not None
-        if program.plan is not None and program.plan.lowering.mode in _MODES_WITH_KEYS:
+        if program.plan.lowering.mode in _MODES_WITH_KEYS:
             return program, Counts({"folded": 0})
         lengths = settings(program.graph, watch.BATCH)
         module = graph.copy(program.module)
@@ -69,12 +65,13 @@ class FoldKeyValue:
         notes = [f"keys and values of {_place(node, program.anatomy)} are never made" for node in folded]
         return program.replace(module=module), Counts({"folded": len(folded)}, tuple(notes))
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """The weights of keys fit the queries and the states."""
         for node in program.graph.nodes:
             if node.target is ops.attend_states:
                 query, states, weight = (source.meta["val"].shape for source in node.args[:3])
-                assert weight == (query[1] * query[3], states[2])
+                fits = weight == (query[1] * query[3], states[2])
+                self.promise(fits, "has weights that do not fit", node)
 
 
 @dataclass(frozen=True)

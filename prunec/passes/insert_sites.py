@@ -26,7 +26,8 @@ from prunec import ops
 from prunec.dataflow import heads
 from prunec.errors import PolicyError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.ir.writer import Writer
 from prunec.policy.language import Selector
 from prunec.policy.rules import Step
@@ -38,32 +39,26 @@ from prunec.token_axis.padding import mask_of, set_mask
 
 
 @dataclass(frozen=True)
-class InsertSites:
+class InsertSites(Pass[Planned, Planned]):
     """Score, select, and gather (or fuse, or merge) at every site of the plan."""
 
     name: ClassVar[str] = "insert sites"
 
-    def requires(self, program: Program) -> None:
-        """A recognised model and a plan for it."""
-        assert program.anatomy is not None, "recognise first"
-        assert program.plan is not None, "plan first"
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program with its sites, shapes still as they were."""
-        assert program.plan is not None
         module = graph.copy(program.module)
         insertion = _Insertion(module, program)
         for number, site in enumerate(program.plan.sites):
             insertion.site(number, site)
         insertion.rejoin()
         insertion.paint()
-        return program.replace(module=module), {"sites": len(program.plan.sites)}
+        return program.replace(module=module), Counts({"sites": len(program.plan.sites)})
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """One selection for each site."""
-        assert program.plan is not None
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        assert len(selections) == len(program.plan.sites)
+        told = f"{len(selections)} selections for {len(program.plan.sites)} sites"
+        self.promise(len(selections) == len(program.plan.sites), told)
 
 
 class _Insertion:
@@ -73,9 +68,7 @@ class _Insertion:
     step: Step
     source: fx.Node  # the tokens that the site chooses from
 
-    def __init__(self, module: fx.GraphModule, program: Program) -> None:
-        assert program.anatomy is not None
-        assert program.plan is not None
+    def __init__(self, module: fx.GraphModule, program: Planned) -> None:
         self.writer = Writer(module)
         self.call = self.writer.call
         self.anatomy: Anatomy = program.anatomy
@@ -296,9 +289,8 @@ class _Insertion:
         return gates.Setting(dim, patches, grid_of(patches, pixels), image, known)
 
 
-def _class_scores(program: Program) -> heads.ClassScores | None:
+def _class_scores(program: Planned) -> heads.ClassScores | None:
     """Where the model says what each token is, if the policy's graders want to know."""
-    assert program.plan is not None
     if program.plan.fate != "exit" or not program.plan.sites:
         return None
     found = heads.class_scores(program)

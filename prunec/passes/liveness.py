@@ -30,7 +30,8 @@ from torch import fx
 from prunec import compat, ops
 from prunec.compat import fake_mode_of
 from prunec.ir import graph
-from prunec.ir.program import Counts, Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import Position, with_sizes
 from prunec.probing.boxes import (
     WHOLE,
@@ -53,18 +54,13 @@ from prunec.structure import Anatomy
 
 
 @dataclass(frozen=True)
-class Liveness:
+class Liveness(Pass[Planned, Planned]):
     """Leave out rows that nobody reads."""
 
     name: ClassVar[str] = "liveness"
 
-    def requires(self, program: Program) -> None:
-        """A recognised model; its selections, if any, are typed."""
-        assert program.anatomy is not None
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program without them, or as it was where no floating-point operation would be saved."""
-        assert program.anatomy is not None
         lengths = settings(program.graph, program.interface.batch or 2)
         reader, entire = Reader(lengths), set[fx.Node]()
         while True:
@@ -80,10 +76,13 @@ class Liveness:
             counts = {"operators": needs.parts(), "cuts": rewriting.cuts}
             return program.replace(module=module), Counts(counts, _notes(program.anatomy, needs))
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """Every selection is still there."""
-        sites = len(program.plan.sites) if program.plan else 0
-        assert sum(node.target in ops.SELECTIONS for node in program.graph.nodes) == sites
+        left, sites = (
+            sum(node.target in ops.SELECTIONS for node in program.graph.nodes),
+            len(program.plan.sites),
+        )
+        self.promise(left == sites, f"{left} selections are left of {sites}")
 
 
 class Needs:

@@ -23,36 +23,38 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.token_axis.padding import mask_of
 
 
 @dataclass(frozen=True)
-class LowerMasked:
+class LowerMasked(Pass[Planned, Planned]):
     """Compute all tokens, hide those that are not kept."""
 
     name: ClassVar[str] = "mask"
 
-    def requires(self, program: Program) -> None:
+    def requires(self, program: Planned) -> None:
         """A padded program."""
-        assert program.plan is not None and program.plan.lowering.mode == "masked"
+        mode = program.plan.lowering.mode
+        self.promise(mode == "masked", f"made for mode masked, and the mode is {mode}")
 
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program on all tokens."""
-        assert program.anatomy is not None
         module = graph.copy(program.module)
         selections = [node for node in module.graph.nodes if node.target is ops.pack]
         if any(node.target is ops.pairs for node in module.graph.nodes):
             for node in selections:
                 node.target, node.args = ops.pack_all, (*node.args[:3], *node.args[4:5])
-            return program.replace(module=module), {"all rows": len(selections)}
+            return program.replace(module=module), Counts({"all rows": len(selections)})
         masking = _Masking(module.graph, program.anatomy.cores)
         masking.run(selections)
-        return program.replace(module=module), masking.counts
+        return program.replace(module=module), Counts(masking.counts)
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """No row is left out."""
-        assert not any(node.target is ops.pack for node in program.graph.nodes)
+        for node in program.graph.nodes:
+            self.promise(node.target is not ops.pack, "leaves rows out", node)
 
 
 class _Masking:

@@ -28,24 +28,26 @@ from prunec import compat, ops
 from prunec.dataflow.forms import Forms, Space
 from prunec.errors import UsageError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import SizeNodes
 from prunec.policy.lowering import Attention
 from prunec.token_axis.padding import mask_of
 
 
 @dataclass(frozen=True)
-class LowerPacked:
+class LowerPacked(Pass[Planned, Planned]):
     """Run what can be run on the rows of all images at once."""
 
     name: ClassVar[str] = "pack rows"
     attention: Attention = "rows"  # image by image, or padded to the longest
 
-    def requires(self, program: Program) -> None:
+    def requires(self, program: Planned) -> None:
         """A padded program with its types."""
-        assert program.plan is not None and program.plan.lowering.mode == "packed"
+        mode = program.plan.lowering.mode
+        self.promise(mode == "packed", f"made for mode packed, and the mode is {mode}")
 
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program on packed rows."""
         if program.interface.batch is None:
             raise UsageError(
@@ -54,19 +56,19 @@ class LowerPacked:
                 remedy="modes that can: static, padded, masked",
             )
         packing = _Packing(program, self.attention)
-        return program.replace(module=packing.run()), packing.counts
+        return program.replace(module=packing.run()), Counts(packing.counts)
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """No key is hidden from attention on packed rows."""
         cores = [node for node in program.graph.nodes if node.target is ops.attend]
-        assert all(len(core.args) == 6 for core in cores)
+        for core in cores:
+            self.promise(len(core.args) == 6, "has keys hidden from it", core)
 
 
 class _Packing:
     """Builds the packed graph; a node of the old one has a padded form, a packed one, or both."""
 
-    def __init__(self, program: Program, attention: Attention) -> None:
-        assert program.plan is not None and program.anatomy is not None
+    def __init__(self, program: Planned, attention: Attention) -> None:
         self.module, self.attention, self.cores = program.module, attention, program.anatomy.cores
         self.bound = program.plan.lowering.bound
         self.totals = fixed_totals(program)
@@ -309,9 +311,8 @@ def _unprotected(node: fx.Node) -> tuple[Any, ...]:
     return (x, 0, 0, dim, None, *parameters)
 
 
-def fixed_totals(program: Program) -> tuple[int, ...]:
+def fixed_totals(program: Planned) -> tuple[int, ...]:
     """How many rows an image has on average behind each site, where no batch changes that; else nothing."""
-    assert program.plan is not None
     steps = [program.plan.step(site) for site in program.plan.sites]
     fixed = all(step.selector.budget == "batch" and step.fate != "fuse" for step in steps)
     return tuple(site.leaves for site in program.plan.sites) if fixed else ()

@@ -13,20 +13,23 @@ from typing import ClassVar
 
 from prunec import ops
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 
 
 @dataclass(frozen=True)
-class LowerSingle:
+class LowerSingle(Pass[Planned, Planned]):
     """Keep what one image keeps, and hide nothing."""
 
     name: ClassVar[str] = "one image"
 
-    def requires(self, program: Program) -> None:
+    def requires(self, program: Planned) -> None:
         """A padded program."""
-        assert program.plan is not None and program.plan.lowering.single
+        self.promise(
+            program.plan.lowering.single, f"made for one image, and the mode is {program.plan.lowering}"
+        )
 
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The program without masks."""
         module = graph.copy(program.module)
         undone = 0
@@ -39,11 +42,12 @@ class LowerSingle:
                 node.replace_all_uses_with(node.args[_HIDING[node.target]])
                 module.graph.erase_node(node)
                 undone += 1
-        return program.replace(module=module), {"masks": undone}
+        return program.replace(module=module), Counts({"masks": undone})
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """Nothing is hidden."""
-        assert not any(node.target in (*_HIDING, ops.pack) for node in program.graph.nodes)
+        for node in program.graph.nodes:
+            self.promise(node.target not in (*_HIDING, ops.pack), "hides padding still", node)
 
 
 #: What hides padding, and which operand stands in its place when there is none.

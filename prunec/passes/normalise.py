@@ -25,7 +25,8 @@ from torch import fx
 
 from prunec import compat
 from prunec.ir import graph
-from prunec.ir.program import Program, value_at
+from prunec.ir.program import Counts, Program, value_at
+from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import sizes_of
 from prunec.token_axis.counted import follows
 
@@ -34,15 +35,12 @@ _ONLY_BROADCAST = {"expand", "unsqueeze", "view", "reshape", "squeeze", "alias",
 
 
 @dataclass(frozen=True)
-class Normalise:
+class Normalise(Pass[Program, Program]):
     """Inline regions, drop operators that do nothing and masks that hide nothing."""
 
     name: ClassVar[str] = "normalise"
 
-    def requires(self, program: Program) -> None:
-        """Nothing: this is the first pass."""
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Program) -> tuple[Program, Counts]:
         """The normalised program and what was removed."""
         module = graph.copy(program.module)
         counts = {
@@ -55,12 +53,12 @@ class Normalise:
             "conversions": _plain_conversions(module),
             "repeats": _share_repeats(module),
         }
-        return program.replace(module=module), counts
+        return program.replace(module=module), Counts(counts)
 
     def ensures(self, program: Program) -> None:
         """No in-place operator is left."""
-        left = [node.name for node in program.graph.nodes if compat.mutates(node.target)]
-        assert not left, f"in-place operators left after functionalisation: {left}"
+        for node in program.graph.nodes:
+            self.promise(not compat.mutates(node.target), "works in place still", node)
 
 
 def inline_regions(module: fx.GraphModule) -> int:

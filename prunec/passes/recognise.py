@@ -26,7 +26,8 @@ from prunec.dataflow.flow import NORMS, DataFlow, Link, chains, leads, residual_
 from prunec.dataflow.streams import holds_image_tokens, left_alone
 from prunec.errors import RecognitionError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Program, Recognised
+from prunec.ir.rewrite import Pass
 from prunec.passes.find_tokens import example_inputs, find_tokens, token_dim
 from prunec.structure import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 
@@ -54,15 +55,12 @@ _BESIDE = "this attention is in no residual branch of the token stream"
 
 
 @dataclass(frozen=True)
-class Recognise:
+class Recognise(Pass[Program, Recognised]):
     """Fill in the program's anatomy, or refuse with the reason."""
 
     name: ClassVar[str] = "recognise"
 
-    def requires(self, program: Program) -> None:
-        """A normalised graph."""
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Program) -> tuple[Recognised, Counts]:
         """The same graph with its anatomy, and the counts of what was found."""
         anatomy = recognise(program.module)
         counts = {
@@ -70,13 +68,13 @@ class Recognise:
             "tokens": anatomy.tokens,
             "protected": anatomy.prefix + anatomy.suffix,
         }
-        return program.replace(anatomy=anatomy), counts
+        return program.recognised(anatomy), Counts(counts)
 
-    def ensures(self, program: Program) -> None:
-        """At least one block, and states that exist."""
-        assert program.anatomy is not None
+    def ensures(self, program: Recognised) -> None:
+        """States that exist."""
         names = graph.by_name(program.graph)
-        assert all(state in names for state in program.anatomy.states)
+        for state in program.anatomy.states:
+            self.promise(state in names, f"the state {state} is not in the graph")
 
 
 def recognise(module: fx.GraphModule) -> Anatomy:

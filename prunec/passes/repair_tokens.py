@@ -13,27 +13,21 @@ from typing import Any, ClassVar
 from torch import fx
 
 from prunec import compat, ops
-from prunec.ir.graph import output_node
-from prunec.ir.program import Program
+from prunec.ir.program import Counts, Planned
+from prunec.ir.rewrite import Pass
 from prunec.token_axis.enough import check_enough
 from prunec.token_axis.spaces import TokenAxis
 
 
 @dataclass(frozen=True)
-class RepairTokens:
+class RepairTokens(Pass[Planned, Planned]):
     """Replace literals, gather token-indexed operands, end regions where the whole grid is needed."""
 
     name: ClassVar[str] = "repair tokens"
 
-    def requires(self, program: Program) -> None:
-        """Sites have been inserted."""
-        assert program.anatomy is not None and program.plan is not None
-
-    def run(self, program: Program) -> tuple[Program, dict[str, int]]:
+    def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The repaired program and the number of repairs of each kind."""
         anatomy, plan = program.anatomy, program.plan
-        assert anatomy is not None
-        assert plan is not None
         axis = TokenAxis(
             program.module,
             tokens=anatomy.tokens,
@@ -51,19 +45,19 @@ class RepairTokens:
             counts = [compat.expression(node.meta["val"].shape[1]) for node in selections]
             left = {count: site.leaves for count, site in zip(counts, plan.sites, strict=True)}
             check_enough(module.graph, left, anatomy.tokens)
-        return program.replace(module=module), repairs.counts()
+        return program.replace(module=module), Counts(repairs.counts())
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Planned) -> None:
         """Every way back starts from a selection, and ends in the stream that it chose from."""
-        assert program.anatomy is not None
+        dim = program.anatomy.token_dim
         for node in program.graph.nodes:
             if node.target in (ops.scatter, ops.reconstruct):
                 base, x, rows = node.args[:3]
                 first = _first_selection(rows)
-                assert first.target in ops.SELECTIONS
-                assert _length(base, program.anatomy.token_dim) == _length(first.args[0], 1)
-                assert _length(x, program.anatomy.token_dim) == _length(rows, 1)
-        assert output_node(program.graph) is not None
+                self.promise(first.target in ops.SELECTIONS, "comes back from no selection", node)
+                whole = _length(base, dim) == _length(first.args[0], 1)
+                self.promise(whole, "comes back into another stream than was chosen from", node)
+                self.promise(_length(x, dim) == _length(rows, 1), "brings back more or fewer rows", node)
 
 
 def _first_selection(rows: fx.Node) -> fx.Node:

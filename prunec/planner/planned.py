@@ -12,7 +12,7 @@ from typing import Any, get_args
 from prunec.errors import TableError, UsageError
 from prunec.frontend.sources import ImageSet, Source
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.latency import latency, losses, roofline
 from prunec.latency.fast import estimate
 from prunec.latency.latency import place_of, work_of
@@ -78,7 +78,7 @@ class Request:
 class Explored:
     """All that is known before anything is built."""
 
-    dense: Program
+    dense: Recognised
     maps: tuple[Map, ...]  # one for each mode
     trial: Trial
     flat: tuple[Any, ...]
@@ -149,7 +149,7 @@ def _line(candidate: Candidate) -> str:
     )
 
 
-def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
+def tables(dense: Recognised, request: Request) -> dict[Lowering, LatencyTable]:
     """The latency table of each mode that may be chosen: measured now, or before, or given."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
@@ -167,9 +167,8 @@ def tables(dense: Program, request: Request) -> dict[Lowering, LatencyTable]:
     return {lowering: table}
 
 
-def _check_shape(table: LatencyTable, dense: Program, path: Path) -> None:
+def _check_shape(table: LatencyTable, dense: Recognised, path: Path) -> None:
     """A table says that it is of this model; its numbers must be too."""
-    assert dense.anatomy is not None
     tokens, depth = dense.anatomy.tokens, dense.anatomy.depth
     if (table.counts[0], len(table.blocks)) != (tokens, depth):
         raise TableError(
@@ -180,7 +179,7 @@ def _check_shape(table: LatencyTable, dense: Program, path: Path) -> None:
         )
 
 
-def estimated(dense: Program, request: Request, ceilings: Ceilings) -> LatencyTable:
+def estimated(dense: Recognised, request: Request, ceilings: Ceilings) -> LatencyTable:
     """The table of a device that is not here, from what it does at best."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
@@ -189,9 +188,8 @@ def estimated(dense: Program, request: Request, ceilings: Ceilings) -> LatencyTa
     return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": ceilings.name}, work)
 
 
-def explore(dense: Program, request: Request) -> Explored:
+def explore(dense: Recognised, request: Request) -> Explored:
     """The frontier of a policy on a recognised model, in each mode that may be chosen."""
-    assert dense.anatomy is not None
     start = time.perf_counter()
     known = tables(dense, request)
     measured = time.perf_counter()
@@ -221,7 +219,7 @@ def explore(dense: Program, request: Request) -> Explored:
     return Explored(dense, maps, trial, flat, seconds)
 
 
-def plan(source: Source, dense: Program, goal: Goal, request: Request) -> Planned:
+def plan(source: Source, dense: Recognised, goal: Goal, request: Request) -> Planned:
     """The schedule of a policy that reaches a goal on this device, or none where that does not pay."""
     explored = explore(dense, request)
     start = time.perf_counter()
@@ -266,7 +264,7 @@ def planned(explored: Explored, goal: Goal, decision: Decision, seconds: Mapping
     return Planned(policy, at.lowering, goal, explored.maps, decision, seconds)
 
 
-def _lowerings(dense: Program, request: Request) -> list[Lowering]:
+def _lowerings(dense: Recognised, request: Request) -> list[Lowering]:
     """The modes to choose from: where images may differ and none is asked for, padded and packed."""
     policy, can = request.policy, request.target.modes
     ragged = policy.ragged and request.batch > 1 and dense.interface.batch is not None
@@ -284,7 +282,7 @@ def _lowerings(dense: Program, request: Request) -> list[Lowering]:
     return found
 
 
-def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
+def _table(dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
     """The latency table of one mode: from the cache, or measured now."""
     place = place_of(device_of(dense))
     work = _work(dense, lowering, flat, request)
@@ -306,7 +304,7 @@ def _table(dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: R
 
 
 def _work(
-    dense: Program, lowering: Lowering, flat: tuple[Any, ...], request: Request
+    dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request: Request
 ) -> dict[str, str | int]:
     """What a table must be of."""
     work = work_of(dense, request.policy, lowering, request.target_name, flat)
@@ -319,8 +317,7 @@ def _batch_of(request: Request) -> int:
     return request.batch if request.policy.ragged and request.batch > 1 else losses.BATCH
 
 
-def _width(dense: Program) -> int:
+def _width(dense: Recognised) -> int:
     """Channels of the stream."""
-    assert dense.anatomy is not None
     state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
     return int(state.shape[-1])

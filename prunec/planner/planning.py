@@ -24,7 +24,7 @@ from torch import nn
 from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
 from prunec.frontend.sources import ImageSet
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.latency.losses import Trial
 from prunec.measure import cost, figures
 from prunec.measure.figures import Progress
@@ -91,7 +91,7 @@ class Workshop:
     def __init__(
         self,
         original: nn.Module,
-        dense: Program,
+        dense: Recognised,
         target: Target,
         flat: tuple[Any, ...],
         trial: Trial,
@@ -119,7 +119,7 @@ class Workshop:
             self.dense,
             scheduled(plan.policy, plan.anatomy, schedule),
             self.calibration,
-            untrained=self.calibration is None,
+            calibrate=self.calibration is not None,
             lowering=plan.lowering,
         )
         self.losses[name] = self.trial.losses_of([compiled.plain])[0]

@@ -27,7 +27,7 @@ from torch import Tensor
 from prunec import documents
 from prunec.errors import TableError, brief, first_few
 from prunec.frontend.sources import Source
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.latency.latency import place_of, work_of
 from prunec.measure import figures
 from prunec.planner.frontiers import Map, schedule_of, some
@@ -131,7 +131,7 @@ def proposals(maps: Sequence[Map], count: int) -> list[tuple[Map, Choice]]:
 # What a file holds ------------------------------------------------------------------------------------------
 
 
-def about(source: Source, dense: Program, request: Request) -> About:
+def about(source: Source, dense: Recognised, request: Request) -> About:
     """What points depend on, beside mode and schedule; known before anything is measured."""
     flat = figures.inputs(dense, request.batch, request.images.images)
     work = work_of(dense, request.policy, Lowering(), request.target_name, flat)

@@ -18,7 +18,7 @@ from torch import fx
 
 from prunec import ops
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.policy.site_plan import Site
 from prunec.structure import Anatomy
 
@@ -59,9 +59,8 @@ class Diff:
         return dataclasses.asdict(self)
 
 
-def compare(dense: Program, pruned: Program | None = None) -> Diff:
+def compare(dense: Recognised, pruned: Program | None = None) -> Diff:
     """What happened from `dense` to `pruned`, or just the structure of `dense`."""
-    assert dense.anatomy is not None
     after = pruned or dense
     sections = list(_sections(dense, after))
     changes = [change for section in sections for change in section.changes]
@@ -121,9 +120,8 @@ def _styled(line: str, style: str, colour: bool) -> str:
 # --- sections ---------------------------------------------------------------------------------
 
 
-def _sections(dense: Program, after: Program) -> Iterator[Section]:
+def _sections(dense: Recognised, after: Program) -> Iterator[Section]:
     anatomy = dense.anatomy
-    assert anatomy is not None
     places = _places(dense.graph, anatomy)
     old, new = graph.by_name(dense.graph), graph.by_name(after.graph)
     grouped: dict[str, list[fx.Node]] = {name: [] for name in _names(anatomy)}
@@ -132,7 +130,7 @@ def _sections(dense: Program, after: Program) -> Iterator[Section]:
         current = places.get(node.name, current)
         if node.op == "call_function" and not graph.is_size(node):
             grouped[current].insert(0, node)
-    sites = {f"block {site.block}": site for site in (after.plan.sites if after.plan else ())}
+    sites = {f"block {site.block}": site for site in (after.plan.sites if isinstance(after, Planned) else ())}
     length = anatomy.tokens
     for name, nodes in grouped.items():
         changes = tuple(change for node in nodes if (change := _change(node, old)) is not None)

@@ -16,7 +16,7 @@ import torch
 
 from prunec.errors import VerificationError
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned
 from prunec.verify import runs
 from prunec.verify.choices import Choice
 from prunec.verify.differences import (
@@ -53,18 +53,16 @@ class Agreement:
         )
 
 
-def agree(plain: Program, lowered: Program, flat: tuple[Any, ...] | None = None) -> Agreement:
+def agree(plain: Planned, lowered: Planned, flat: tuple[Any, ...] | None = None) -> Agreement:
     """Compare a lowered program with the one it was made from; VerificationError when they differ.
 
     Both keep the same tokens, chosen at random: each image another share of its own.
     """
-    assert plain.plan is not None
     start, flat = time.perf_counter(), plain.interface.example if flat is None else flat
     batch = images_in(flat)
     tolerance = tolerance_of(plain)
     if tolerance >= HALF:
         (plain, lowered, flat), tolerance = in_float32(plain, lowered, flat), TOLERANCE[torch.float32]
-    assert plain.plan is not None
     apart = [(tuple(one(leaf, image, batch) for leaf in flat), [image]) for image in range(batch)]
     given = apart if plain.plan.lowering.single else [(flat, range(batch))]
     with torch.no_grad(), torch.random.fork_rng():
@@ -76,8 +74,7 @@ def agree(plain: Program, lowered: Program, flat: tuple[Any, ...] | None = None)
     return Agreement(forced, tolerance, time.perf_counter() - start, batch, own)
 
 
-def _check(plain: Program, difference: float, tolerance: float) -> None:
-    assert plain.plan is not None
+def _check(plain: Planned, difference: float, tolerance: float) -> None:
     if difference > tolerance:
         raise VerificationError(
             f"the model in mode {plain.plan.lowering} differs from what it was made from: {difference:.1e}, "
@@ -87,16 +84,15 @@ def _check(plain: Program, difference: float, tolerance: float) -> None:
         )
 
 
-def _forced(plain: Program, lowered: Program, flat: tuple[Any, ...], images: Iterable[int]) -> float:
+def _forced(plain: Planned, lowered: Planned, flat: tuple[Any, ...], images: Iterable[int]) -> float:
     """The difference where both keep the same tokens, whatever their scores."""
     names = list(images)
     expected = seeded(Scattering(plain, names).run, flat)
     return worst(seeded(Scattering(lowered, names).run, flat), expected)
 
 
-def _own(plain: Program, lowered: Program, flat: tuple[Any, ...]) -> float | None:
+def _own(plain: Planned, lowered: Planned, flat: tuple[Any, ...]) -> float | None:
     """The difference where each chooses by itself; None where they need not choose the same."""
-    assert plain.plan is not None
     before, after = (seeded(partial(_run, program), flat) for program in (plain, lowered))
     if any(step.scorer.kind == "random" for step in plain.plan.rules.steps):
         return None
@@ -113,7 +109,7 @@ def _own(plain: Program, lowered: Program, flat: tuple[Any, ...]) -> float | Non
     return worst(after.outputs, before.outputs)
 
 
-def _run(program: Program, *flat: Any) -> runs.Run:
+def _run(program: Planned, *flat: Any) -> runs.Run:
     return runs.run(program, flat)
 
 

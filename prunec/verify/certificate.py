@@ -32,16 +32,14 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, ops
 from prunec.capture.borrowing import unchanged
-from prunec.errors import VerificationError
+from prunec.errors import REPORT, VerificationError
 from prunec.ir import graph
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.verify import own_counts, runs
-from prunec.verify.choices import REPORT
 from prunec.verify.differences import (
     HALF,
     TOLERANCE,
-    Run,
     in_float32,
     one,
     relative_difference,
@@ -53,6 +51,8 @@ from prunec.verify.original import check_original
 from prunec.verify.scattering import Scattering
 
 __all__ = ["TOLERANCE", "Certificate", "certify", "keep_all", "own_words", "relative_difference"]
+
+Run = tuple[Recognised, Planned, tuple[Any, ...]]  # dense, pruned, flat inputs
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def own_words(difference: float | None, unproven: str | None) -> str:
 
 
 def certify(
-    dense: Program,
-    pruned: Program,
+    dense: Recognised,
+    pruned: Planned,
     inputs: tuple[Any, ...] | None = None,
     *,
     original: nn.Module | None = None,
@@ -146,11 +146,11 @@ def certify(
 
 
 def _at_own_counts(
-    exact: Run, given: tuple[Program, tuple[Any, ...]], expected: Any, identity: float, tolerance: float
+    exact: Run, given: tuple[Planned, tuple[Any, ...]], expected: Any, identity: float, tolerance: float
 ) -> tuple[float | None, str | None]:
     """The difference at its own counts, or why it is not known; without sites those are all tokens."""
     pruned, flat = given
-    if pruned.plan is None or not pruned.plan.sites:
+    if not pruned.plan.sites:
         return identity, None
     with torch.no_grad(), torch.random.fork_rng():
         if exact[1] is not pruned:
@@ -173,9 +173,8 @@ def _flat_call(original: nn.Module, program: Program) -> Callable[..., list[Any]
 class _Keeping(fx.Interpreter):
     """Runs a pruned graph with selections that keep every token, in order or permuted."""
 
-    def __init__(self, program: Program, *, permute: bool) -> None:
+    def __init__(self, program: Recognised, *, permute: bool) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        assert program.anatomy is not None
         self.prefix, self.suffix = program.anatomy.prefix, program.anatomy.suffix
         self.generator = torch.Generator().manual_seed(0) if permute else None
 
@@ -188,7 +187,7 @@ class _Keeping(fx.Interpreter):
         return keep_all(args[0], self.prefix, self.suffix, self.generator)
 
 
-def _padding(dense: Program, pruned: Program, flat: tuple[Any, ...], batch: int) -> float | None:
+def _padding(dense: Recognised, pruned: Planned, flat: tuple[Any, ...], batch: int) -> float | None:
     """A batch of images that keep different numbers of tokens beside each image by itself.
 
     None where every image keeps as many, or where none runs by itself as it does in the batch: it is fixed,
@@ -230,7 +229,7 @@ def keep_all(score: Tensor, prefix: int, suffix: int, generator: torch.Generator
 
 
 def _first_difference(
-    dense: Program, pruned: Program, flat: tuple[Any, ...], tolerance: float, *, permute: bool
+    dense: Recognised, pruned: Planned, flat: tuple[Any, ...], tolerance: float, *, permute: bool
 ) -> str | None:
     """The first value of the original graph that comes out wrong, whatever the order of its rows."""
     expected = _values(fx.Interpreter(dense.module, garbage_collect_values=False), flat)

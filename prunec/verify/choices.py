@@ -17,16 +17,13 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat, ops
-from prunec.errors import VerificationError
+from prunec.errors import REPORT, VerificationError
 from prunec.ir import graph
-from prunec.ir.program import Program
-from prunec.policy.site_plan import Site as Planned
-
-#: What to do about a fault of the compiler.
-REPORT = "the model was not changed and nothing was returned; please report the model's name"
+from prunec.ir.program import Planned, Recognised
+from prunec.policy.site_plan import Site as PlannedSite
 
 
-def refuse(site: Planned, what: str, image: int | None = None) -> NoReturn:
+def refuse(site: PlannedSite, what: str, image: int | None = None) -> NoReturn:
     """The error that says what is wrong with the rows that a site lets go on."""
     whose = "" if image is None else f" of image {image}"
     raise VerificationError(f"the rows{whose} that go on {what}", where=f"site {site}", remedy=REPORT)
@@ -76,9 +73,8 @@ class Site:
         return [node for node in found if node is not None]
 
 
-def sites_of(program: Program) -> list[Site]:
+def sites_of(program: Planned) -> list[Site]:
     """The selections of a program, in the order of its plan; VerificationError if one is not there."""
-    assert program.plan is not None
     found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
     if len(found) < len(program.plan.sites) and program.plan.lowering.mode == "masked":
         found = [_in_place(node) for node in program.graph.nodes if node.target in ops.MASKS]
@@ -126,13 +122,12 @@ def _scores(chosen: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     return score, graph.operand(score, 0) if score.target is ops.doubt else None
 
 
-def whole_calls(dense: Program, program: Program) -> set[str]:
+def whole_calls(dense: Recognised, program: Planned) -> set[str]:
     """Calls that the program gives the whole stream where others would do with the rows that are left.
 
     Attention whose bias is made of a grid of all queries; and where images keep different numbers of tokens,
     whatever lets padding meet the others, such as a norm of the rows of all images at once.
     """
-    assert program.anatomy is not None and program.plan is not None
     cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
     before, short = graph.by_name(dense.graph), short_calls(program)
     return {
@@ -146,7 +141,7 @@ def whole_calls(dense: Program, program: Program) -> set[str]:
     }
 
 
-def short_calls(program: Program) -> set[str]:
+def short_calls(program: Planned) -> set[str]:
     """Calls that the program gives as many rows as a site leaves."""
     index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
     counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
@@ -165,9 +160,8 @@ def _sizes(node: fx.Node) -> list[Any]:
     return [compat.expression(size) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
 
 
-def choices(program: Program, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:
+def choices(program: Planned, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:
     """For each site and image what was chosen, out of the values of its nodes."""
-    assert program.plan is not None and program.anatomy is not None
     tokens, anew = program.anatomy.tokens, program.plan.rules.reactivate
     before: tuple[Tensor, Tensor] | None = None
     found = []
@@ -252,7 +246,7 @@ class _Raw:
         return whole.index_copy(0, self.numbers[image][counts], value[counts])
 
 
-def _check_rows(site: Planned, index: Tensor, batch: int, length: int) -> None:
+def _check_rows(site: PlannedSite, index: Tensor, batch: int, length: int) -> None:
     """An index is [B, n], within the stream that the site chooses from, and names no row twice."""
     if index.dim() != 2 or len(index) != batch or index.dtype != torch.int64:
         refuse(site, f"are {index.dtype}{list(index.shape)}, expected int64[{batch}, n]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,7 +17,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, tor
 HALVES = (torch.bfloat16, torch.float16)
 HALF = min(TOLERANCE[kind] for kind in HALVES)
 
-Run = tuple[Program, Program, tuple[Any, ...]]  # dense, pruned, flat inputs
+AnyStage = TypeVar("AnyStage", bound=Program)
+Other = TypeVar("Other", bound=Program)
+Narrow = TypeVar("Narrow", bound=Program)
 
 
 def seeded(call: Callable[..., Any], flat: tuple[Any, ...]) -> Any:
@@ -33,7 +35,9 @@ def tolerance_of(program: Program) -> float:
     return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
 
 
-def in_float32(dense: Program, pruned: Program, flat: tuple[Any, ...]) -> Run:
+def in_float32(
+    first: AnyStage, second: Other, flat: tuple[Any, ...]
+) -> tuple[AnyStage, Other, tuple[Any, ...]]:
     """The same programs and inputs with float32 in the place of every 16-bit precision."""
     wide: dict[int, Tensor] = {}  # tied weights stay tied, and both programs share theirs
 
@@ -42,7 +46,7 @@ def in_float32(dense: Program, pruned: Program, flat: tuple[Any, ...]) -> Run:
             return tensor
         return wide.setdefault(id(tensor), nn.Parameter(tensor.detach().float(), requires_grad=False))
 
-    def program(narrow: Program) -> Program:
+    def program(narrow: Narrow) -> Narrow:
         module = with_tensors(narrow.module, widened)
         for node in module.graph.nodes:
             node.args = fx.node.map_aggregate(node.args, _wide_name)
@@ -52,7 +56,7 @@ def in_float32(dense: Program, pruned: Program, flat: tuple[Any, ...]) -> Run:
 
     halves = [isinstance(leaf, Tensor) and leaf.dtype in HALVES for leaf in flat]
     inputs = tuple(leaf.float() if half else leaf for leaf, half in zip(flat, halves, strict=True))
-    return program(dense), program(pruned), inputs
+    return program(first), program(second), inputs
 
 
 def _wide_name(argument: Any) -> Any:

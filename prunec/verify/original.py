@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from prunec.errors import UsageError, VerificationError, first_few
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.verify.differences import seeded, worst
 
 
 def check_original(
-    itself: Callable[..., Any], dense: Program, flat: tuple[Any, ...], tolerance: float
+    itself: Callable[..., Any], dense: Recognised, flat: tuple[Any, ...], tolerance: float
 ) -> None:
     """The error that tells why no rewriting of this model could be compared with it, if there is a reason.
 
@@ -42,7 +42,7 @@ def check_original(
         )
 
 
-def _check_finite(itself: Callable[..., Any], dense: Program, flat: tuple[Any, ...]) -> None:
+def _check_finite(itself: Callable[..., Any], dense: Recognised, flat: tuple[Any, ...]) -> None:
     with torch.no_grad(), torch.random.fork_rng():
         outputs = seeded(itself, flat)
     if not list(_not_finite((str(place), value) for place, value in enumerate(outputs))):

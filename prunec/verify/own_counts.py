@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from prunec.dataflow import heads
-from prunec.errors import VerificationError
+from prunec.errors import REPORT, VerificationError
 from prunec.ir import graph
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Recognised
 from prunec.token_axis.counted import operands_that_follow
 from prunec.verify import runs
-from prunec.verify.choices import REPORT, Choice
+from prunec.verify.choices import Choice
 from prunec.verify.differences import one, relative_difference, worst
 from prunec.verify.reference import Reference, UnprovenError
 from prunec.verify.together import Shared, how_shared, together
@@ -25,7 +25,7 @@ NOT_ALONE = "the model's own code joins several images, such as the frames of a 
 
 
 def difference(
-    dense: Program, program: Program, flat: Sequence[Any], tolerance: float, *, shapes: Any = None
+    dense: Recognised, program: Planned, flat: Sequence[Any], tolerance: float, *, shapes: Any = None
 ) -> tuple[float | None, str | None]:
     """The largest difference of any output, or why there is nothing to compare with.
 
@@ -33,7 +33,6 @@ def difference(
     that are not set yet may let everything pass: then once more, each image with a share of its tokens.
     Outputs must have the shapes and precisions of `shapes`.
     """
-    assert program.anatomy is not None
     runs.check_pixel_free(dense, program.anatomy, flat)
     most = 0.0
     for scattered in (False, True):
@@ -63,10 +62,9 @@ def difference(
 
 
 def _references(
-    dense: Program, program: Program, chosen: list[list[Choice]], flat: Sequence[Any]
+    dense: Recognised, program: Planned, chosen: list[list[Choice]], flat: Sequence[Any]
 ) -> list[Reference]:
     """The dense graph's run with these choices, for each image; UnprovenError where there is none."""
-    assert program.plan is not None and program.anatomy is not None
     batch = images_in(flat)
     if batch > 1 and dense.interface.batch != batch:
         raise UnprovenError("the model's own code fixes the batch, so no image runs by itself")
@@ -95,7 +93,7 @@ def _references(
     return made
 
 
-def _incomparable(dense: Program, flat: Sequence[Any], tolerance: float) -> str | None:
+def _incomparable(dense: Recognised, flat: Sequence[Any], tolerance: float) -> str | None:
     """Why even the dense graph gives something else for one image by itself."""
     expected, images = dense.module(*flat), images_in(flat)
     if worst(dense.module(*flat), expected) > tolerance:  # random numbers, for they are not drawn anew
@@ -106,7 +104,7 @@ def _incomparable(dense: Program, flat: Sequence[Any], tolerance: float) -> str 
     return None
 
 
-def _shared(dense: Program, flat: Sequence[Any], place: int) -> Shared:
+def _shared(dense: Recognised, flat: Sequence[Any], place: int) -> Shared:
     """How the dense graph makes an output of all images together."""
     images = images_in(flat)
     alone = [dense.module(*(one(leaf, image, images) for leaf in flat))[place] for image in range(images)]
@@ -114,14 +112,13 @@ def _shared(dense: Program, flat: Sequence[Any], place: int) -> Shared:
 
 
 def _first_difference(
-    program: Program,
+    program: Planned,
     flat: Sequence[Any],
     made: Sequence[Reference],
     chosen: list[list[Choice]],
     tolerance: float,
 ) -> str | None:
     """The first state of the stream in which a row that goes on is not what the dense graph has there."""
-    assert program.anatomy is not None
     dim, names = program.anatomy.token_dim, graph.by_name(program.graph)
     recorder = graph.Recorder(program.module, set(program.anatomy.states))
     recorder.run(*flat)

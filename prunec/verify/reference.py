@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from prunec import compat
 from prunec.dataflow.heads import ClassScores
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Recognised
 from prunec.policy.site_plan import Site
 from prunec.scorers.scoring import state_of
 from prunec.verify import fates, poison
@@ -50,10 +50,9 @@ class Reference(fx.Interpreter):
     """
 
     def __init__(
-        self, dense: Program, program: Program, chosen: Sequence[Choice], scores: ClassScores | None
+        self, dense: Recognised, program: Planned, chosen: Sequence[Choice], scores: ClassScores | None
     ) -> None:
         super().__init__(dense.module, garbage_collect_values=True)
-        assert program.anatomy is not None and program.plan is not None
         self.anatomy, self.plan, self.scores = program.anatomy, program.plan, scores
         anatomy, plan, self.whole_calls = self.anatomy, self.plan, whole_calls(dense, program)
         self.short_calls = short_calls(program)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat
-from prunec.errors import VerificationError
+from prunec.errors import REPORT, VerificationError
 from prunec.ir import graph
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Recognised
 from prunec.structure import Anatomy
 from prunec.verify import invariants
-from prunec.verify.choices import REPORT, Choice, choices, sites_of
+from prunec.verify.choices import Choice, choices, sites_of
 from prunec.verify.scattering import Scattering
 
 #: What a dense graph may hold that counts as random and, in eval mode, is not.
@@ -39,7 +39,7 @@ class Run:
 class _Recorder(Scattering):
     """Runs a program with its own selections, or with sets of tokens that scores do not choose."""
 
-    def __init__(self, program: Program, batch: int, wanted: set[str], *, scattered: bool) -> None:
+    def __init__(self, program: Planned, batch: int, wanted: set[str], *, scattered: bool) -> None:
         super().__init__(program, range(batch))
         self.wanted, self.scattered = wanted, scattered
         self.values: dict[str, Any] = {}
@@ -58,12 +58,11 @@ class _Recorder(Scattering):
         return fx.Interpreter.call_function(self, target, args, kwargs)
 
 
-def run(program: Program, flat: Sequence[Any], *, scattered: bool = False) -> Run:
+def run(program: Planned, flat: Sequence[Any], *, scattered: bool = False) -> Run:
     """One run; VerificationError where it breaks off, or a selection is not what it must be.
 
     Where images keep as many tokens as they need, they keep a share of their own if `scattered`.
     """
-    assert program.plan is not None and program.anatomy is not None
     sites = sites_of(program)
     wanted = {node.name for site in sites for node in site.nodes}
     recorder = _Recorder(program, images_in(flat), wanted, scattered=scattered)
@@ -85,7 +84,7 @@ def unbroken(call: Callable[..., Any], *flat: Any) -> Any:
         ) from error
 
 
-def runs_on(dense: Program, flat: Sequence[Any]) -> bool:
+def runs_on(dense: Recognised, flat: Sequence[Any]) -> bool:
     """Whether the dense graph takes these inputs: one image of a batch, where its code joins several."""
     try:
         dense.module(*flat)
@@ -94,13 +93,13 @@ def runs_on(dense: Program, flat: Sequence[Any]) -> bool:
     return True
 
 
-def random_call(dense: Program) -> fx.Node | None:
+def random_call(dense: Recognised) -> fx.Node | None:
     """A call that draws random numbers, of which an image by itself gets others than in a batch."""
     calls = (node for node in dense.graph.nodes if compat.is_random(node.target))
     return next((node for node in calls if graph.op(node) not in _QUIET), None)
 
 
-def check_pixel_free(dense: Program, anatomy: Anatomy, flat: Sequence[Any]) -> None:
+def check_pixel_free(dense: Recognised, anatomy: Anatomy, flat: Sequence[Any]) -> None:
     """Rows at either end that no pixel reaches, such as a class token, must be protected ones."""
     names = [node.name for node in dense.graph.nodes if node.op == "placeholder"]
     place, generator = names.index(anatomy.pixels), torch.Generator().manual_seed(0)
@@ -121,7 +120,7 @@ def check_pixel_free(dense: Program, anatomy: Anatomy, flat: Sequence[Any]) -> N
         )
 
 
-def _first_state(dense: Program, name: str, flat: Sequence[Any]) -> Tensor:
+def _first_state(dense: Recognised, name: str, flat: Sequence[Any]) -> Tensor:
     interpreter = fx.Interpreter(dense.module, garbage_collect_values=False)
     interpreter.args_iter = iter(flat)
     for node in dense.graph.nodes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec import ops
-from prunec.ir.program import Program
+from prunec.ir.program import Planned
 
 
 class Scattering(fx.Interpreter):
@@ -25,9 +25,8 @@ class Scattering(fx.Interpreter):
         budgets: leave a budget that a batch shares as it is: its total must be met, by whatever images.
     """
 
-    def __init__(self, program: Program, images: Iterable[int], *, budgets: bool = True) -> None:
+    def __init__(self, program: Planned, images: Iterable[int], *, budgets: bool = True) -> None:
         super().__init__(program.module, garbage_collect_values=True)
-        assert program.anatomy is not None
         self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
         self.untouched = (ops.topk_mask_of_batch,) if budgets else ()
         self.tokens_of: list[tuple[Tensor, Tensor]] = []  # which rows count, and which token each row is

@@ -12,7 +12,7 @@ from prunec import ops
 from prunec.calibration import calibrate
 from prunec.data import shapes
 from prunec.errors import CalibrationError, UsageError
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, run_passes
 from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy
@@ -25,7 +25,7 @@ DYNAMIC = {
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Recognised:
     torch.manual_seed(0)
     return recognised(ViT(depth=3))
 
@@ -36,7 +36,7 @@ def images(count: int = 16) -> Tensor:
     return pixels(count) * torch.linspace(0.3, 2, count).view(-1, 1, 1, 1)
 
 
-def pruned(dense: Program, **choices: object) -> Program:
+def pruned(dense: Recognised, **choices: object) -> Planned:
     return run_passes(BACK, planned(dense, **{**DYNAMIC, **choices}))  # type: ignore[arg-type]
 
 
@@ -59,12 +59,11 @@ def counts(program: Program, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("scorer", ["mlp", "norm"])
 @pytest.mark.parametrize("reactivate", [True, False])
 def test_the_mean_over_the_images_is_what_was_asked_for_and_images_differ(
-    dense: Program, scorer: str, reactivate: bool
+    dense: Recognised, scorer: str, reactivate: bool
 ) -> None:
     program = pruned(dense, scorer=scorer, reactivate=reactivate, keep=0.4)
     x = images()
     result = calibrate.calibrate(dense, program, x, "images")
-    assert program.plan is not None
     asked = [site.keep for site in program.plan.sites]
     found = counts(program, x)
     assert [float(kept.double().mean()) for kept in found] == pytest.approx(asked, abs=1 / len(x))
@@ -74,18 +73,17 @@ def test_the_mean_over_the_images_is_what_was_asked_for_and_images_differ(
     assert len(result.fits) == (2 if scorer == "mlp" else 0)
 
 
-def test_scorers_predict_tokens_that_they_have_not_seen(dense: Program) -> None:
+def test_scorers_predict_tokens_that_they_have_not_seen(dense: Recognised) -> None:
     result = calibrate.calibrate(dense, pruned(dense), images(32), "images")
     assert min(result.fits) > 0.3
     assert "on 32 images, scorers rank held-out tokens at" in str(result)
 
 
-def test_the_importance_is_the_gradient_through_the_block(dense: Program) -> None:
+def test_the_importance_is_the_gradient_through_the_block(dense: Recognised) -> None:
     # by hand, for one site and one projection
     torch.manual_seed(0)
     model = ViT(depth=3).eval()
     dense, x = recognised(model), images(2)
-    assert dense.anatomy is not None
     branches = dense.anatomy.blocks[1].branches
     spans = [(branches[0].state, branches[-1].add)]
     ((states, found),) = calibrate.Importance(dense, spans, dense.anatomy).run(x)
@@ -105,7 +103,7 @@ def test_the_importance_is_the_gradient_through_the_block(dense: Program) -> Non
     torch.testing.assert_close(found, (expected / calibrate.PROJECTIONS) ** 0.5, rtol=1e-3, atol=1e-5)
 
 
-def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Program) -> None:
+def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Recognised) -> None:
     program = pruned(dense)
     before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
     calibrate.calibrate(dense, program, images(), "images")
@@ -115,7 +113,7 @@ def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Program) 
     assert all(parameter.grad is None for parameter in program.module.parameters())
 
 
-def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: Program) -> None:
+def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: Recognised) -> None:
     outputs, x = [], images()
     for seed in (0, 1):
         program = pruned(dense)
@@ -128,7 +126,7 @@ def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: P
     torch.testing.assert_close(*outputs)
 
 
-def test_images_of_another_kind_are_refused_with_the_kind_that_is_wanted(dense: Program) -> None:
+def test_images_of_another_kind_are_refused_with_the_kind_that_is_wanted(dense: Recognised) -> None:
     for wrong in (images().double(), images()[..., :16]):
         with pytest.raises(CalibrationError, match=r"the model takes torch.float32\['n', 3, 20, 20\]"):
             calibrate.calibrate(dense, pruned(dense), wrong, "images")
@@ -146,7 +144,7 @@ def test_a_model_that_fixes_its_batch_is_calibrated_at_that_batch() -> None:
     assert result.images == 16
 
 
-def test_too_few_images(dense: Program) -> None:
+def test_too_few_images(dense: Recognised) -> None:
     with pytest.raises(CalibrationError, match="7 images are too few") as caught:
         calibrate.calibrate(dense, pruned(dense), images(7), "images")
     assert "8 or more" in str(caught.value.remedy)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.passes.insert_sites import InsertSites
 from tests.tiny import ViT, captured, planned, pruned, recognised
 
@@ -33,7 +33,7 @@ def small() -> Program:
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Recognised:
     return recognised(ViT())
 
 
@@ -96,7 +96,7 @@ def test_a_place_names_the_node_its_module_and_the_line_of_the_model(small: Prog
     assert graph.place(linear).startswith("node linear in inner, ")
 
 
-def test_a_node_that_nobody_wrote_has_no_line(dense: Program) -> None:
+def test_a_node_that_nobody_wrote_has_no_line(dense: Recognised) -> None:
     inserted, _ = InsertSites().run(planned(dense))
     score = graph.by_name(inserted.graph)["score_0"]
     assert graph.source_line(score) is None
@@ -104,7 +104,7 @@ def test_a_node_that_nobody_wrote_has_no_line(dense: Program) -> None:
     assert graph.place(score) == "node score_0"
 
 
-def test_a_copy_shares_parameters_and_keeps_names_but_not_the_graph(dense: Program) -> None:
+def test_a_copy_shares_parameters_and_keeps_names_but_not_the_graph(dense: Recognised) -> None:
     copied = graph.copy(dense.module)
     assert [node.name for node in copied.graph.nodes] == [node.name for node in dense.graph.nodes]
     assert not set(copied.graph.nodes) & set(dense.graph.nodes)
@@ -153,7 +153,7 @@ def _arguments(value: object) -> str:
     return str(value)
 
 
-def test_the_graph_before_and_after(dense: Program, golden: object) -> None:
+def test_the_graph_before_and_after(dense: Recognised, golden: object) -> None:
     assert callable(golden)
     golden("tiny_vit_dense", lines(dense))
     late = {"where": "after_attention", "blocks": [0]}

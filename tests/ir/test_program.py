@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import prunec
 from prunec import ops
-from prunec.ir.program import Program, ProgramModule, Stage
+from prunec.ir.program import Planned, ProgramModule, Recognised, Stage
 from prunec.policy.site_plan import Plan, Site
 from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels, pruned, recognised
 
@@ -21,16 +21,16 @@ def vit() -> ViT:
 
 
 @pytest.fixture(scope="module")
-def dense(vit: ViT) -> Program:
+def dense(vit: ViT) -> Recognised:
     return recognised(vit)
 
 
 @pytest.fixture(scope="module")
-def half(dense: Program) -> Program:
+def half(dense: Recognised) -> Planned:
     return pruned(dense, keep=0.5)
 
 
-def test_the_module_has_the_names_of_the_model(vit: ViT, half: Program) -> None:
+def test_the_module_has_the_names_of_the_model(vit: ViT, half: Planned) -> None:
     module = ProgramModule(half)
     assert module.state_dict().keys() == vit.state_dict().keys()
     assert dict(module.named_parameters()).keys() == dict(vit.named_parameters()).keys()
@@ -38,7 +38,7 @@ def test_the_module_has_the_names_of_the_model(vit: ViT, half: Program) -> None:
     assert {name for name, _ in vit.named_modules()} >= {name for name, _ in module.named_modules()}
 
 
-def test_a_state_dict_goes_there_and_back(half: Program) -> None:
+def test_a_state_dict_goes_there_and_back(half: Planned) -> None:
     other, x = ViT().eval(), pixels()
     module = ProgramModule(pruned(recognised(other)))
     before = module(x)
@@ -50,11 +50,11 @@ def test_a_state_dict_goes_there_and_back(half: Program) -> None:
         module.load_state_dict({**first.state_dict(), "blocks.2.norm1.weight": torch.ones(16)})
 
 
-def test_a_deep_copy_stands_by_itself(half: Program) -> None:
+def test_a_deep_copy_stands_by_itself(half: Planned) -> None:
     assert_a_copy_stands_by_itself(ProgramModule(half))
 
 
-def test_another_precision_reaches_the_graph(half: Program) -> None:
+def test_another_precision_reaches_the_graph(half: Planned) -> None:
     module, x = copy.deepcopy(ProgramModule(half)), pixels()
     before = module(x)
     module.to(torch.float64)
@@ -63,7 +63,7 @@ def test_another_precision_reaches_the_graph(half: Program) -> None:
     torch.testing.assert_close(after.float(), before, rtol=0, atol=1e-5)
 
 
-def test_two_modules_of_one_model_stand_side_by_side(dense: Program, half: Program, vit: ViT) -> None:
+def test_two_modules_of_one_model_stand_side_by_side(dense: Recognised, half: Planned, vit: ViT) -> None:
     x = pixels()
     whole, short = ProgramModule(dense), ProgramModule(half)
     assert torch.equal(whole(x), vit(x))
@@ -73,7 +73,7 @@ def test_two_modules_of_one_model_stand_side_by_side(dense: Program, half: Progr
     assert len(pair.state_dict()) == 2 * len(vit.state_dict())
 
 
-def test_gradients_reach_the_parameters_and_the_pixels(half: Program) -> None:
+def test_gradients_reach_the_parameters_and_the_pixels(half: Planned) -> None:
     module, x = copy.deepcopy(ProgramModule(half)), pixels().requires_grad_()
     module(x).sum().backward()
     assert x.grad is not None
@@ -81,7 +81,7 @@ def test_gradients_reach_the_parameters_and_the_pixels(half: Program) -> None:
     assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
 
 
-def test_it_compiles_as_one_graph(half: Program) -> None:
+def test_it_compiles_as_one_graph(half: Planned) -> None:
     torch._dynamo.reset()
     module = ProgramModule(half)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
@@ -90,7 +90,7 @@ def test_it_compiles_as_one_graph(half: Program) -> None:
         torch.testing.assert_close(compiled(x), module(x), rtol=0, atol=1e-6)
 
 
-def test_its_text_is_its_plan(dense: Program, half: Program) -> None:
+def test_its_text_is_its_plan(dense: Recognised, half: Planned) -> None:
     assert repr(ProgramModule(half)).startswith(
         "ProgramModule(\n  policy=mine, before block 1: 26 -> 14 tokens\n"
     )
@@ -145,9 +145,10 @@ def test_a_second_head_that_is_an_output_stays() -> None:
 # --- records ------------------------------------------------------------------------------------
 
 
-def test_a_program_is_replaced_not_changed(dense: Program) -> None:
-    other = dense.replace(plan=Plan("mine", "norm", "drop", ()))
-    assert dense.plan is None
+def test_a_program_is_replaced_not_changed(dense: Recognised) -> None:
+    other = dense.planned(Plan("mine", "norm", "drop", ()))
+    assert isinstance(other, Planned)
+    assert not isinstance(dense, Planned)
     assert other.module is dense.module
     with pytest.raises(AttributeError):
         other.plan = None  # type: ignore[misc]

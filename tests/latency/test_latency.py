@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunec.errors import UsageError
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.latency import latency as module
 from prunec.latency.latency import grid, measure, place_of, work_of
 from prunec.latency.table import LatencyTable
@@ -42,7 +42,7 @@ class Odd(tiny.Block):
             self.mlp.up, self.mlp.down = nn.Linear(16, 400), nn.Linear(400, 16)
 
 
-def table_of(dense: Program, preset: str, images: Tensor, mode: str | None = None) -> LatencyTable:
+def table_of(dense: Recognised, preset: str, images: Tensor, mode: str | None = None) -> LatencyTable:
     policy = Policy.load(preset)
     lowering = choose(policy, mode)
     place, work = place_of(DEVICE), work_of(dense, policy, lowering, "eager", (images,))
@@ -172,7 +172,7 @@ def test_other_work_is_told_apart(changes: dict[str, Any]) -> None:
     assert work(**changes) != work()
 
 
-def half() -> Program:
+def half() -> Planned:
     return tiny.recognised(tiny.ViT(depth=5).to(torch.bfloat16), tiny.pixels().to(torch.bfloat16))
 
 

@@ -59,9 +59,8 @@ def outputs(name: str, program: Program | None, images: Tensor) -> Tensor:
 def by_hand(name: str, policy: Policy, schedule: dict[int, int]) -> float:
     """The loss of one schedule: compile it, run it, compare it with the model."""
     dense, images = dense_of(name), FAMILY[name].images(IMAGES, seed=7)
-    assert dense.anatomy is not None
     exact = scheduled(policy, dense.anatomy, schedule)
-    made = compile_recognised(model_of(name), dense, exact, untrained=True).pruned
+    made = compile_recognised(model_of(name), dense, exact, calibrate=False).pruned
     expected, found = outputs(name, None, images), outputs(name, made, images)
     return divergence(expected, found) if expected.dim() == 2 else distance(expected, found)
 
@@ -96,7 +95,7 @@ def test_whole_programs_lose_what_a_loop_over_the_images_says() -> None:
     made = []
     for schedule in ({1: 20}, {2: 9}):
         exact = scheduled(trial.policy, trial.anatomy, schedule)
-        made.append(compile_recognised(model_of(VIT), dense_of(VIT), exact, untrained=True).plain)
+        made.append(compile_recognised(model_of(VIT), dense_of(VIT), exact, calibrate=False).plain)
     expected = [by_hand(VIT, trial.policy, schedule) for schedule in ({1: 20}, {2: 9})]
     assert trial.losses_of(made) == pytest.approx(expected, rel=1e-3)
 
@@ -146,7 +145,7 @@ def test_where_tokens_come_back_every_later_block_has_a_site() -> None:
     assert found == pytest.approx(trial.losses([2, 3], [(15, 15), (9, 9)]), rel=1e-6)
     # By hand: a batch of two shares its budget, and each site has the gate that was fitted to its block.
     policy = scheduled(opened(trial.policy, [2, 3], of_batch=True), trial.anatomy, {2: 9, 3: 9})
-    made = run_passes(BACK, dense_of(VIT).replace(plan=make_plan(policy, trial.anatomy)))
+    made = run_passes(BACK, dense_of(VIT).planned(make_plan(policy, trial.anatomy)))
     for number, block in enumerate((2, 3)):
         made.module.get_submodule(f"prunec.site_{number}.gate").load_state_dict(trial.gates[block])
     images = FAMILY[VIT].images(IMAGES, seed=7)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunec.compiler import recognise
 from prunec.frontend.sources import from_module
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.latency.pieces import Piece, cut, signature
 from prunec.latency.probe import lengths, opened, probe
 from prunec.passes import BACK
@@ -35,14 +35,13 @@ def model_of(name: str) -> nn.Module:
 
 
 @cache
-def dense_of(name: str) -> Program:
+def dense_of(name: str) -> Recognised:
     """A family's recognised program; its example has two images."""
     args, kwargs = FAMILY[name].call(FAMILY[name].images(2))
     return recognise(from_module(model_of(name), kwargs or args))
 
 
 def states_of(program: Program) -> list[str]:
-    assert program.anatomy is not None
     return [block.branches[0].state for block in program.anatomy.blocks]
 
 
@@ -60,7 +59,6 @@ def recorded(program: Program, inputs: Sequence[Any]) -> dict[str, Any]:
 
 def in_three(program: Program) -> list[tuple[Piece, list[str]]]:
     """Embedding and block 0, the middle, the last block and the head; each with what it yields."""
-    assert program.anatomy is not None
     states = states_of(program)
     ends = [[states[1]], [states[-1]], outputs_of(program)]
     starts = [program.anatomy.pixels, states[1], states[-1]]
@@ -136,7 +134,6 @@ def test_no_piece_has_a_size_among_its_inputs(name: str, site: int) -> None:
 
 def test_a_piece_of_a_plain_model_reads_the_stream_and_of_the_images_only_how_many_they_are() -> None:
     dense = dense_of("timm_vit")
-    assert dense.anatomy is not None
     first, *later = (piece for piece, _ in in_three(dense))
     assert first.inputs == (dense.anatomy.pixels,)
     for piece, place in zip(later, (1, -1), strict=True):

@@ -28,10 +28,8 @@ PLANNABLE = (
 def compiled(name: str, policy: Policy, schedule: Mapping[int, int]) -> Program:
     """What the compiler makes of the policy with just these counts."""
     dense = dense_of(name)
-    assert dense.anatomy is not None
     exact = scheduled(policy, dense.anatomy, schedule)
-    made = run_passes(BACK, dense.replace(plan=make_plan(exact, dense.anatomy)))
-    assert made.plan is not None
+    made = run_passes(BACK, dense.planned(make_plan(exact, dense.anatomy)))
     assert {site.block: site.leaves for site in made.plan.sites} == dict(schedule)
     return made
 
@@ -45,7 +43,6 @@ def run(program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
 def assert_equal_at(name: str, policy: Policy, schedules: list[dict[int, int]]) -> None:
     """One probe gives, at the counts of each schedule, what the compiler makes for it."""
     dense, images = dense_of(name), FAMILY[name].images(2, seed=4)
-    assert dense.anatomy is not None
     fixed = unprunable(policy, dense.anatomy)
     blocks = sorted(schedules[0])
     probed = probe(dense, policy, choose(policy), BACK)
@@ -76,7 +73,6 @@ def test_one_probe_is_every_program_of_its_policy(preset: str) -> None:
 )  # fmt: skip
 def test_so_it_is_with_tables_masks_and_heads_that_read_every_token(name: str, preset: str) -> None:
     anatomy = dense_of(name).anatomy
-    assert anatomy is not None
     policy = opened(Policy.load(preset), [1, 2])
     whole = anatomy.tokens
     assert_equal_at(name, policy, [{1: whole - 3, 2: whole - 9}, {1: whole - 8, 2: whole - 10}])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunec.compiler import recognise
 from prunec.frontend.sources import from_module
-from prunec.ir.program import Program
+from prunec.ir.program import Recognised
 from prunec.latency.latency import grid, place_of, work_of
 from prunec.latency.roofline import ERROR, Ceilings, _Roofline, ceilings_here, estimate
 from prunec.latency.table import LatencyTable
@@ -28,7 +28,7 @@ IMAGES = torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 
 
 @cache
-def dense() -> Program:
+def dense() -> Recognised:
     model = timm.create_model("vit_small_patch16_224", img_size=112, depth=5).eval()
     return recognise(from_module(model, (IMAGES,)))
 

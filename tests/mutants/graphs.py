@@ -27,7 +27,6 @@ def _after(program: Program, node: fx.Node, function: Callable[..., Any], *rest:
 
 
 def _states(program: Program) -> list[fx.Node]:
-    assert program.anatomy is not None
     names = graph.by_name(program.graph)
     return [names[name] for name in program.anatomy.states if name in names]
 
@@ -191,12 +190,10 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def no_prefix(program: Program) -> Program:
-    assert program.anatomy is not None
     return program.replace(anatomy=dataclasses.replace(program.anatomy, prefix=0))
 
 
 def no_suffix(program: Program) -> Program:
-    assert program.anatomy is not None
     return program.replace(anatomy=dataclasses.replace(program.anatomy, suffix=0))
 
 

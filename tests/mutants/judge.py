@@ -69,7 +69,6 @@ def _prove(mutant: Mutant, subject: str) -> None:
     if mutant.edit is not None:
         program = edited(program, mutant)
     certify(whole, program)
-    assert program.plan is not None
     if lowering_passes(program.plan.lowering):
         made = lowered(subject)
         if mutant.edit_mode is not None:

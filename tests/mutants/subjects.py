@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunec.compiler import lower
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, run_passes
 from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy
@@ -160,7 +160,7 @@ SUBJECTS: dict[str, Subject] = {
 
 
 @functools.cache
-def dense(model: str) -> Program:
+def dense(model: str) -> Recognised:
     """The recognised program of a model; its weights are large, so that little is lost in rounding."""
     torch.manual_seed(1)
     made: nn.Module = MODELS[model]()
@@ -171,15 +171,14 @@ def dense(model: str) -> Program:
     return recognised(made, pixels(3, side=SIDE if model == "windows" else 5))
 
 
-def planned(subject: Subject, program: Program) -> Program:
+def planned(subject: Subject, program: Program) -> Planned:
     """The recognised program with the subject's plan."""
-    assert program.anatomy is not None
     lowering = choose(subject.policy, subject.mode, **dict(subject.options))
-    return program.replace(plan=make_plan(subject.policy, program.anatomy, lowering))
+    return program.planned(make_plan(subject.policy, program.anatomy, lowering))
 
 
 @functools.cache
-def plain(name: str) -> Program:
+def plain(name: str) -> Planned:
     """The rewritten program, as it goes to the certificate; learned scorers get numbers that matter."""
     subject = SUBJECTS[name]
     program = run_passes(BACK, planned(subject, dense(subject.model)))
@@ -191,6 +190,6 @@ def plain(name: str) -> Program:
 
 
 @functools.cache
-def lowered(name: str) -> Program:
+def lowered(name: str) -> Planned:
     """The same in its mode."""
     return lower(plain(name))

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from prunec import ops
 from prunec.errors import RecognitionError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.passes import run_passes
 from prunec.passes.insert_sites import InsertSites
 from tests.tiny import Attention, Block, ViT, counts, dialect_of, planned, recognised
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Recognised:
     return recognised(ViT(depth=3))
 
 
-def inserted(dense: Program, **choices: Any) -> Program:
+def inserted(dense: Recognised, **choices: Any) -> Program:
     return run_passes((InsertSites(),), planned(dense, **choices))
 
 
@@ -31,7 +31,7 @@ def site(program: Program, number: int = 0) -> dict[str, torch.fx.Node]:
     return {name: nodes[f"{name}_{number}"] for name in names if f"{name}_{number}" in nodes}
 
 
-def test_a_site_is_a_score_a_select_and_a_gather(dense: Program) -> None:
+def test_a_site_is_a_score_a_select_and_a_gather(dense: Recognised) -> None:
     program = inserted(dense, blocks=[1])
     assert counts(program, "insert sites") == {"sites": 1}
     assert dialect_of(program) == ["token_norm", "select", "gather"]
@@ -41,7 +41,7 @@ def test_a_site_is_a_score_a_select_and_a_gather(dense: Program) -> None:
     assert made["gather"].args == (made["score"].args[0], made["select"], 1)
 
 
-def test_everything_that_read_the_state_reads_what_is_left(dense: Program) -> None:
+def test_everything_that_read_the_state_reads_what_is_left(dense: Recognised) -> None:
     program = inserted(dense, blocks=[1])
     made = site(program)
     state = made["gather"].args[0]
@@ -51,7 +51,7 @@ def test_everything_that_read_the_state_reads_what_is_left(dense: Program) -> No
     assert len(before.users) == 2
 
 
-def test_nothing_else_changes_and_the_program_given_stays(dense: Program) -> None:
+def test_nothing_else_changes_and_the_program_given_stays(dense: Recognised) -> None:
     text = str(dense.graph)
     program = inserted(dense, blocks=[1])
     assert str(dense.graph) == text
@@ -59,7 +59,7 @@ def test_nothing_else_changes_and_the_program_given_stays(dense: Program) -> Non
     assert names == [node.name for node in dense.graph.nodes]
 
 
-def test_after_the_attention_is_where_the_mlp_reads(dense: Program) -> None:
+def test_after_the_attention_is_where_the_mlp_reads(dense: Recognised) -> None:
     program = inserted(dense, blocks=[1], where="after_attention", scorer="cls_attention")
     made, block = site(program), dense.anatomy.blocks[1]
     assert made["gather"].args[0].name == block.mlp.state == block.attention.add
@@ -68,13 +68,13 @@ def test_after_the_attention_is_where_the_mlp_reads(dense: Program) -> None:
     assert made["score"].target is ops.class_attention
 
 
-def test_before_a_block_the_attention_of_the_one_before_scores(dense: Program) -> None:
+def test_before_a_block_the_attention_of_the_one_before_scores(dense: Recognised) -> None:
     made = site(inserted(dense, blocks=[2], scorer="cls_attention"))
     core = dense.anatomy.blocks[1].attention.cores[0]
     assert [arg.name for arg in made["score"].args[:2]] == [core.query, core.key]
 
 
-def test_before_the_first_block_there_is_no_attention_to_score_by(dense: Program) -> None:
+def test_before_the_first_block_there_is_no_attention_to_score_by(dense: Recognised) -> None:
     with pytest.raises(RecognitionError, match="no attention stands before block 0") as caught:
         inserted(dense, blocks=[0], scorer="cls_attention")
     assert caught.value.where == "site before block 0"
@@ -82,7 +82,7 @@ def test_before_the_first_block_there_is_no_attention_to_score_by(dense: Program
     assert dialect_of(inserted(dense, blocks=[0])) == ["token_norm", "select", "gather"]
 
 
-def test_fuse_takes_the_score_as_weights(dense: Program) -> None:
+def test_fuse_takes_the_score_as_weights(dense: Recognised) -> None:
     program = inserted(dense, blocks=[1], where="after_attention", fate="fuse")
     made = site(program)
     assert dialect_of(program) == ["class_attention", "select", "fuse"]
@@ -90,13 +90,13 @@ def test_fuse_takes_the_score_as_weights(dense: Program) -> None:
     assert made["fuse"].args[1:] == (made["select"], made["score"], 0, 1)
 
 
-def test_a_random_score_is_of_the_stream(dense: Program) -> None:
+def test_a_random_score_is_of_the_stream(dense: Recognised) -> None:
     made = site(inserted(dense, blocks=[1], scorer="random"))
     assert made["score"].target is ops.random_score
     assert made["score"].args == (made["gather"].args[0], 1)
 
 
-def test_sites_come_in_order_each_with_its_own_count(dense: Program) -> None:
+def test_sites_come_in_order_each_with_its_own_count(dense: Recognised) -> None:
     program = inserted(dense, blocks=[1, 2])
     assert counts(program, "insert sites") == {"sites": 2}
     order = [node.name for node in program.graph.nodes if node.target in ops.DIALECT]
@@ -104,7 +104,7 @@ def test_sites_come_in_order_each_with_its_own_count(dense: Program) -> None:
     assert [site(program, number)["select"].args[1] for number in (0, 1)] == [13, 7]
 
 
-def test_no_sites_change_nothing(dense: Program) -> None:
+def test_no_sites_change_nothing(dense: Recognised) -> None:
     program = inserted(dense, keep=1.0)
     assert counts(program, "insert sites") == {"sites": 0}
     assert [node.name for node in program.graph.nodes] == [node.name for node in dense.graph.nodes]
@@ -143,7 +143,7 @@ def test_the_score_knows_the_mask_and_the_scale_of_the_attention() -> None:
     assert made["score"].args[4].name == core.mask
 
 
-def test_the_new_nodes_have_types(dense: Program) -> None:
+def test_the_new_nodes_have_types(dense: Recognised) -> None:
     made = site(inserted(dense, blocks=[1]))
     batch = graph.shape(made["gather"])[0]
     assert isinstance(batch, torch.SymInt)
@@ -152,6 +152,6 @@ def test_the_new_nodes_have_types(dense: Program) -> None:
     assert made["select"].meta["val"].dtype == torch.int64
 
 
-def test_it_asks_for_a_plan(dense: Program) -> None:
+def test_it_asks_for_a_plan(dense: Recognised) -> None:
     with pytest.raises(AssertionError, match="plan first"):
         InsertSites().requires(dense)

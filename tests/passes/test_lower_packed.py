@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from prunec import ops
 from prunec.errors import UsageError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program
 from prunec.passes import run_passes
 from prunec.passes.lower_packed import LowerPacked
 from prunec.policy.lowering import choose
@@ -26,12 +26,11 @@ THRESHOLD = {"selector": "threshold", "fate": "preserve", "reactivate": True}
 CHANNELWISE = ("linear", "layer_norm", "gelu")
 
 
-def padded(model: nn.Module, **choices: Any) -> Program:
+def padded(model: nn.Module, **choices: Any) -> Planned:
     return moding.plain(recognised(model), tiny.policy(**{**THRESHOLD, **choices}))
 
 
 def packed(program: Program, attention: str = "rows") -> Program:
-    assert program.plan is not None
     lowering = choose(program.plan.rules, "packed")
     program = program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))
     return run_passes((LowerPacked(attention),), program)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from prunec.compiler import recognise
 from prunec.errors import PolicyError
 from prunec.frontend import sources
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.policy.policy import Policy, presets
 from tests import moding, tiny
 from tests.families import FAMILIES, Family
@@ -41,14 +41,13 @@ def contrasts(images: Tensor) -> Tensor:
     return images
 
 
-def assert_all_agree(dense: Program, policy: Policy, inputs: moding.Inputs, images: Tensor) -> None:
+def assert_all_agree(dense: Recognised, policy: Policy, inputs: moding.Inputs, images: Tensor) -> None:
     """With its own scores, and with sets by force in batches of one, three and eight.
 
     In the batch of eight an image keeps nothing that it need not, which no selector does; the rest of what
     reads patches alone is undefined then, so static is left out.
     """
     padded = moding.unfinished(dense, policy)
-    assert padded.plan is not None
     assert padded.plan.sites
     own, learns = contrasts(images[:4]), any(step.selector.needs_calibration for step in policy.steps)
     if learns:
@@ -106,7 +105,6 @@ GRID = {
 @pytest.mark.parametrize(("name", "policy"), [(name, each) for name in GRID for each in GRID[name]])
 def test_families(name: str, policy: str) -> None:
     family, dense = BY_NAME[name], captured(name)
-    assert dense.anatomy is not None
     changes: dict[str, Any] = {"sites": at(2)} if policy != "bavit" else {}
     if (name, policy) in (("timm_vit", "svit"), ("hf_yolos", "norm")):
         changes["sites"] = at(1, 2)

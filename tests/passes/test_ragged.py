@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunec import ops
 from prunec.errors import PolicyError, VerificationError
-from prunec.ir.program import Program
+from prunec.ir.program import Program, Recognised
 from prunec.passes import BACK, run_passes
 from prunec.verify.certificate import _padding, certify
 from tests.tiny import Attention, Block, ViT, pixels, planned, recognised, run
@@ -26,7 +26,7 @@ Score = Callable[[int, Tensor], Tensor]  # site, rows [n, C] -> scores [n]
 
 
 @cache
-def dense_of(model: nn.Module, side: int = 5) -> Program:
+def dense_of(model: nn.Module, side: int = 5) -> Recognised:
     """The recognised model; programs are immutable, so all policies for one model share it."""
     return recognised(model, pixels(side=side))
 
@@ -48,7 +48,6 @@ def program_of(model: nn.Module, *, side: int = 5, **choices: Any) -> Program:
 
 def score_of(program: Program) -> Score:
     """The scorer of each site, written anew."""
-    assert program.plan is not None
 
     def norm(site: int, x: Tensor) -> Tensor:
         return (x**2).sum(dim=-1) ** 0.5 - program.module.get_buffer(f"prunec.site_{site}.threshold")
@@ -231,7 +230,6 @@ def test_what_lets_tokens_meet_gets_all_of_them() -> None:
     torch.manual_seed(0)
     model = Mixing(depth=3).eval()
     dense = recognised(model)
-    assert dense.anatomy is not None
     program = program_of(model, blocks=[1])
     sums = [node for node in program.graph.nodes if "cumsum" in str(node.target)]
     assert [node.meta["val"].shape[1] for node in sums] == [26] * 3

@@ -303,7 +303,7 @@ def test_packed_rows_of_a_budget_are_as_many_for_every_batch_of_a_size() -> None
 
 def test_the_certificate_and_the_agreement_are_in_the_record() -> None:
     source = prunec.frontend.sources.from_module(ViT(depth=2).eval(), pixels())
-    compiled = compile_source(source, RAGGED, untrained=True, lowering=choose(RAGGED, "packed"))
+    compiled = compile_source(source, RAGGED, calibrate=False, lowering=choose(RAGGED, "packed"))
     stages = [stage.name for stage in compiled.pruned.stages]
     assert stages[-2:] == ["pack rows", "agree"]
     assert "the same outputs as before, on token sets of all sizes" in str(compiled.pruned.stages[-1].notes)

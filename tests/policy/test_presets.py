@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from prunec import ops
 from prunec.calibration.calibrate import count_kept
 from prunec.errors import PolicyError
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, run_passes
 from prunec.passes.controls import RandomScores, Slices
 from prunec.policy.policy import Policy, presets
@@ -22,7 +22,7 @@ from tests.tiny import ViT, dialect_of, pixels, recognised, run
 SEGMENTER = {"dtop"}
 
 
-def dense_of(name: str) -> Program:
+def dense_of(name: str) -> Recognised:
     """A model that the preset fits: 6 x 6 patches, four blocks."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"read": lambda x: x[:, 1:]} if name in SEGMENTER else {}
@@ -43,16 +43,15 @@ def visible(name: str) -> Policy:
 
 
 @pytest.fixture(scope="module", params=sorted(set(presets()) - {"none"}))
-def pruned(request: pytest.FixtureRequest) -> Program:
+def pruned(request: pytest.FixtureRequest) -> Planned:
     """A small model under one preset, not calibrated."""
     dense = dense_of(request.param)
-    assert dense.anatomy is not None
     plan = make_plan(visible(request.param), dense.anatomy)
     assert plan.sites
-    return run_passes(BACK, dense.replace(plan=plan))
+    return run_passes(BACK, dense.planned(plan))
 
 
-def test_the_ideal_control_scores_and_selects_nothing(pruned: Program) -> None:
+def test_the_ideal_control_scores_and_selects_nothing(pruned: Planned) -> None:
     x = pixels(3, side=6)
     ideal = run_passes((Slices(),), pruned)
     assert set(dialect_of(ideal)) <= {"rows", "put_first", "attend_states"}
@@ -62,7 +61,7 @@ def test_the_ideal_control_scores_and_selects_nothing(pruned: Program) -> None:
     assert bool(found.isfinite().all())
 
 
-def test_the_random_control_keeps_as_many_others(pruned: Program) -> None:
+def test_the_random_control_keeps_as_many_others(pruned: Planned) -> None:
     x = pixels(3, side=6)
     random = run_passes((RandomScores(),), pruned)
     assert kept_by(random, x) == kept_by(pruned, x)  # with one site of several images, image by image
@@ -70,8 +69,7 @@ def test_the_random_control_keeps_as_many_others(pruned: Program) -> None:
     assert not all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-def test_a_plan_is_plain_data(pruned: Program) -> None:
-    assert pruned.plan is not None
+def test_a_plan_is_plain_data(pruned: Planned) -> None:
     data = json.loads(json.dumps(pruned.plan.as_dict()))
     assert [site["block"] for site in data["sites"]] == [site.block for site in pruned.plan.sites]
     assert Policy.load(data["policy"]) == pruned.plan.rules
@@ -110,8 +108,7 @@ def kept_by(program: Program, x: Tensor) -> list[int]:
 
 def test_counts_that_only_images_tell_are_counted() -> None:
     dense = dense_of("algm")
-    assert dense.anatomy is not None
-    program = run_passes(BACK, dense.replace(plan=make_plan(visible("algm"), dense.anatomy)))
+    program = run_passes(BACK, dense.planned(make_plan(visible("algm"), dense.anatomy)))
     assert [site.known for site in program.plan.sites] == [False, False]  # type: ignore[union-attr]
     x = pixels(16, side=6)
     watching = _Watching(program.module)
@@ -132,7 +129,6 @@ def test_a_preset_that_drops_is_refused_where_all_tokens_are_read(name: str) -> 
     dense = recognised(
         ViT(depth=4, side=6, read=lambda x: torch.cat([x[:, :1], x], dim=1)), pixels(3, side=6)
     )
-    assert dense.anatomy is not None
     assert dense.anatomy.class_token == 0
     with pytest.raises(PolicyError, match="leaves tokens out for good") as caught:
         make_plan(visible(name), dense.anatomy)
@@ -167,8 +163,7 @@ class Segmenter(nn.Module):
 def test_early_exit_needs_class_scores_of_each_token(head: nn.Module, fits: bool) -> None:
     torch.manual_seed(0)
     dense = recognised(Segmenter(head).eval())
-    assert dense.anatomy is not None
-    planned = dense.replace(plan=make_plan(Policy.load("dtop").override(blocks=[1]), dense.anatomy))
+    planned = dense.planned(make_plan(Policy.load("dtop").override(blocks=[1]), dense.anatomy))
     if fits:
         assert "paint" in dialect_of(run_passes(BACK, planned))
         return

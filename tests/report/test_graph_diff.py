@@ -107,7 +107,6 @@ def test_token_counts(shapes: Compiled) -> None:
         (), (82,), (82, 59), (59,), (59, 43), (43,), (43, 32), (32,), (32, 1), (1,),
     ]  # fmt: skip
     assert [section.before for section in diff.sections] == [0, *[82] * 9]
-    assert shapes.pruned.plan is not None
     assert [site.leaves for site in shapes.pruned.plan.sites] == [59, 43, 32]
 
 

@@ -142,14 +142,12 @@ def post_norm_by_hand(model: Model, image: Tensor, policy: dict[str, Any]) -> Te
 def test_a_token_that_comes_back_is_not_normed_again(policy: dict[str, Any]) -> None:
     model = ready(Model(lambda: PostNorm(Fused(), mlp()), head=lambda x: x))
     result = compiled(model, policy)
-    assert result.dense.anatomy is not None
     assert result.dense.anatomy.states[-1] == "layer_norm_7"  # of the last block; the model's own is the next
     check(result, lambda image: post_norm_by_hand(model, image, policy), model)
 
 
 def test_the_last_norm_of_a_pre_norm_model_is_not_a_blocks() -> None:
     anatomy = compiled(ready(Model()), STALE).dense.anatomy
-    assert anatomy is not None
     assert anatomy.states[-1] == anatomy.blocks[-1].branches[-1].add
 
 
@@ -232,7 +230,7 @@ class Noisy(Model):
 )
 def test_what_cannot_be_compared_image_by_image_is_said(model: type[Model], reason: str) -> None:
     threshold = Policy.load("dynamic").override(blocks=(1, 2))
-    result = compile_source(sources.from_module(ready(model()), images(2)), threshold, untrained=True)
+    result = compile_source(sources.from_module(ready(model()), images(2)), threshold, calibrate=False)
     assert result.certificate.padding is None
     assert reason in str(result.certificate.unproven)
     assert result.certificate.permutation <= TOLERANCE

@@ -68,7 +68,6 @@ def test_windows_in_mode_masked_where_nobody_asks_how_many_are_kept() -> None:
 def test_what_is_found_is_said() -> None:
     dense = recognised(windowed(), pixels(side=SIDE))
     anatomy = dense.anatomy
-    assert anatomy is not None
     assert anatomy.depth == 4
     assert (anatomy.tokens, anatomy.prefix, anatomy.suffix, anatomy.head) == (36, 0, 0, ("grid",))
     assert anatomy.summary().startswith("4/4 blocks (attention not over tokens in 3), 36 patch tokens")
@@ -113,5 +112,4 @@ def test_windows_without_an_mlp_gain_nothing_and_are_refused() -> None:
 
 def test_one_block_with_an_mlp_is_enough() -> None:
     dense = recognised(GridViT(NoMlp(), GridBlock(WindowAttention())), pixels(side=SIDE))
-    assert dense.anatomy is not None
     assert dense.anatomy.depth == 2

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import ops
+from prunec.compiler import plan
 from prunec.errors import VerificationError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
+from prunec.policy.policy import Policy
 from prunec.verify.certificate import TOLERANCE, Certificate, certify, keep_all, relative_difference
 from tests.tiny import Attention, Block, ViT, pixels, pruned, recognised
 
@@ -27,13 +29,13 @@ class Tabled(Attention):
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Recognised:
     torch.manual_seed(1)
     return recognised(ViT(lambda: Block(Tabled), read=lambda x: x))
 
 
 @pytest.fixture
-def half(dense: Program) -> Program:
+def half(dense: Recognised) -> Planned:
     """A program of its own for each test to break."""
     program = pruned(dense)
     return program.replace(module=graph.copy(program.module))
@@ -43,7 +45,7 @@ def find(program: Program, target: object) -> fx.Node:
     return next(node for node in program.graph.nodes if node.target is target)
 
 
-def test_an_honest_program_passes(dense: Program, half: Program) -> None:
+def test_an_honest_program_passes(dense: Recognised, half: Planned) -> None:
     certificate = certify(dense, half)
     assert certificate.own_counts is not None
     assert max(certificate.identity, certificate.permutation, certificate.own_counts) < 1e-6
@@ -54,12 +56,12 @@ def test_an_honest_program_passes(dense: Program, half: Program) -> None:
     )
 
 
-def test_it_runs_on_any_input_of_the_user(dense: Program, half: Program) -> None:
+def test_it_runs_on_any_input_of_the_user(dense: Recognised, half: Planned) -> None:
     assert certify(dense, half, (pixels(3),)).batch == 3
 
 
-def test_a_program_without_sites_is_the_same_program(dense: Program) -> None:
-    certificate = certify(dense, dense)
+def test_a_program_without_sites_is_the_same_program(dense: Recognised) -> None:
+    certificate = certify(dense, plan(dense, Policy.load("none")))
     assert (certificate.identity, certificate.permutation) == (0.0, 0.0)
 
 
@@ -135,7 +137,7 @@ SABOTAGE: dict[str, tuple[Callable[[Program], None], str, str]] = {
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_sabotage_is_found_and_the_first_wrong_node_is_named(
-    dense: Program, half: Program, name: str
+    dense: Recognised, half: Planned, name: str
 ) -> None:
     sabotage, comparison, place = SABOTAGE[name]
     certify(dense, half)
@@ -148,12 +150,12 @@ def test_sabotage_is_found_and_the_first_wrong_node_is_named(
     assert caught.value.exit_code == 4
 
 
-def test_values_that_are_no_numbers_are_found(dense: Program, half: Program) -> None:
+def test_values_that_are_no_numbers_are_found(dense: Recognised, half: Planned) -> None:
     with pytest.raises(VerificationError, match=": inf, at most 1e-05 is allowed"):
         certify(dense, scaled(half, float("nan")))
 
 
-def test_a_wrong_shape_is_found(dense: Program, half: Program) -> None:
+def test_a_wrong_shape_is_found(dense: Recognised, half: Planned) -> None:
     last = graph.output_node(half.graph).args[0][0]
     with half.graph.inserting_after(last):
         shorter = half.graph.call_function(torch.narrow, (last, 1, 0, 20))
@@ -277,7 +279,7 @@ def test_a_sixteen_bit_model_that_answers_in_float32_is_not_held_to_float32() ->
 
 
 def test_at_its_own_counts_the_program_must_yield_numbers_of_the_same_shapes(
-    dense: Program, half: Program
+    dense: Recognised, half: Planned
 ) -> None:
     last = graph.output_node(half.graph).args[0][0]
     select = find(half, ops.select)

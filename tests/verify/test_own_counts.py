@@ -11,7 +11,7 @@ from torch import Tensor
 from prunec import ops
 from prunec.errors import VerificationError
 from prunec.ir import graph
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.verify import invariants, runs
 from prunec.verify.certificate import certify
 from prunec.verify.choices import Choice, choices, sites_of
@@ -19,17 +19,17 @@ from tests.tiny import Attention, Block, ViT, pixels, pruned, recognised
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Recognised:
     torch.manual_seed(1)
     return recognised(ViT(depth=3, read=lambda x: x))
 
 
 @pytest.fixture(scope="module")
-def half(dense: Program) -> Program:
+def half(dense: Recognised) -> Planned:
     return pruned(dense, blocks=[1, 2])
 
 
-def test_what_each_site_chose_is_read_off_the_run(half: Program) -> None:
+def test_what_each_site_chose_is_read_off_the_run(half: Planned) -> None:
     with torch.no_grad():
         found = runs.run(half, half.interface.example)
     (index,) = (node for node in half.graph.nodes if node.name == "select_0")
@@ -44,7 +44,7 @@ def test_what_each_site_chose_is_read_off_the_run(half: Program) -> None:
     assert not found.idle
 
 
-def test_thresholds_that_let_everything_pass_are_proved_on_other_sets(dense: Program) -> None:
+def test_thresholds_that_let_everything_pass_are_proved_on_other_sets(dense: Recognised) -> None:
     program = pruned(dense, blocks=[1, 2], selector="threshold")  # at 0, and a norm is more
     with torch.no_grad():
         assert runs.run(program, program.interface.example).idle
@@ -54,7 +54,7 @@ def test_thresholds_that_let_everything_pass_are_proved_on_other_sets(dense: Pro
     assert 0 < certificate.own_counts < 1e-6
 
 
-def test_the_first_state_that_differs_is_named(dense: Program, half: Program) -> None:
+def test_the_first_state_that_differs_is_named(dense: Recognised, half: Planned) -> None:
     program = half.replace(module=graph.copy(half.module))
     hidden = [node for node in program.graph.nodes if graph.op(node) == "gelu"][1]
     index = next(node for node in program.graph.nodes if node.name == "select_0")
@@ -108,7 +108,7 @@ def test_nor_has_one_whose_images_cannot_run_by_themselves() -> None:
 # --- invariants ---------------------------------------------------------------------------------------
 
 
-def chosen(half: Program) -> list[Choice]:
+def chosen(half: Planned) -> list[Choice]:
     with torch.no_grad():
         return runs.run(half, half.interface.example).chosen[0]
 
@@ -118,8 +118,7 @@ def changed(choice: Choice, rows: list[int]) -> Choice:
     return dataclasses.replace(choice, rows=torch.tensor(rows), kept=kept)
 
 
-def test_what_must_be_true_of_a_selection(half: Program) -> None:
-    assert half.plan is not None
+def test_what_must_be_true_of_a_selection(half: Planned) -> None:
     site, (choice, other) = half.plan.sites[0], chosen(half)
     rows = choice.rows.tolist()
     left = (~choice.kept).nonzero()[:, 0].tolist()
@@ -144,21 +143,20 @@ def test_what_must_be_true_of_a_selection(half: Program) -> None:
         (torch.tensor([[0.0, 1.0], [0.0, 1.0]]), "expected int64"),
     ],
 )
-def test_an_index_is_one(half: Program, index: Tensor, words: str) -> None:
+def test_an_index_is_one(half: Planned, index: Tensor, words: str) -> None:
     sites = sites_of(half)
     values = {sites[0].index.name: index, sites[0].score.name: torch.rand(2, 26)}
     with pytest.raises(VerificationError, match=words):
         choices(half, sites, values)
 
 
-def test_a_class_token_that_was_taken_for_a_patch_is_refused(dense: Program) -> None:
-    assert dense.anatomy is not None
+def test_a_class_token_that_was_taken_for_a_patch_is_refused(dense: Recognised) -> None:
     wrong = dense.replace(anatomy=dataclasses.replace(dense.anatomy, prefix=0))
     with pytest.raises(VerificationError, match="no pixel reaches the first 1 and the last 0 rows"):
         certify(wrong, pruned(wrong))
 
 
-def test_as_many_selections_as_sites(half: Program) -> None:
+def test_as_many_selections_as_sites(half: Planned) -> None:
     program = half.replace(module=graph.copy(half.module))
     node = next(node for node in program.graph.nodes if node.target is ops.select)
     node.target = torch.topk

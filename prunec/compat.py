@@ -157,12 +157,9 @@ def load_exported(path: Path) -> ExportedProgram:
         return torch.export.load(path)
 
 
-def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec, TreeSpec]:
-    """How the inputs (args, kwargs) and the outputs of an unlifted program nest."""
-    inputs, outputs = graph_module._in_spec, graph_module._out_spec
-    assert inputs is not None
-    assert outputs is not None
-    return inputs, outputs
+def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec | None, TreeSpec | None]:
+    """How inputs (args, kwargs) and outputs of an unlifted program nest; None where it does not say."""
+    return graph_module._in_spec, graph_module._out_spec
 
 
 def leaf_names(inputs: Iterable[tuple[str, Any]]) -> Iterator[str]:

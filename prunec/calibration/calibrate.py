@@ -28,6 +28,7 @@ from prunec.ir import graph
 from prunec.ir.program import Planned, Recognised
 from prunec.policy.site_plan import Site
 from prunec.scorers.fitting import HELD_OUT, fit, fit_grader
+from prunec.scorers.scoring import state_of
 from prunec.structure import Anatomy
 
 PROJECTIONS = 4  # of the output, for one image
@@ -178,12 +179,7 @@ def _grades(dense: Recognised, images: Tensor) -> Tensor:
 
 def span_of(anatomy: Anatomy, site: Site) -> tuple[str, str]:
     """The states between which a token that is not kept stays as it is: at the site, and after its block."""
-    branches = anatomy.blocks[site.block].branches
-    if site.where == "before_block":
-        return branches[0].state, branches[-1].add
-    mlp = anatomy.blocks[site.block].mlp
-    assert mlp is not None
-    return mlp.state, branches[-1].add
+    return state_of(anatomy, site), anatomy.blocks[site.block].branches[-1].add
 
 
 class Importance:

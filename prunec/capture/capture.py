@@ -167,9 +167,7 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
 
 def _signature(exported: ExportedProgram) -> inspect.Signature:
     """The parameters of the exported forward: named where the file says how, numbered where not."""
-    spec = exported.call_spec.in_spec
-    assert spec is not None
-    positional, keywords = spec.children()
+    positional, keywords = _told(exported.call_spec.in_spec).children()
     names = compat.argument_names(exported) or []
     if len(names) < positional.num_children:
         names = [f"input_{place}" for place in range(positional.num_children)]
@@ -199,13 +197,23 @@ def _interface(
         defaults={p.name: p.default for p in parameters if p.default is not p.empty},
         positional=named[: len(args)],
         keyword=tuple(kwargs),
-        in_spec=in_spec,
-        out_spec=out_spec,
+        in_spec=_told(in_spec),
+        out_spec=_told(out_spec),
         example=tuple(example),
         batch=batch,
         signature=signature,
         settings=settings,
     )
+
+
+def _told(nesting: compat.TreeSpec | None) -> compat.TreeSpec:
+    """How inputs or outputs nest, of a program that says so."""
+    if nesting is None:
+        raise CaptureError(
+            "the exported program does not say how its inputs and outputs nest",
+            remedy="export it with torch.export.export, and save it with torch.export.save",
+        )
+    return nesting
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from prunec import ops
+from prunec.errors import REPORT, InternalError
 from prunec.ir import graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
@@ -177,5 +178,8 @@ def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
         if user.target in (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
     ]
     state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
-    assert state is not None, f"{selection.name} takes no rows of the token stream"
+    if state is None:
+        raise InternalError(
+            f"{selection.name} takes no rows of the token stream", where=graph.place(selection), remedy=REPORT
+        )
     return state

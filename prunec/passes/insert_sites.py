@@ -163,10 +163,9 @@ class _Insertion:
 
     def _scored(self) -> Scored:
         scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.valid)
-        if not self.step.scorer.learned:
+        gate = self._parameters().gate if self.step.scorer.learned else None
+        if gate is None:
             return scoring.heuristic(self.step.scorer)
-        gate = self._parameters().gate
-        assert gate is not None
         return scoring.learned(self.step.scorer.kind, gate, classes=self.step.fate == "exit")
 
     def _selected(self, scored: Scored) -> fx.Node:

@@ -142,7 +142,12 @@ class Grader(Gate):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        assert setting.classes is not None, "the insertion finds the classes first"
+        if setting.classes is None:
+            raise PolicyError(
+                "a grader learns the class scores of each token, and this model gives its tokens none",
+                where="scorer.kind",
+                remedy="choose a segmenter with a head for each token, or another scorer",
+            )
         self.norm, self.head = nn.LayerNorm(setting.dim), nn.Linear(setting.dim, setting.classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from prunec.errors import PolicyError, RecognitionError
 from prunec.ir.writer import Writer
 from prunec.policy.language import Scorer
 from prunec.policy.site_plan import Site
-from prunec.structure import Anatomy, Core
+from prunec.structure import Anatomy, Branch, Core
 from prunec.token_axis.counted import follows, note
 from prunec.token_axis.padding import mask_of
 
@@ -32,13 +32,22 @@ class Scored:
     classes: fx.Node | None = None  # of a grader: class scores [B, T, K]
 
 
+def branch_behind(anatomy: Anatomy, site: Site) -> Branch:
+    """The branch that is the first to run without what a site leaves out."""
+    block = anatomy.blocks[site.block]
+    branch = block.branches[0] if site.where == "before_block" else block.mlp
+    if branch is None:
+        raise PolicyError(
+            f"a site stands after the attention of block {site.block}, which has no MLP",
+            where=f"block {site.block}, {block.path}",
+            remedy="use where: before_block, or other blocks",
+        )
+    return branch
+
+
 def state_of(anatomy: Anatomy, site: Site) -> str:
     """The value of the stream that a site reads."""
-    block = anatomy.blocks[site.block]
-    if site.where == "before_block":
-        return block.branches[0].state
-    assert block.mlp is not None
-    return block.mlp.state
+    return branch_behind(anatomy, site).state
 
 
 class Scoring:

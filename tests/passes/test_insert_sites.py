@@ -150,8 +150,3 @@ def test_the_new_nodes_have_types(dense: Recognised) -> None:
     assert graph.shape(made["score"])[1:] == graph.shape(made["select"])[1:] == (26,)
     assert graph.shape(made["gather"])[1:] == (26, 16)
     assert made["select"].meta["val"].dtype == torch.int64
-
-
-def test_it_asks_for_a_plan(dense: Recognised) -> None:
-    with pytest.raises(AssertionError, match="plan first"):
-        InsertSites().requires(dense)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import prunec
+import prunec.measure.image_sets
+from prunec.targets.inductor import Inductor
+from tests.cli.running import Call, message
+
+
+def test_policies(call: Call) -> None:
+    said = call("policies")
+    assert (said.code, said.err) == (0, "")
+    rows = [line.split("  ") for line in said.out.splitlines() if not line.startswith(" ")]
+    assert [row[0].strip() for row in rows] == ["policy", *prunec.presets()]
+    assert said.out.split("\n", 1)[0].split() == ["policy", "summary", "rate", "needs", "fits"]
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    assert "…" not in said.out
+    told = " ".join(said.out.split())
+    assert "Merge uniform at 0.88, a known grid classification windows early adaptive detection and" in told
+    data = call("policies", "--json").json
+    assert list(data) == list(prunec.presets())
+    assert data["evit"]["selector"]["keep"] == 0.7
+    assert (data["evit"]["needs"], data["evit"]["fits"][0]) == (["class token"], "classification")
+
+
+def test_one_policy_is_printed_to_copy_and_edit(call: Call, home: Path) -> None:
+    said = call("policies", "algm")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == prunec.Policy.load("algm").to_yaml()
+    (home / "mine.yaml").write_text(said.out, encoding="utf-8")
+    assert call("policies", "mine.yaml") == said
+    assert call("policies", "mine.yaml", "--json").json == call("policies", "--json").json["algm"]
+    assert "nearest: evit, svit" in message(call("policies", "evti"), 2).what
+
+
+def test_the_schema_of_a_policy_file(call: Call) -> None:
+    said = call("policies", "--schema")
+    assert (said.code, said.err) == (0, "")
+    assert said.json["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert set(said.json["properties"]) == set(prunec.Policy.model_fields)
+    assert "--schema is of every policy file" in " ".join(call("policies", "evit", "--schema").err.split())
+
+
+def test_targets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inductor, "missing", lambda self: "no compiler")
+    said = call("targets")
+    assert (said.code, said.err) == (0, "")
+    assert [" ".join(line.split()) for line in said.out.splitlines()] == [
+        "target summary here",
+        "eager the graph as it is, on whatever device the model is on yes",
+        "inductor torch.compile with Inductor, CPU and CUDA no compiler",
+    ]
+    data = call("targets", "--json").json
+    assert data["eager"]["missing"] is None
+    assert data["inductor"] == {"summary": Inductor.summary, "missing": "no compiler"}

@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
-from tests import compat, goldens, versions
+from tests import compat, goldens, sharing, versions
 
 golden = goldens.golden
+recognised_once = pytest.fixture(scope="module")(sharing.recognised_once)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

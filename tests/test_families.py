@@ -20,6 +20,7 @@ from tests import references
 from tests.families import DEPTH, FAMILIES, Family, difference, expected_flops, tensors
 from tests.references import EVIT, NORM, Pruning
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
 TOLERANCE = 1e-5
 
 

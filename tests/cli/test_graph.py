@@ -90,4 +90,4 @@ def test_graph_in_a_mode(call: Call) -> None:
     said = call("graph", "models_of_a_user:vit", *SVIT, "--mode", "packed", "--diff")
     assert (said.code, said.err) == (0, "")
     assert " = rows_of(" in said.out
-    assert " = pick(" in said.out
+    assert " = unpad(" in said.out

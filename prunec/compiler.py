@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from prunec.calibration.calibrate import Calibration, calibrate
+from prunec.calibration.calibrate import Calibration, Fitted, calibrate, needs_calibration
 from prunec.capture.borrowing import alone
 from prunec.capture.capture import adopt, capture
 from prunec.counting.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Planned, Recognised, Stage
+from prunec.ir.program import Counts, Planned, Recognised
 from prunec.measure.packed_attention import faster_attention
-from prunec.ops import Learned
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.policy.lowering import Lowering
 from prunec.policy.policy import Policy
-from prunec.policy.site_plan import Plan, counted, make_plan
+from prunec.policy.site_plan import make_plan
 from prunec.verify.agreement import agree
 from prunec.verify.certificate import Certificate, certify
 
@@ -87,38 +86,38 @@ def compile_recognised(
     planned = plan(dense, policy, lowering)
     plain = run_passes(BACK, planned)
     fitted = fit(dense, plain, policy, calibration) if calibrate else None
+    calibrated = None if fitted is None else fitted.calibration
     if fitted is not None:
-        stage = Stage("calibrate", fitted.seconds, {"images": fitted.images}, (str(fitted),))
-        plain = plain.replace(plan=counted(plain.plan, fitted.counts), stages=(*plain.stages, stage))
+        told = Counts({"images": fitted.calibration.images}, (str(fitted.calibration),))
+        plain = fitted.put_into(plain).recorded("calibrate", fitted.calibration.seconds, told)
     certificate = certify(dense, plain, original=original)
-    stage = Stage("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
-    plain = plain.replace(stages=(*plain.stages, stage))
-    return Compiled(dense, plain, lower(plain), certificate, fitted)
+    plain = plain.recorded("certify", certificate.seconds, Counts({"forwards": 5}, (str(certificate),)))
+    return Compiled(dense, plain, lower(plain), certificate, calibrated)
 
 
 def lower(plain: Planned) -> Planned:
     """The program in its mode, and the proof that it computes the same."""
     if plain.plan.lowering.mode == "packed" and plain.plan.lowering.attention is None:
-        plain = _with_attention(plain, plain.plan)
+        plain = _with_attention(plain)
     passes = lowering_passes(plain.plan.lowering)
     lowered = run_passes(passes, plain)
     if not passes:
         return lowered
     agreement = agree(plain, lowered)
-    stage = Stage("agree", agreement.seconds, {"images": agreement.images}, (str(agreement),))
-    return lowered.replace(stages=(*lowered.stages, stage))
+    return lowered.recorded(
+        "agree", agreement.seconds, Counts({"images": agreement.images}, (str(agreement),))
+    )
 
 
-def _with_attention(plain: Planned, plan: Plan) -> Planned:
+def _with_attention(plain: Planned) -> Planned:
     """The attention of packed rows that is the faster one here."""
     start = time.perf_counter()
     attention, words = faster_attention(plain)
-    stage = Stage("attention", time.perf_counter() - start, {}, (words,))
-    plan = replace(plan, lowering=replace(plan.lowering, attention=attention))
-    return plain.replace(plan=plan, stages=(*plain.stages, stage))
+    made = replace(plain.plan, lowering=replace(plain.plan.lowering, attention=attention))
+    return plain.replace(plan=made).recorded("attention", time.perf_counter() - start, Counts({}, (words,)))
 
 
-def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | None) -> Calibration | None:
+def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | None) -> Fitted | None:
     """Calibrate a policy that needs it; CalibrationError when there is nothing to do that on."""
     unknown = any(not site.known for site in pruned.plan.sites)
     if not (needs_calibration(pruned) or (unknown and images)):
@@ -132,17 +131,9 @@ def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | N
     return calibrate(dense, pruned, images.images, images.name)
 
 
-def needs_calibration(pruned: Planned) -> bool:
-    """Whether images must give it numbers: a scorer's parameters, a threshold that the policy leaves open."""
-    selectors = [pruned.plan.step(site).selector for site in pruned.plan.sites]
-    return any(selector.needs_calibration for selector in selectors) or any(
-        isinstance(node.target, Learned) and node.target.trainable for node in pruned.graph.nodes
-    )
-
-
 def plan(dense: Recognised, policy: Policy, lowering: Lowering | None = None) -> Planned:
     """The policy made concrete for this model, in a mode or in the one that suits it."""
     start = time.perf_counter()
     made = make_plan(policy, dense.anatomy, lowering)
-    stage = Stage("plan", time.perf_counter() - start, {"sites": len(made.sites)}, made.notes)
-    return dense.planned(made).replace(stages=(*dense.stages, stage))
+    told = Counts({"sites": len(made.sites)}, made.notes)
+    return dense.planned(made).recorded("plan", time.perf_counter() - start, told)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from backbone import WIDTH
 from torch import Tensor
 
-from prunec.compiler import fit, needs_calibration, plan
+from prunec.calibration.calibrate import needs_calibration
+from prunec.compiler import fit, plan
 from prunec.errors import PolicyError
 from prunec.frontend.sources import ImageSet
 from prunec.ir.program import Planned, Recognised
@@ -143,7 +144,8 @@ def _calibrated(built: Built, bench: Bench) -> Built:
     if not needs_calibration(built.program):
         return built
     fitted = fit(bench.dense, built.program, built.policy, bench.fitted_on)
-    return dataclasses.replace(built, calibration=str(fitted))
+    program = built.program.with_values(fitted.values)
+    return dataclasses.replace(built, program=program, calibration=str(fitted.calibration))
 
 
 def same_rules(one: Policy, other: Policy) -> bool:

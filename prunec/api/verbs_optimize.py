@@ -9,8 +9,8 @@ from prunec import targets
 from prunec.api.deprecated import old_spellings
 from prunec.api.results import Result
 from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, request_of, to_plan
-from prunec.calibration.calibrate import Calibration
-from prunec.compiler import Compiled, compile_recognised, needs_calibration, recognise
+from prunec.calibration.calibrate import Calibration, needs_calibration
+from prunec.compiler import Compiled, compile_recognised, recognise
 from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Recognised
 from prunec.measure import figures

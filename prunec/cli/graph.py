@@ -24,6 +24,7 @@ from prunec.cli.printing import out, print_json
 from prunec.cli.values import inputs_of, numbers
 
 if TYPE_CHECKING:
+    from prunec.report.graph_diff import Diff
     from prunec.structure import Anatomy, Block
 
 Format = Literal["text", "json"]
@@ -39,6 +40,12 @@ def graph(
     restore: RestoreOption = None,
     mode: ModeOption = None,
     show_diff: Annotated[bool, typer.Option("--diff", help="show what the policy changes")] = False,
+    stages: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--stages", metavar="A B", help="show the lines of the graph that differ between two stages"
+        ),
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="text or json")] = "text",
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="load weights; the structure needs none")
@@ -56,7 +63,8 @@ def graph(
     from prunec.frontend import sources
     from prunec.policy.lowering import choose
     from prunec.policy.policy import Policy
-    from prunec.report.graph_diff import compare, lines, without_changes
+    from prunec.report.graph_diff import compare, without_changes
+    from prunec.report.stage_diff import between
 
     with_weights = pretrained or source == "shapes"
     given = sources.load(
@@ -67,18 +75,27 @@ def graph(
         **inputs_of(example, image_size),
     )
     if policy is None:
-        shown = compare(recognise(given))
+        dense = after = recognise(given)
     else:
         chosen = Policy.load(policy, keep=keep, blocks=numbers(blocks), restore=restore)
         compiled = compile_source(given, chosen, calibrate=False, lowering=choose(chosen, mode))
-        shown = compare(compiled.dense, compiled.pruned)
-        if not show_diff:
-            shown = without_changes(shown)
+        dense, after = compiled.dense, compiled.pruned
+    if stages is not None:
+        out.print(between(after, *stages), markup=False)
+        return
+    shown = compare(dense, after)
+    _show(shown if show_diff else without_changes(shown), form)
+
+
+def _show(shown: Diff, form: Format) -> None:
+    """The sections of a model, as text or JSON."""
+    from prunec.report.graph_diff import lines
+
     if form == "json":
         print_json(shown.as_dict())
-    else:
-        for line in lines(shown, colour=out.is_terminal):
-            out.print(line, markup=out.is_terminal)
+        return
+    for line in lines(shown, colour=out.is_terminal):
+        out.print(line, markup=out.is_terminal)
 
 
 def explain(

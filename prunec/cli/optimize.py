@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,7 +165,7 @@ def _show_program(program: Planned, *, as_json: bool) -> None:
         print_json(
             {
                 "plan": program.plan.as_dict(),
-                "stages": [dataclasses.asdict(stage) for stage in program.stages],
+                "stages": [stage.as_dict() for stage in program.stages],
             }
         )
         return

@@ -103,6 +103,24 @@ def by_name(graph: fx.Graph) -> dict[str, fx.Node]:
     return {node.name: node for node in graph.nodes}
 
 
+def text(graph: fx.Graph) -> str:
+    """A line for each value: `norm: float32[2, 197, 768] = layer_norm(x, [768], weight, bias)`."""
+    return "\n".join(map(_line, graph.nodes))
+
+
+def _line(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    type_ = ""
+    if isinstance(value, torch.Tensor):
+        type_ = f": {str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+    arguments = [*map(str, node.args), *(f"{name}={value}" for name, value in node.kwargs.items())]
+    if node.op == "call_function":
+        made = f"{op(node)}({', '.join(arguments)})"
+    else:
+        made = " ".join([node.op, *([] if node.op == "output" else [str(node.target)]), *arguments])
+    return f"{node.name}{type_} = {made}"
+
+
 def copy(module: fx.GraphModule) -> fx.GraphModule:
     """A graph module with a graph of its own that shares parameters and keeps every node name."""
     graph = fx.Graph()

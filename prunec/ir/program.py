@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -47,6 +47,16 @@ class Stage:
     seconds: float
     counts: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    graph: str = field(default="", repr=False)  # as it was then, a line for each value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, without the graph."""
+        return {
+            "name": self.name,
+            "seconds": self.seconds,
+            "counts": dict(self.counts),
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         counts = ", ".join(f"{key} {value}" for key, value in self.counts.items())
@@ -69,6 +79,29 @@ class Program:
     def replace(self, **changes: Any) -> Self:
         """A program with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def recorded(self, name: str, seconds: float, counts: Counts) -> Self:
+        """The same program, with a record of the step that made it."""
+        stage = Stage(name, seconds, dict(counts), counts.notes, graph.text(self.graph))
+        return self.replace(stages=(*self.stages, stage))
+
+    def with_values(self, values: Mapping[str, Tensor]) -> Self:
+        """The same program with other values of these parameters and buffers; all others are shared."""
+        if not values:
+            return self
+        module = graph.copy(self.module)
+        for path, value in values.items():
+            owner, _, name = path.rpartition(".")
+            part = module.get_submodule(owner)
+            with torch.no_grad():
+                if name in part._parameters:
+                    old = part.get_parameter(name)
+                    part._parameters[name] = nn.Parameter(
+                        torch.empty_like(old).copy_(value), old.requires_grad
+                    )
+                else:
+                    part._buffers[name] = torch.empty_like(part.get_buffer(name)).copy_(value)
+        return self.replace(module=module)
 
     def recognised(self, anatomy: Anatomy) -> Recognised:
         """The same program, with its anatomy."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-from prunec.calibration.calibrate import Importance, call_on, span_of
+from prunec.calibration.importance import Importance, span_of
+from prunec.calibration.inputs import call_on
 from prunec.ir import graph
 from prunec.ir.program import Planned
 from prunec.latency.losses import Losses, Trial
@@ -114,8 +115,7 @@ def _all_staying(trial: Trial, blocks: Sequence[int]) -> Planned:
         data |= {"fate": "drop", "weights": None, "restore": None}
     chosen = type(trial.policy).load(data)
     program = probe(trial.dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
-    trial.give_gates(program, blocks)
-    return program
+    return trial.with_gates(program, blocks)
 
 
 def _lost(trial: Trial, place: int, keep: int, order: list[Tensor], effects: list[Tensor]) -> float:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-from prunec.calibration.calibrate import calibrate, call_on
+from prunec.calibration.calibrate import calibrate
+from prunec.calibration.inputs import call_on
 from prunec.ir import graph
 from prunec.ir.program import Planned, Program, Recognised
 from prunec.latency.pieces import cut
@@ -198,14 +199,17 @@ class Trial:
     def _probe(self, blocks: Sequence[int]) -> Planned:
         chosen = opened(self.policy, blocks, of_batch=True)
         program = probe(self.dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
-        self.give_gates(program, blocks)
-        return program
+        return self.with_gates(program, blocks)
 
-    def give_gates(self, program: Program, blocks: Sequence[int]) -> None:
-        """Put the fitted scorers of these blocks in the place of a program's own."""
-        for number, block in enumerate(blocks):
-            if block in self.gates:
-                program.module.get_submodule(f"prunec.site_{number}.gate").load_state_dict(self.gates[block])
+    def with_gates(self, program: Planned, blocks: Sequence[int]) -> Planned:
+        """The program with the fitted scorers of these blocks in the place of its own."""
+        return program.with_values(
+            {
+                f"prunec.site_{number}.gate.{name}": value
+                for number, block in enumerate(blocks)
+                for name, value in self.gates.get(block, {}).items()
+            }
+        )
 
     def _outputs(
         self, program: Program, images: Tensor, cases: Sequence[Sequence[int]]
@@ -239,14 +243,19 @@ class Trial:
 
 
 def _gates(dense: Recognised, policy: Policy, images: Tensor) -> dict[int, dict[str, Tensor]]:
-    """The weights of the policy's scorer at every block, fitted to the dense model."""
+    """The weights of the policy's scorer at every block, by name, fitted to the dense model."""
     chosen = opened(policy, range(1, dense.anatomy.depth))
     program = probe(dense, chosen, choose(chosen), (InsertSites(), RepairTokens()))
-    calibrate(dense, program, images, "images")
+    values = calibrate(dense, program, images, "images").values
     return {
-        site.block: program.module.get_submodule(f"prunec.site_{number}.gate").state_dict()
+        site.block: _starting_with(f"prunec.site_{number}.gate.", values)
         for number, site in enumerate(program.plan.sites)
     }
+
+
+def _starting_with(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names start so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _some(counts: Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunec import ops
-from prunec.calibration.calibrate import call_on
+from prunec.calibration.inputs import call_on
 from prunec.frontend.sources import ImageSet
 from prunec.ir.flops import FlopCounter
 from prunec.ir.interface import images_in

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunec.calibration.calibrate import ENOUGH
+from prunec.calibration.inputs import ENOUGH
 from prunec.data import shapes
 from prunec.data.images import are_numbers, load_images
 from prunec.errors import CalibrationError, UsageError, brief

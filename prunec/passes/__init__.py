@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from prunec.capture.borrowing import alone
 from prunec.ir import graph
-from prunec.ir.program import Planned, Program, Recognised, Stage
+from prunec.ir.program import Planned, Program, Recognised
 from prunec.ir.rewrite import After, Before, Pass
 from prunec.passes.flatten_grid import FlattenGrid
 from prunec.passes.fold_key_value import FoldKeyValue
@@ -71,5 +71,4 @@ def run_pass(step: Pass[Before, After], program: Before) -> After:
     made, counts = step.run(program)
     graph.tidy(made.module)
     step.ensures(made)
-    stage = Stage(step.name, time.perf_counter() - start, dict(counts), counts.notes)
-    return made.replace(stages=(*made.stages, stage))
+    return made.recorded(step.name, time.perf_counter() - start, counts)

@@ -101,9 +101,9 @@ def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None
     return Plan(policy, tuple(sites), tuple(notes), rejoin, lowering or choose(policy))
 
 
-def counted(plan: Plan | None, counts: tuple[float, ...]) -> Plan | None:
+def counted(plan: Plan, counts: tuple[float, ...]) -> Plan:
     """The plan with the counts that images were seen to keep, where only they can tell."""
-    if plan is None or not counts:
+    if not counts:
         return plan
     sites, before = [], 0
     for site, count in zip(plan.sites, counts, strict=True):

@@ -85,7 +85,7 @@ class Report:
             "policy": dict(self.policy),
             "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
             "plan": self.plan.as_dict(),
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [stage.as_dict() for stage in self.stages],
             "certificate": asdict(self.certificate),
             "calibration": asdict(self.calibration) if self.calibration else None,
             "flops": dict(self.flops),

@@ -5,112 +5,41 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import prunec
-from prunec import ops
-from prunec.calibration import calibrate
+from prunec.calibration.calibrate import Calibration, calibrate
 from prunec.data import shapes
 from prunec.errors import CalibrationError, UsageError
-from prunec.ir.program import Planned, Program, Recognised
+from prunec.ir.program import Recognised
 from prunec.passes import BACK, run_passes
 from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy
 from prunec.scorers import fitting
-from tests.tiny import Attention, Block, ViT, pixels, planned, policy, recognised, run
-
-DYNAMIC = {
-    "selector": "threshold", "fate": "preserve", "reactivate": True, "scorer": "mlp", "blocks": [1, 2],
-}  # fmt: skip
+from tests.calibrating import DYNAMIC, counts, dense_vit, images, pruned
+from tests.tiny import Attention, Block, ViT, pixels, policy, run
 
 
 @pytest.fixture(scope="module")
 def dense() -> Recognised:
-    torch.manual_seed(0)
-    return recognised(ViT(depth=3))
+    return dense_vit()
 
 
-def images(count: int = 16) -> Tensor:
-    """Images that differ in how much there is to see."""
-    torch.manual_seed(1)
-    return pixels(count) * torch.linspace(0.3, 2, count).view(-1, 1, 1, 1)
-
-
-def pruned(dense: Recognised, **choices: object) -> Planned:
-    return run_passes(BACK, planned(dense, **{**DYNAMIC, **choices}))  # type: ignore[arg-type]
-
-
-def counts(program: Program, x: Tensor) -> list[Tensor]:
-    """How many patches each image keeps at each site."""
-    found: list[Tensor] = []
-
-    class Watching(torch.fx.Interpreter):
-        def call_function(self, target, args, kwargs):  # type: ignore[no-untyped-def]
-            result = super().call_function(target, args, kwargs)
-            if target is ops.threshold_mask:
-                found.append(result[:, 1:].sum(dim=1))
-            return result
-
-    with torch.no_grad():
-        Watching(program.module).run(x)
-    return found
-
-
-@pytest.mark.parametrize("scorer", ["mlp", "norm"])
-@pytest.mark.parametrize("reactivate", [True, False])
-def test_the_mean_over_the_images_is_what_was_asked_for_and_images_differ(
-    dense: Recognised, scorer: str, reactivate: bool
-) -> None:
-    program = pruned(dense, scorer=scorer, reactivate=reactivate, keep=0.4)
-    x = images()
-    result = calibrate.calibrate(dense, program, x, "images")
-    asked = [site.keep for site in program.plan.sites]
-    found = counts(program, x)
-    assert [float(kept.double().mean()) for kept in found] == pytest.approx(asked, abs=1 / len(x))
-    assert all(len(set(kept.tolist())) > 1 for kept in found)
-    assert [share for share, _ in result.shares] == [keep / 25 for keep in asked]
-    assert all(met == pytest.approx(share, abs=0.01) for share, met in result.shares)
-    assert len(result.fits) == (2 if scorer == "mlp" else 0)
-
-
-def test_scorers_predict_tokens_that_they_have_not_seen(dense: Recognised) -> None:
-    result = calibrate.calibrate(dense, pruned(dense), images(32), "images")
-    assert min(result.fits) > 0.3
-    assert "on 32 images, scorers rank held-out tokens at" in str(result)
-
-
-def test_the_importance_is_the_gradient_through_the_block(dense: Recognised) -> None:
-    # by hand, for one site and one projection
-    torch.manual_seed(0)
-    model = ViT(depth=3).eval()
-    dense, x = recognised(model), images(2)
-    branches = dense.anatomy.blocks[1].branches
-    spans = [(branches[0].state, branches[-1].add)]
-    ((states, found),) = calibrate.Importance(dense, spans, dense.anatomy).run(x)
-    start = model.blocks[0](model.embed(x)).detach().requires_grad_()
-    end = model.blocks[1](start)
-    output = model.head(model.norm(model.blocks[2](end))[:, 0])
-    expected = 0.0
-    for seed in range(calibrate.PROJECTIONS):
-        torch.manual_seed(seed)
-        signs = torch.randint(0, 2, output.shape) * 2.0 - 1
-        total = (output * signs).sum() / output.detach().std()
-        at_start, at_end = torch.autograd.grad(total, [start, end], retain_graph=True)
-        rows = start.detach()[:, 1:]
-        effect = (at_start - at_end)[:, 1:] * (rows - rows.mean(dim=1, keepdim=True))
-        expected = expected + effect.sum(dim=-1) ** 2
-    torch.testing.assert_close(states, start.detach()[:, 1:], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found, (expected / calibrate.PROJECTIONS) ** 0.5, rtol=1e-3, atol=1e-5)
-
-
-def test_calibration_changes_the_sites_and_nothing_of_the_model(dense: Recognised) -> None:
+def test_calibration_makes_new_sites_and_shares_what_is_of_the_model(dense: Recognised) -> None:
     program = pruned(dense)
     before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
-    calibrate.calibrate(dense, program, images(), "images")
-    after = program.module.state_dict()
-    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert {name for name in after if name.startswith("prunec.")} == changed
+    fitted = calibrate(dense, program, images(), "images")
+    own = {name for name in before if name.startswith("prunec.")}
+    assert set(fitted.values) == own
+    after, now = fitted.put_into(program).module.state_dict(), program.module.state_dict()
+    assert list(after) == list(before)
+    for name, tensor in before.items():
+        assert torch.equal(now[name], tensor), name  # the program that was given is as it was
+        assert torch.equal(after[name], tensor) == (name not in own), name
+        assert (after[name].data_ptr() == now[name].data_ptr()) == (name not in own), name
     assert all(parameter.grad is None for parameter in program.module.parameters())
+    kinds = {name: (type(value), value.requires_grad) for name, value in program.module.named_parameters()}
+    made = fitted.put_into(program).module.named_parameters()
+    assert {name: (type(value), value.requires_grad) for name, value in made} == kinds
 
 
 def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: Recognised) -> None:
@@ -120,34 +49,10 @@ def test_calibration_is_deterministic_and_leaves_the_random_state_alone(dense: R
         torch.manual_seed(seed)
         expected = torch.rand(3)
         torch.manual_seed(seed)
-        calibrate.calibrate(dense, program, x, "images")
+        program = calibrate(dense, program, x, "images").put_into(program)
         torch.testing.assert_close(torch.rand(3), expected)
         outputs.append(run(program, x)[0])
     torch.testing.assert_close(*outputs)
-
-
-def test_images_of_another_kind_are_refused_with_the_kind_that_is_wanted(dense: Recognised) -> None:
-    for wrong in (images().double(), images()[..., :16]):
-        with pytest.raises(CalibrationError, match=r"the model takes torch.float32\['n', 3, 20, 20\]"):
-            calibrate.calibrate(dense, pruned(dense), wrong, "images")
-
-
-def test_a_model_that_fixes_its_batch_is_calibrated_at_that_batch() -> None:
-    class Fixed(ViT):
-        def forward(self, pixels: Tensor) -> Tensor:
-            return super().forward(pixels.reshape(2, 3, 20, 20))
-
-    torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="the batch is fixed at 2"):
-        dense = recognised(Fixed(depth=3))
-    result = calibrate.calibrate(dense, pruned(dense), images(17), "images")
-    assert result.images == 16
-
-
-def test_too_few_images(dense: Recognised) -> None:
-    with pytest.raises(CalibrationError, match="7 images are too few") as caught:
-        calibrate.calibrate(dense, pruned(dense), images(7), "images")
-    assert "8 or more" in str(caught.value.remedy)
 
 
 def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
@@ -177,7 +82,7 @@ def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
     ],
 )
 def test_a_calibration_that_may_not_hold_says_so(found: dict[str, Any], doubts: list[str]) -> None:
-    told = calibrate.Calibration(name="images", shares=(), counts=(), seconds=0.0, **found).doubts
+    told = Calibration(name="images", shares=(), counts=(), seconds=0.0, **found).doubts
     assert len(told) == len(doubts)
     assert all(said.startswith(start) for said, start in zip(told, doubts, strict=True))
 
@@ -213,7 +118,7 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     program = run_passes(BACK, prunec.compiler.plan(dense, chosen, choose(chosen)))
     fitted_on = source.calibration_images(64)
     assert fitted_on is not None
-    calibrate.calibrate(dense, program, fitted_on.images, fitted_on.name)
+    program = calibrate(dense, program, fitted_on.images, fitted_on.name).put_into(program)
     scenes = shapes.scenes(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[0], 512, 384)
     images, area = shapes.normalize(scenes.image), scenes.area.sum(dim=1).double()
     batches = images.split(64)

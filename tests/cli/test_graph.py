@@ -19,6 +19,15 @@ def test_graph(call: Call) -> None:
     assert "\x1b" not in diff.out
 
 
+def test_graph_of_two_stages(call: Call) -> None:
+    said = call("graph", "models_of_a_user:vit", *EVIT, "--stages", "recognise", "insert sites")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("--- recognise\n+++ insert sites\n")
+    assert "\n+select_0: int64[" in said.out
+    plain = call("graph", "models_of_a_user:vit", "--stages", "capture", "recognise")
+    assert plain.out.startswith("--- capture\n+++ recognise\n")
+
+
 def test_graph_json(call: Call) -> None:
     data = call("graph", "models_of_a_user:vit", *EVIT, "--format", "json").json
     assert list(data) == ["title", "sections", "inserted", "literals", "operands"]

@@ -45,6 +45,15 @@ def test_op_is_the_plain_name_of_a_call_and_empty_for_anything_else(small: Progr
     } == {""}
 
 
+def test_a_graph_as_text_has_a_line_for_each_value(small: Program) -> None:
+    lines = graph.text(small.graph).splitlines()
+    assert len(lines) == len(small.graph.nodes)
+    assert "inner_weight: float32[4, 4] = get_attr inner.weight" in lines
+    assert "linear: float32[s77, 4] = linear(x, inner_weight, inner_bias)" in lines
+    assert "getitem: float32[s77, 2] = getitem(unbind, 0)" in lines
+    assert lines[-1] == "output = output (relu,)"
+
+
 def test_sizes_are_no_tensors(small: Program) -> None:
     sizes = [node for node in small.graph.nodes if graph.is_size(node)]
     assert {graph.op(node) for node in sizes} == {"sym_size"}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import prunec
 from prunec import ops
+from prunec.ir import graph
 from prunec.ir.program import Planned, ProgramModule, Recognised, Stage
 from prunec.policy.site_plan import Plan, Site
 from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels, pruned, recognised
@@ -158,3 +159,28 @@ def test_the_texts_of_records() -> None:
     assert str(Site(3, "after_attention", 26, 13, 15)) == "after attention of block 3: 26 -> 15 tokens"
     assert str(Site(3, "before_block", 26, 13, 14)) == "before block 3: 26 -> 14 tokens"
     assert str(Stage("plan", 1.234, {"sites": 2, "notes": 0})) == "plan             1.23 s  sites 2, notes 0"
+
+
+def test_every_stage_keeps_the_graph_that_it_made(dense: Recognised, half: Planned) -> None:
+    stages = {stage.name: stage.graph for stage in half.stages}
+    assert half.stages[: len(dense.stages)] == dense.stages
+    assert stages["recognise"] == graph.text(dense.graph)  # of before anything was inserted
+    assert half.stages[-1].graph == graph.text(half.graph)
+    assert "\nselect_0: " not in stages["recognise"]
+    assert "\nselect_0: int64[" in stages["insert sites"]
+    assert stages["insert sites"] != stages["repair tokens"]
+    assert set(half.stages[-1].as_dict()) == {"name", "seconds", "counts", "notes"}
+
+
+def test_values_are_put_into_a_new_program(dense: Recognised) -> None:
+    name = next(name for name, _ in dense.module.named_parameters())
+    old = dense.module.get_parameter(name)
+    before = old.detach().clone()
+    made = dense.with_values({name: torch.zeros(old.shape, dtype=torch.float64)})
+    new = made.module.get_parameter(name)
+    assert isinstance(made, Recognised)
+    assert (new.dtype, new.requires_grad, int(new.count_nonzero())) == (old.dtype, old.requires_grad, 0)
+    assert torch.equal(dense.module.get_parameter(name), before)
+    others = [path for path, _ in dense.module.named_parameters() if path != name]
+    assert all(made.module.get_parameter(path) is dense.module.get_parameter(path) for path in others)
+    assert dense.with_values({}) is dense

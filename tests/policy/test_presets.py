@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunec import ops
-from prunec.calibration.calibrate import count_kept
+from prunec.calibration.kept import count_kept
 from prunec.errors import PolicyError
 from prunec.ir.program import Planned, Program, Recognised
 from prunec.passes import BACK, run_passes

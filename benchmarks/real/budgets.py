@@ -140,7 +140,7 @@ def _built(policy: Policy, rate: float, bench: Bench) -> Built:
 
 
 def _calibrated(built: Built, bench: Bench) -> Built:
-    """With its learned parts and thresholds fitted, which is done in place."""
+    """With its learned parts and thresholds fitted."""
     if not needs_calibration(built.program):
         return built
     fitted = fit(bench.dense, built.program, built.policy, bench.fitted_on)

@@ -17,7 +17,7 @@ from prunec.capture.capture import adopt, capture
 from prunec.counting.counts import mark_counts
 from prunec.errors import CalibrationError
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Counts, Planned, Recognised
+from prunec.ir.program import Planned, Recognised
 from prunec.measure.packed_attention import faster_attention
 from prunec.passes import BACK, FRONT, lowering_passes, run_passes
 from prunec.policy.lowering import Lowering
@@ -83,16 +83,13 @@ def compile_recognised(
     lowering: Lowering | None = None,
 ) -> Compiled:
     """From a recognised program on: for those who try several policies on one model."""
-    planned = plan(dense, policy, lowering)
-    plain = run_passes(BACK, planned)
+    plain = run_passes(BACK, plan(dense, policy, lowering))
     fitted = fit(dense, plain, policy, calibration) if calibrate else None
-    calibrated = None if fitted is None else fitted.calibration
     if fitted is not None:
-        told = Counts({"images": fitted.calibration.images}, (str(fitted.calibration),))
-        plain = fitted.put_into(plain).recorded("calibrate", fitted.calibration.seconds, told)
+        plain = fitted.put_into(plain)
     certificate = certify(dense, plain, original=original)
-    plain = plain.recorded("certify", certificate.seconds, Counts({"forwards": 5}, (str(certificate),)))
-    return Compiled(dense, plain, lower(plain), certificate, calibrated)
+    plain = plain.recorded("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
+    return Compiled(dense, plain, lower(plain), certificate, fitted.calibration if fitted else None)
 
 
 def lower(plain: Planned) -> Planned:
@@ -104,9 +101,7 @@ def lower(plain: Planned) -> Planned:
     if not passes:
         return lowered
     agreement = agree(plain, lowered)
-    return lowered.recorded(
-        "agree", agreement.seconds, Counts({"images": agreement.images}, (str(agreement),))
-    )
+    return lowered.recorded("agree", agreement.seconds, {"images": agreement.images}, (str(agreement),))
 
 
 def _with_attention(plain: Planned) -> Planned:
@@ -114,7 +109,7 @@ def _with_attention(plain: Planned) -> Planned:
     start = time.perf_counter()
     attention, words = faster_attention(plain)
     made = replace(plain.plan, lowering=replace(plain.plan.lowering, attention=attention))
-    return plain.replace(plan=made).recorded("attention", time.perf_counter() - start, Counts({}, (words,)))
+    return plain.replace(plan=made).recorded("attention", time.perf_counter() - start, {}, (words,))
 
 
 def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | None) -> Fitted | None:
@@ -135,5 +130,5 @@ def plan(dense: Recognised, policy: Policy, lowering: Lowering | None = None) ->
     """The policy made concrete for this model, in a mode or in the one that suits it."""
     start = time.perf_counter()
     made = make_plan(policy, dense.anatomy, lowering)
-    told = Counts({"sites": len(made.sites)}, made.notes)
-    return dense.planned(made).recorded("plan", time.perf_counter() - start, told)
+    seconds = time.perf_counter() - start
+    return dense.planned(made).recorded("plan", seconds, {"sites": len(made.sites)}, made.notes)

@@ -85,8 +85,9 @@ class Fitted:
 
     def put_into(self, pruned: Planned) -> Planned:
         """The program with these values, and the counts that images were seen to keep in its plan."""
-        plan = counted(pruned.plan, self.calibration.counts)
-        return pruned.with_values(self.values).replace(plan=plan)
+        done = self.calibration
+        made = pruned.with_values(self.values).replace(plan=counted(pruned.plan, done.counts))
+        return made.recorded("calibrate", done.seconds, {"images": done.images}, (str(done),))
 
 
 def needs_calibration(pruned: Planned) -> bool:

@@ -29,7 +29,7 @@ from prunec.errors import CaptureError, UsageError, first_few
 from prunec.ir.attributes import settings_of
 from prunec.ir.graph import keep_parameters, place, reachable
 from prunec.ir.interface import Interface
-from prunec.ir.program import Counts, Program
+from prunec.ir.program import Program
 
 #: What to do where PyTorch cannot go on: it knows no values of tensors, and no code but its operators.
 BY_VALUES = (
@@ -88,7 +88,7 @@ def _program(
     _check_sizes(graph_module)
     program = Program(graph_module, _interface(signature, graph_module, args, kwargs, batch, settings))
     size = sum(node.op == "call_function" for node in program.graph.nodes)
-    return program.recorded("capture", time.perf_counter() - start, Counts({"operators": size}, notes))
+    return program.recorded("capture", time.perf_counter() - start, {"operators": size}, notes)
 
 
 def _export(

@@ -80,9 +80,11 @@ class Program:
         """A program with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def recorded(self, name: str, seconds: float, counts: Counts) -> Self:
+    def recorded(
+        self, name: str, seconds: float, counts: Mapping[str, int], notes: tuple[str, ...] = ()
+    ) -> Self:
         """The same program, with a record of the step that made it."""
-        stage = Stage(name, seconds, dict(counts), counts.notes, graph.text(self.graph))
+        stage = Stage(name, seconds, dict(counts), notes, graph.text(self.graph))
         return self.replace(stages=(*self.stages, stage))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:

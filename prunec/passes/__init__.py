@@ -71,4 +71,4 @@ def run_pass(step: Pass[Before, After], program: Before) -> After:
     made, counts = step.run(program)
     graph.tidy(made.module)
     step.ensures(made)
-    return made.recorded(step.name, time.perf_counter() - start, counts)
+    return made.recorded(step.name, time.perf_counter() - start, counts, counts.notes)

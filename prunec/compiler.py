@@ -121,7 +121,7 @@ def fit(dense: Recognised, pruned: Planned, policy: Policy, images: ImageSet | N
         raise CalibrationError(
             f"policy {policy.name!r} has learned parts or thresholds, and there are no images to fit them to",
             remedy="give images (--images DIR, calibration=...), or fit nothing, for timing only "
-            "(--untrained, calibrate=False)",
+            "(--no-calibrate, calibrate=False)",
         )
     return calibrate(dense, pruned, images.images, images.name)
 

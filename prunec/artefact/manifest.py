@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from prunec import documents
 from prunec.errors import SourceError, shown
@@ -53,7 +53,9 @@ class LoweringRecord(_Record):
 
     mode: ModeName | None = None
     buckets: Annotated[tuple[Length, ...], Field(strict=False, max_length=1024)] = ()
-    bound: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, le=2**31, validation_alias=AliasChoices("max_tokens", "bound"))
+    ] = None  # older artefacts say bound
     attention: Attention | None = None
 
 

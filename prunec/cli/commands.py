@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from prunec.cli.printing import warn
+
 
 class Entry(NamedTuple):
     """Where a command is, and the first line of its help."""
@@ -57,6 +59,10 @@ COMMANDS = {
 }
 
 
+#: Options under the name that they had in the last release, and the one that they have now.
+RENAMED = {"--bound": "--max-tokens", "--untrained": "--no-calibrate"}
+
+
 def load(name: str) -> TyperCommand:
     """The command of that name, imported, with all its options."""
     module, function = COMMANDS[name].place.split(":")
@@ -78,4 +84,13 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the arguments name: its own in the place of the table's line."""
         name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else load(name), rest
+        return name, None if name is None else load(name), [_renamed(argument) for argument in rest]
+
+
+def _renamed(argument: str) -> str:
+    """An option by the name that it has now, with a warning where that is not what was typed."""
+    option, equals, value = argument.partition("=")
+    if option not in RENAMED:
+        return argument
+    warn(f"{option} is now {RENAMED[option]}; the old name works for one release")
+    return RENAMED[option] + equals + value

@@ -12,8 +12,8 @@ from prunec.cli.options import (
     ArchOption,
     BatchOption,
     BlocksOption,
-    BoundOption,
     BucketsOption,
+    CalibrateOption,
     CropOption,
     ExampleOption,
     FastOption,
@@ -24,6 +24,7 @@ from prunec.cli.options import (
     KeepOption,
     LatencyOption,
     MaxDropOption,
+    MaxTokensOption,
     MeanOption,
     ModeOption,
     OutputOption,
@@ -39,7 +40,6 @@ from prunec.cli.options import (
     TableOption,
     TargetOption,
     ThreadsOption,
-    UntrainedOption,
 )
 from prunec.cli.printing import out, print_json, progress, show_report, warn
 from prunec.cli.values import folder_of, inputs_of, numbers
@@ -73,8 +73,8 @@ def optimize(
     ] = False,
     mode: ModeOption = None,
     buckets: BucketsOption = None,
-    bound: BoundOption = None,
-    untrained: UntrainedOption = False,
+    max_tokens: MaxTokensOption = None,
+    calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     example: ExampleOption = None,
@@ -117,7 +117,7 @@ def optimize(
     backend = targets.load(target)
     chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
-    asked = with_options(mode, lengths, bound)
+    asked = with_options(mode, lengths, max_tokens)
     lowering = choose(chosen, asked, batch=batch, can=backend.modes)
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
@@ -135,7 +135,7 @@ def optimize(
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         measure = Measure(
-            target=target, batch=batch, rounds=rounds, calibrate=not untrained, progress=say, warn=warn
+            target=target, batch=batch, rounds=rounds, calibrate=calibrate, progress=say, warn=warn
         )
         if planned:
             found = verbs.plan(

@@ -55,16 +55,17 @@ ModeOption = Annotated[
 BucketsOption = Annotated[
     str | None, typer.Option("--buckets", metavar="64,128", help="lengths to round padded batches up to")
 ]
-BoundOption = Annotated[
-    int | None, typer.Option("--bound", min=1, help="tokens that a packed batch may have at most")
+MaxTokensOption = Annotated[
+    int | None, typer.Option("--max-tokens", min=1, help="tokens that a packed batch may have at most")
 ]
 TargetOption = Annotated[str, typer.Option("--target", "-t", help="eager or inductor")]
 ImagesOption = Annotated[str | None, typer.Option("--images", metavar="DIR", help="images to measure on")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="images at a time when latency is measured")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="compute threads (CPU)")]
-UntrainedOption = Annotated[
-    bool, typer.Option("--untrained", help="do not calibrate learned parts: for timing only")
+CalibrateOption = Annotated[
+    bool,
+    typer.Option("--calibrate/--no-calibrate", help="--no-calibrate fits no learned parts: for timing only"),
 ]
 OutputOption = Annotated[
     str | None, typer.Option("--output", "-o", metavar="OUT", help="folder of the artefact")

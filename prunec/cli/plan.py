@@ -12,6 +12,7 @@ from prunec.cli.options import (
     ArchOption,
     BatchOption,
     BlocksOption,
+    CalibrateOption,
     CropOption,
     ExampleOption,
     FastOption,
@@ -35,7 +36,6 @@ from prunec.cli.options import (
     TableOption,
     TargetOption,
     ThreadsOption,
-    UntrainedOption,
 )
 from prunec.cli.printing import out, print_json, progress, show_report, warn
 from prunec.cli.values import folder_of, inputs_of, numbers
@@ -61,7 +61,7 @@ def plan(
     batch: BatchOption = 8,
     threads: ThreadsOption = None,
     mode: ModeOption = None,
-    untrained: UntrainedOption = False,
+    calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     example: ExampleOption = None,
@@ -106,7 +106,7 @@ def plan(
             Goal(latency, speedup, max_drop),
             images=images,
             search=search,
-            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
+            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say, warn=warn),
         )
     if as_json:
         print_json(planned.as_dict())
@@ -130,7 +130,7 @@ def apply(
     rounds: RoundsOption = 20,
     threads: ThreadsOption = None,
     require_speedup: RequireOption = False,
-    untrained: UntrainedOption = False,
+    calibrate: CalibrateOption = True,
     trust_source: Annotated[
         bool, typer.Option("--trust-source", help="import and run whatever source the plan names")
     ] = False,
@@ -172,7 +172,7 @@ def apply(
                 target=told.target,
                 batch=told.batch,
                 rounds=rounds,
-                calibrate=not untrained,
+                calibrate=calibrate,
                 progress=say,
                 warn=warn,
             ),

@@ -14,6 +14,7 @@ from prunec.cli.options import (
     ArchOption,
     BatchOption,
     BlocksOption,
+    CalibrateOption,
     CropOption,
     ExampleOption,
     FastOption,
@@ -31,7 +32,6 @@ from prunec.cli.options import (
     TableOption,
     TargetOption,
     ThreadsOption,
-    UntrainedOption,
 )
 from prunec.cli.printing import out, print_json, progress, warn
 from prunec.cli.values import folder_of, inputs_of, numbers, writable
@@ -61,7 +61,7 @@ def sweep(
     batch: BatchOption = 8,
     threads: ThreadsOption = None,
     mode: ModeOption = None,
-    untrained: UntrainedOption = False,
+    calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     example: ExampleOption = None,
@@ -103,7 +103,7 @@ def sweep(
             file,
             images=images,
             search=search,
-            measure=Measure(target=target, batch=batch, calibrate=not untrained, progress=say, warn=warn),
+            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say, warn=warn),
         )
     if drawing is not None:
         drawing.draw(found.as_dict(), Path(str(plot)))

@@ -152,10 +152,10 @@ def with_tensors(module: fx.GraphModule, change: Callable[[Tensor], Tensor]) -> 
     return made
 
 
-def within_bound(program: Program, call: Callable[[], Any]) -> Any:
+def within_max_tokens(program: Program, call: Callable[[], Any]) -> Any:
     """The call's result; a batch with more packed rows than are allowed is an error that says what to do."""
-    bound = program.plan.lowering.bound if isinstance(program, Planned) else None
-    if bound is None:
+    most = program.plan.lowering.max_tokens if isinstance(program, Planned) else None
+    if most is None:
         return call()
     try:
         return call()
@@ -163,8 +163,8 @@ def within_bound(program: Program, call: Callable[[], Any]) -> Any:
         if ops.TOO_MANY not in str(error) and "Runtime assertion failed" not in str(error):
             raise
         raise UsageError(
-            f"the images of this batch keep more than {bound} tokens together, the most that is allowed",
-            remedy="give fewer images at a time, allow more (Packed(max_tokens=...), --bound), or use "
+            f"the images of this batch keep more than {most} tokens together, the most that is allowed",
+            remedy="give fewer images at a time, allow more (Packed(max_tokens=...), --max-tokens), or use "
             "another mode: padded, masked",
         ) from error
 
@@ -230,7 +230,7 @@ class ProgramModule(nn.Module):
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The original model's forward, with fewer tokens."""
         program, run, flat = self.program, self._runs(), self.flat(args, kwargs)
-        return program.interface.unflatten(within_bound(program, lambda: run(*flat)))
+        return program.interface.unflatten(within_max_tokens(program, lambda: run(*flat)))
 
     def _runs(self) -> Callable[..., Any]:
         """What runs the flat inputs."""

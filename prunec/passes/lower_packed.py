@@ -70,7 +70,7 @@ class _Packing:
 
     def __init__(self, program: Planned, attention: Attention) -> None:
         self.module, self.attention, self.cores = program.module, attention, program.anatomy.cores
-        self.bound = program.plan.lowering.bound
+        self.max_tokens = program.plan.lowering.max_tokens
         self.totals = fixed_totals(program)
         self.mode = compat.fake_mode_of(program.graph)
         self.graph = fx.Graph()
@@ -136,8 +136,8 @@ class _Packing:
         if self.totals:
             rows = self._call(ops.fixed_rows_of, (valid, self.totals[number]), f"{name}_rows")
         else:
-            bound = () if self.bound is None else (self.bound,)
-            rows = self._typed(ops.rows_of, (valid, *bound), f"{name}_rows", None)
+            most = () if self.max_tokens is None else (self.max_tokens,)
+            rows = self._typed(ops.rows_of, (valid, *most), f"{name}_rows", None)
         total = compat.new_symbol(self.mode, f"s{number + 1}", 8 * compat.hint(value.shape[1]) + 3)
         rows.meta["val"] = compat.fake_like(self.mode, (1, total), torch.int64, value.device)
         padded, packed = compat.expression(value.shape[1]), compat.expression(total)

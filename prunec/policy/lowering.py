@@ -30,7 +30,7 @@ class Lowering:
     mode: ModeName = "static"
     ragged: bool = False  # whether images may keep different numbers of tokens
     buckets: tuple[int, ...] = ()  # padded: stream lengths to round up to
-    bound: int | None = None  # packed: how many rows a batch may have
+    max_tokens: int | None = None  # packed: how many tokens a batch may have
     attention: Attention | None = None  # packed: None until it is measured
 
     @property
@@ -53,8 +53,8 @@ class Lowering:
         if self.buckets:
             return f"{self.mode} to lengths of {', '.join(map(str, self.buckets))}"
         attention = {"rows": ", attention image by image", "padded": ", attention padded"}
-        bound = "" if self.bound is None else f", at most {self.bound} rows"
-        return f"{self.mode}{attention.get(self.attention or '', '')}{bound}"
+        most = "" if self.max_tokens is None else f", at most {self.max_tokens} tokens"
+        return f"{self.mode}{attention.get(self.attention or '', '')}{most}"
 
 
 def choose(
@@ -93,13 +93,13 @@ def choose(
     if attention is not None and not isinstance(asked, Packed):
         raise UsageError(f"attention is an option of mode packed, got mode {name}", where="mode")
     buckets = asked.buckets if isinstance(asked, Padded) else ()
-    bound = asked.max_tokens if isinstance(asked, Packed) else None
-    return Lowering(name, rules.ragged, buckets, bound, attention)
+    max_tokens = asked.max_tokens if isinstance(asked, Packed) else None
+    return Lowering(name, rules.ragged, buckets, max_tokens, attention)
 
 
 def from_dict(rules: Rules, data: Mapping[str, Any], *, can: Collection[str] = MODES) -> Lowering:
     """The lowering of a policy that `Lowering.as_dict` wrote."""
-    mode = with_options(data.get("mode"), data.get("buckets", ()), data.get("bound"))
+    mode = with_options(data.get("mode"), data.get("buckets", ()), data.get("max_tokens"))
     return choose(rules, mode, attention=data.get("attention"), can=can)
 
 

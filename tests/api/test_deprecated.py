@@ -34,7 +34,7 @@ OLD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"mode": "padded", "buckets": (64, 32)}, {"mode": Padded((32, 64))}),
     ({"buckets": (64,)}, {"mode": Padded((64,))}),
     ({"mode": "packed", "bound": 99}, {"mode": Packed(99)}),
-    ({"keep": None, "buckets": (), "bound": None}, {}),  # what they were when left out
+    ({"keep": None, "buckets": (), "max_tokens": None}, {}),  # what they were when left out
 ]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prunec import targets
 from prunec.artefact import artefact
+from prunec.artefact.manifest import Manifest
 from prunec.errors import PolicyError, PruneError, SourceError
 from prunec.policy.lowering import from_dict
 from prunec.policy.policy import Policy
@@ -34,7 +35,7 @@ WRITTEN: dict[str, Any] = {
         ],
         "notes": ["no site at block 11"],
         "rejoin": None,
-        "lowering": {"mode": "padded", "buckets": [64, 128], "bound": None, "attention": None},
+        "lowering": {"mode": "padded", "buckets": [64, 128], "max_tokens": None, "attention": None},
     },
     "certificate": {
         "identity": 1e-7, "permutation": 2e-7, "tolerance": 1e-5, "seconds": 0.5, "batch": 2,
@@ -96,6 +97,15 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert manifest["plan"]["lowering"] == {**WRITTEN["plan"]["lowering"], "buckets": (64, 128)}
 
 
+def test_older_artefacts_say_bound(tmp_path: Path) -> None:
+    old = {"mode": "packed", "bound": 99}
+    (tmp_path / "prunec.json").write_text(
+        json.dumps({**WRITTEN, "plan": {**WRITTEN["plan"], "lowering": old}})
+    )
+    lowering = Manifest.read(tmp_path / "prunec.json").plan.lowering
+    assert (lowering.mode, lowering.max_tokens) == ("packed", 99)
+
+
 def test_an_older_one_lists_no_files_and_a_newer_one_says_more(folder: Path) -> None:
     write(folder, {key: value for key, value in WRITTEN.items() if key not in ("files", "arch", "versions")})
     assert reads(folder)["files"] == ()
@@ -133,7 +143,11 @@ def test_anything_in_place_of_any_value_is_read_or_refused(folder: Path, path: t
             [0],
             "prunec.json: plan.lowering.buckets.0: Input should be greater",
         ),
-        (("plan", "lowering", "bound"), 10**20, "prunec.json: plan.lowering.bound: Input should be less"),
+        (
+            ("plan", "lowering", "max_tokens"),
+            10**20,
+            "prunec.json: plan.lowering.max_tokens: Input should be less",
+        ),
         (("plan", "sites", "block"), -1, "prunec.json: plan.sites.0.block: Input should be greater"),
         (("certificate", "identity"), "small", "prunec.json: certificate.identity: Input should be a valid"),
         (("versions", "torch"), 2, "prunec.json: versions.torch: Input should be a valid string"),

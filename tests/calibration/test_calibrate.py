@@ -60,7 +60,7 @@ def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
     chosen = policy(**DYNAMIC)
     with pytest.raises(CalibrationError, match="policy 'mine' has learned parts or thresholds") as caught:
         prunec.transform(model, chosen, example=pixels())
-    assert "--untrained" in str(caught.value.remedy)
+    assert "--no-calibrate" in str(caught.value.remedy)
     module = prunec.transform(model, chosen, example=pixels(), calibrate=False)
     assert "prunec.site_0.gate.up.weight" in module.state_dict()
     with pytest.warns(UserWarning, match="calibrated on 16 images only, which may not hold for others"):

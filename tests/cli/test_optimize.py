@@ -194,11 +194,11 @@ SVIT = ["--policy", "svit"]
 
 def test_optimize_in_a_mode(call: Call, home: Path) -> None:
     said = call(
-        "optimize", "models_of_a_user:vit", *SVIT, "--untrained", "--target", "eager", "--rounds", "5",
+        "optimize", "models_of_a_user:vit", *SVIT, "--no-calibrate", "--target", "eager", "--rounds", "5",
         "--batch", "2", "--mode", "padded", "--buckets", "16,20", "-o", "out", "--json",
     )  # fmt: skip
     assert said.code == 0
-    expected = {"mode": "padded", "buckets": [16, 20], "bound": None, "attention": None}
+    expected = {"mode": "padded", "buckets": [16, 20], "max_tokens": None, "attention": None}
     assert said.json["plan"]["lowering"] == expected
     assert made(home) == ["out"]
 
@@ -210,11 +210,11 @@ def test_optimize_in_a_mode(call: Call, home: Path) -> None:
         (["--mode", "packed", "--buckets", "8,16"], "buckets"),
         (["--buckets", "8,x"], "--buckets"),
         (["--mode", "static"], "one image at a time"),
-        (["--mode", "padded", "--bound", "9"], "max_tokens"),
+        (["--mode", "padded", "--max-tokens", "9"], "max_tokens"),
     ],
 )
 def test_a_mode_that_cannot_be(call: Call, home: Path, options: list[str], words: str) -> None:
-    said = call("optimize", "models_of_a_user:vit", *SVIT, "--untrained", "--target", "eager", *options)
+    said = call("optimize", "models_of_a_user:vit", *SVIT, "--no-calibrate", "--target", "eager", *options)
     assert said.code == 2
     assert said.out == ""
     assert words in said.err

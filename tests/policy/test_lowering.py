@@ -40,7 +40,7 @@ IN_BATCH = Policy.load({**FIXED.model_dump(), "selector": {"kind": "top_k", "kee
         (RAGGED, {"batch": 8}, "padded"),
         (RAGGED, {"mode": "static"}, "static, one image at a time"),
         (RAGGED, {"mode": Padded(buckets=(16, 8))}, "padded to lengths of 8, 16"),
-        (RAGGED, {"mode": Packed(max_tokens=90)}, "packed, at most 90 rows"),
+        (RAGGED, {"mode": Packed(max_tokens=90)}, "packed, at most 90 tokens"),
         (RAGGED, {"mode": "masked", "batch": 8}, "masked"),
         (FIXED, {"mode": "packed"}, "packed"),
         (IN_BATCH, {}, "padded"),
@@ -140,7 +140,7 @@ def test_a_batch_above_its_bound(how: str) -> None:
     fast.get_buffer("prunec.site_0.threshold").fill_(-1.0)
     with pytest.raises(UsageError, match="keep more than 60 tokens together") as caught:
         call(x)
-    assert "Packed(max_tokens=...), --bound" in str(caught.value.remedy)
+    assert "Packed(max_tokens=...), --max-tokens" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(

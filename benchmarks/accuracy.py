@@ -82,7 +82,7 @@ class Setting:
 
 def rows(name: str, policy: Policy, keeps: Sequence[float], setting: Setting) -> Iterator[Row]:
     """A preset at its own setting, where that is none of the rates, and at each rate."""
-    own = [step.selector.keep for step in policy.steps]
+    own = [step.selector.keep_per_site for step in policy.steps]
     if own[0] not in keeps or len(own) > 1:
         row = measured(name, OWN, policy, setting)
         yield row
@@ -90,7 +90,7 @@ def rows(name: str, policy: Policy, keeps: Sequence[float], setting: Setting) ->
             return
     for keep in keeps:
         try:
-            chosen = policy.override(keep=keep)
+            chosen = policy.override(keep_per_site=keep)
         except PolicyError as error:  # it has no rate
             yield Row(name, keep, refused=_reason(error))
             return
@@ -190,8 +190,8 @@ def markdown(record: dict[str, Any], found: Sequence[Row]) -> str:
         f"{record['calibration_images']} other images, so presets that want training show what calibration",
         "alone gives, and `svit` is then the same as `dynamic`.",
         "",
-        "- *keep*: the share of the patches entering a site that survives it; *own*: what the preset says. A",
-        "  preset with a site in every block has far fewer patches left at the same keep: compare by FLOPs.",
+        "- *keep_per_site*: the share of the patches entering a site that survives it; *own*: what the preset says. A",
+        "  preset with a site in every block has far fewer patches left at the same share: compare by FLOPs.",
         "  Merging takes away at most half at a site, so smaller rates may change nothing.",
         "- *patches*: kept, of 81, mean over sites and images. *FLOPs*: of the dense model.",
         "- *random*: as many patches of each image, chosen at random; mean ± standard deviation over",
@@ -202,7 +202,7 @@ def markdown(record: dict[str, Any], found: Sequence[Row]) -> str:
         f"{record['device']}, threads: {record['threads']}, torch {record['torch']},",
         f"prunec {record['prunec']}, {record['date']}.",
         "",
-        "| preset | keep | patches | FLOPs | accuracy | random | busy |",
+        "| preset | keep_per_site | patches | FLOPs | accuracy | random | busy |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {' | '.join(_cells(row))} |" for row in found if not row.refused]

@@ -122,7 +122,7 @@ def leaving_out(rounds: int) -> list[Row]:
 
 
 def policy() -> Policy:
-    return Policy.load(POLICY).override(keep=KEEP)
+    return Policy.load(POLICY).override(keep_per_site=KEEP)
 
 
 @dataclass(frozen=True)

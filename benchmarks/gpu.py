@@ -94,7 +94,7 @@ def prepared(name: str, device: torch.device) -> tuple[nn.Module, dict[str, Prog
     """A model in bfloat16 and its programs, kept until the next model comes."""
     fresh()
     model = timm_vit(name).to(device, torch.bfloat16)
-    return model, controlled(model, Policy.load(POLICY).override(keep=KEEP))
+    return model, controlled(model, Policy.load(POLICY).override(keep_per_site=KEEP))
 
 
 def compiled_once(name: str, device: torch.device) -> Row:

@@ -155,7 +155,7 @@ def accuracy(device: torch.device, batch: int, rounds: int) -> Iterator[Row]:
     source.module.to(device)
     dense = recognise(source)
     flat = figures.with_batch(dense, batch)
-    uniform = {rate: POLICY.override(keep=rate) for rate in RATES}
+    uniform = {rate: POLICY.override(keep_per_site=rate) for rate in RATES}
     programs = {rate: compiled(source, dense, policy) for rate, policy in uniform.items()}
     plans: dict[tuple[int, float], Program] = {}
     named: dict[tuple[int, float], Candidate] = {}

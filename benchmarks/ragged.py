@@ -73,13 +73,13 @@ def programs(model: nn.Module, x: Tensor) -> dict[str, Program]:
     """Dense, uniform, padded and packed programs; all but dense keep as many tokens of the batch."""
     source = sources.from_module(model)
     kept = shares(len(x))
-    ragged = policy(kind="threshold", keep=0.5)
+    ragged = policy(kind="threshold", keep_per_site=0.5)
     made = {}
     for mode in ("padded", "packed"):
         compiled = compile_source(source, ragged, calibrate=False, lowering=choose(ragged, mode))
         made["dense"] = compiled.dense
         made[mode] = with_counts(compiled.pruned, x, kept)
-    uniform = policy(kind="top_k", keep=float(kept.float().mean()) / 196)
+    uniform = policy(kind="top_k", keep_per_site=float(kept.float().mean()) / 196)
     made["static"] = compile_source(source, uniform).pruned
     made["slices"] = run_passes((Slices(),), made["static"])
     return made

@@ -174,7 +174,7 @@ def _describe(dense: Recognised, row: Row) -> None:
 
 def _in_mode(dense: Recognised, mode: str) -> float | str:
     """How far a mode's outputs are from the padded ones, each image keeping a share of its own; why not."""
-    policy = Policy.load(POLICY).override(keep=KEEP)
+    policy = Policy.load(POLICY).override(keep_per_site=KEEP)
     try:
         padded = run_passes(BACK, plan(dense, policy, choose(policy, mode)))
     except PolicyError as error:
@@ -184,7 +184,7 @@ def _in_mode(dense: Recognised, mode: str) -> float | str:
 
 
 def _pruned(dense: Recognised, keep: float) -> Planned:
-    return run_passes(BACK, plan(dense, Policy.load(POLICY).override(keep=keep)))
+    return run_passes(BACK, plan(dense, Policy.load(POLICY).override(keep_per_site=keep)))
 
 
 def _check_capture(captured: Program, example: Any, expected: Sequence[Tensor]) -> None:

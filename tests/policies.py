@@ -22,7 +22,7 @@ def _step(depths: list[float]) -> dict[str, Any]:
     return {
         "sites": {"where": "before_block", "depths": depths},
         "scorer": {"kind": "norm"},
-        "selector": {"kind": "top_k", "keep": 0.5},
+        "selector": {"kind": "top_k", "keep_per_site": 0.5},
         "fate": "drop",
     }
 

@@ -453,7 +453,7 @@ def test_the_vit_of_torchvision_equals_one_pruned_by_hand(policy: str, pruning: 
         x = torch.cat([model.class_token[0], patches]) + model.encoder.pos_embedding[0]
         return model.heads(model.encoder.ln(walk(Stream(x, prefix=1), layers, pruning).x[0]))
 
-    fast = prunec.transform(model, prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)))
+    fast = prunec.transform(model, prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)))
     batch = torch.randn(3, 3, 40, 40)
     with torch.no_grad():
         expected = torch.stack([by_hand(image) for image in batch])

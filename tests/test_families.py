@@ -50,7 +50,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     args, kwargs = family.call(family.images(2))
     with torch.no_grad():
         output = tensors(model(*args, **kwargs))
-    policy = Policy.load(family.policy).override(keep=0.5, blocks=(1, 2))
+    policy = Policy.load(family.policy).override(keep_per_site=0.5, blocks=(1, 2))
     compiled = compile_source(sources.from_module(model), policy)
     exact = prunec.transform(model, "none")
     return Case(family, model, state, output, compiled, ProgramModule(compiled.pruned), exact)
@@ -270,7 +270,7 @@ def test_other_points_of_the_policy_space_equal_it_too(name: str, pruning: Pruni
         "summary": "a point of the space",
         "sites": {"where": pruning.where, "blocks": list(pruning.blocks)},
         "scorer": {"kind": pruning.scorer},
-        "selector": {"kind": "top_k", "keep": pruning.keep},
+        "selector": {"kind": "top_k", "keep_per_site": pruning.keep},
         "fate": pruning.fate,
         "restore": "stale",
     }
@@ -283,7 +283,7 @@ def test_tables_move_with_tokens_at_sites_after_attention(name: str) -> None:
     model = family.model()
     policy = Policy.load("norm").model_dump()
     policy["sites"] = {"where": "after_attention", "blocks": [0, 2]}
-    pruned = prunec.transform(model, prunec.Policy.load(policy, keep=0.3))
+    pruned = prunec.transform(model, prunec.Policy.load(policy, keep_per_site=0.3))
     agree(family, model, pruned, replace(NORM, where="after_attention", blocks=(0, 2), keep=0.3))
 
 

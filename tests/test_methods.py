@@ -35,7 +35,9 @@ def neutral(name: str) -> Policy:
         second = policy.then[0].model_dump()
         second["selector"] = {"kind": "threshold", "at": 1.0}
         return preset(name, selector={"at": 1.0}, then=[second])
-    rate = next(rate for rate in ("keep", "remove", "at") if getattr(policy.selector, rate) is not None)
+    rate = next(
+        rate for rate in ("keep_per_site", "remove", "at") if getattr(policy.selector, rate) is not None
+    )
     return preset(name, selector={rate: 0.0 if rate == "remove" else 1.0})
 
 
@@ -101,7 +103,7 @@ def test_norm_is_stale() -> None:
 def test_nearest(keep: float) -> None:
     # with 26 kept patches 20 of them make a dropped one, with 9 all of them do
     model, x = segmenter(4), images()
-    policy = preset("norm", sites=at(2), selector={"keep": keep}, restore="nearest")
+    policy = preset("norm", sites=at(2), selector={"keep_per_site": keep}, restore="nearest")
     run = watch(transformed(model, policy), x)
     with torch.no_grad():
         for number, image in enumerate(x):

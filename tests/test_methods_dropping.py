@@ -113,7 +113,7 @@ def test_representation_shift(pool: str) -> None:
 
 def ats(keep: float, least: int, **options: Any) -> tuple[Any, Callable[[Tensor], Chosen]]:
     model = vit(4, **options)
-    fast = transformed(model, preset("ats", selector={"keep": keep, "least": least}))
+    fast = transformed(model, preset("ats", selector={"keep_per_site": keep, "least": least}))
     return fast, lambda image: methods.ats(model, image, sites=counts(fast), least=least)
 
 

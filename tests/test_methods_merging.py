@@ -103,7 +103,7 @@ def test_padding_is_merged_into_nothing(rule: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", ["class token", "mean", "registers"])
 def test_pomt(name: str) -> None:
     model = MODELS[name]()
-    fast = transformed(model, preset("pomt", sites={"depths": (0.34,)}, selector={"keep": 0.5}))
+    fast = transformed(model, preset("pomt", sites={"depths": (0.34,)}, selector={"keep_per_site": 0.5}))
     assert counts(fast) == [(1, 14)]
 
     def reference(image: Tensor) -> tuple[Tensor, methods.model.Rows]:

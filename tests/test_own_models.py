@@ -170,7 +170,7 @@ def images(batch: int = 3) -> Tensor:
 def compiled(
     model: nn.Module, policy: str = "norm", blocks: tuple[int, ...] = (1, 2), keep: float = 0.5
 ) -> Compiled:
-    chosen = Policy.load(policy).override(keep=keep, blocks=blocks)
+    chosen = Policy.load(policy).override(keep_per_site=keep, blocks=blocks)
     return compile_source(sources.from_module(model, images(2)), chosen)
 
 
@@ -213,7 +213,9 @@ def right(model: nn.Module, result: Compiled, prefix: int = 1, suffix: int = 0) 
 
 def agree(model: Model, layers: list[Layer], policy: str, pruning: Pruning) -> None:
     """With half of the patches, equal to the same model pruned by hand."""
-    module = prunec.transform(model, prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)), example=images(2))
+    module = prunec.transform(
+        model, prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)), example=images(2)
+    )
     with torch.no_grad():
         streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]
         expected = model.classifier(model.norm(torch.stack([stream.x[0] for stream in streams])))
@@ -331,7 +333,7 @@ def test_the_vit_of_torchvision(policy: str) -> None:
     model = VisionTransformer(
         image_size=32, patch_size=8, num_layers=4, num_heads=2, hidden_dim=24, mlp_dim=40, num_classes=7
     )
-    pruned = prunec.transform(ready(model), prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)))
+    pruned = prunec.transform(ready(model), prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)))
     with torch.no_grad():
         x = torch.randn(2, 3, 32, 32)
         assert difference(pruned(x), model(x)) > 0.01
@@ -395,7 +397,9 @@ def test_an_output_of_all_tokens_in_a_nest_of_containers() -> None:
     result = compiled(model)
     assert len(result.dense.anatomy.taps) == 2  # after blocks 0 and 2; after block 3 it is the head
     right(model, result)
-    module = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1, 2)), example=images(2))
+    module = prunec.transform(
+        model, prunec.Policy.load("norm", keep_per_site=0.5, blocks=(1, 2)), example=images(2)
+    )
     with torch.no_grad():
         found, expected = module(images()), model(images())
     assert list(found) == ["logits", "features"]

@@ -87,7 +87,7 @@ def test_recognised(found: tuple[Structure, nn.Module, Program]) -> None:
 
 def test_certified_and_differentiable(found: tuple[Structure, nn.Module, Program]) -> None:
     structure, model, dense = found
-    policy = Policy.load("norm").override(keep=KEEP)
+    policy = Policy.load("norm").override(keep_per_site=KEEP)
     pruned = run_passes(BACK, plan(dense, policy))
     assert pruned.plan.sites
     certify(dense, pruned)

@@ -155,7 +155,7 @@ def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:
     if fate in ("drop", "fuse"):
         changes.setdefault("restore", "stale")
     kind = changes.pop("selector", "top_k")
-    selector = {"kind": kind, "keep": keep}
+    selector = {"kind": kind, "keep_per_site": keep}
     selector |= {key: changes.pop(key) for key in ("multiple_of", "least", "stages") if key in changes}
     return Policy.load(
         {

@@ -17,9 +17,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 MEASURED = ("target", "batch", "rounds", "preprocess")
 
+#: Old keyword, and how `Policy.load` calls it.
+OVERRIDES = {"keep": "keep_per_site", "blocks": "blocks", "restore": "restore"}
+
 #: Old keyword, the parameter that holds it now, and how that is written.
 SPELLINGS = (
-    ("keep", "policy", "Policy.load(..., keep=...)"),
+    ("keep", "policy", "Policy.load(..., keep_per_site=...)"),
     ("blocks", "policy", "Policy.load(..., blocks=...)"),
     ("restore", "policy", "Policy.load(..., restore=...)"),
     ("within", "submodule", "submodule=..."),
@@ -54,7 +57,7 @@ def old_spellings(function: Function) -> Function:
 
 def _translated(new: dict[str, Any], given: dict[str, Any], *, measured: bool) -> dict[str, Any]:
     """The arguments in the new spelling; what is measured has a `Measure` in the place of single keywords."""
-    overrides = {name: given[name] for name in ("keep", "blocks", "restore") if name in given}
+    overrides = {new: given[old] for old, new in OVERRIDES.items() if old in given}
     if overrides:
         new["policy"] = Policy.load(new["policy"], **overrides)
     if "within" in given:

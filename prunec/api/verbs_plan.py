@@ -203,7 +203,7 @@ def to_plan(policy: PlanLike) -> Policy:
             remedy="leave the goal out, or give the policy that the plan was made of",
         )
     loaded = Policy.load(policy)
-    swallowed = [name for name in ("keep", "blocks", "sites") if name in loaded.overridden]
+    swallowed = [name for name in ("keep", "keep_per_site", "blocks", "sites") if name in loaded.overridden]
     if swallowed:
         raise UsageError(
             f"blocks and counts are planned by measurement, and {' and '.join(swallowed)} were given too",

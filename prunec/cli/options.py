@@ -39,7 +39,7 @@ PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
 ]
 KeepOption = Annotated[
-    float | None, typer.Option("--keep", help="share of the patch tokens that survives a site")
+    float | None, typer.Option("--keep", help="share of the patch tokens that survives all sites")
 ]
 BlocksOption = Annotated[
     str | None, typer.Option("--blocks", metavar="3,6,9", help="blocks that have a site")

@@ -49,8 +49,9 @@ def opened(policy: Policy, blocks: Sequence[int], *, of_batch: bool = False) -> 
     data = policy.model_dump(exclude={"then"})
     rate = max(1, len(blocks)) / (1 + len(blocks))  # each site takes tokens away, and leaves some to the next
     budget = "batch" if of_batch and policy.selector.ragged else "image"
-    data["selector"].update(kind="top_k", keep=rate, remove=None, at=None, budget=budget)
+    data["selector"].update(kind="top_k", keep_per_site=rate, remove=None, at=None, budget=budget)
     data["selector"].update(stages=1, spare=0, multiple_of=1, least=1)
+    data["keep"] = None
     data["sites"].update(blocks=tuple(blocks), depths=None, between=None)
     return Policy.load(data)
 

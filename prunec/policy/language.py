@@ -197,7 +197,9 @@ def _rate(value: Any) -> float | tuple[float, ...] | None:
     rates = value if several else [value]
     numbers = all(isinstance(rate, int | float) and not isinstance(rate, bool) for rate in rates)
     if not (rates and numbers and all(0 < rate <= 1 for rate in rates)):
-        raise ValueError(f"keep must be in (0, 1]{' or a list of such rates' * several}, got {shown(value)}")
+        raise ValueError(
+            f"keep_per_site must be in (0, 1]{' or a list of such rates' * several}, got {shown(value)}"
+        )
     return tuple(map(float, rates)) if several else float(value)
 
 
@@ -205,24 +207,25 @@ class Selector(Model):
     """How scores become a kept set.
 
     top_k      the best of every image, the same number of each
-    threshold  what scores above a threshold: one that is calibrated so that `keep` is met on average, or `at`
+    threshold  what scores above a threshold: one that is calibrated so that `keep_per_site` is
+               met on average, or `at`
     adaptive   what is less alike than the mean over the image by its spread, divided by the block's number
-    sampling   those that a regular grid over the cumulated scores hits, at most `keep`
+    sampling   those that a regular grid over the cumulated scores hits, at most `keep_per_site`
 
-    `keep` is the share of the patch tokens entering a site that survives it, rounded up (a list gives one for
-    each site); `remove` is the share of all the model's patch tokens that each site takes away. `at` is a
-    similarity from which pairs are merged, a confidence from which tokens exit, or the probability to stay
-    above which they stay. The length of the stream after a site, protected tokens counted in, is rounded up
-    to a multiple of `multiple_of`, though never above the length before it. Where every site chooses among
-    all tokens again (reactivate), the share of a site in the second third of `stages: 3` is keep * keep, in
-    the last third keep * keep * keep. `least` patches stay in any case; of each class, `spare` of those that
-    a grader is sure of stay as context. With `budget: batch`, top_k chooses among all images of a batch: as
-    many tokens stay as with `budget: image`, but more of an image that needs them. What an image keeps then
-    depends on the others in its batch.
+    `keep_per_site` is the share of the patch tokens entering a site that survives it, rounded up (a list
+    gives one for each site); `remove` is the share of all the model's patch tokens that each site takes
+    away. `at` is a similarity from which pairs are merged, a confidence from which tokens exit, or the
+    probability to stay above which they stay. The length of the stream after a site, protected tokens
+    counted in, is rounded up to a multiple of `multiple_of`, though never above the length before it. Where
+    every site chooses among all tokens again (reactivate), the share that stays in the second third of
+    `stages: 3` is its square, in the last third its cube. `least` patches stay in any case;
+    of each class, `spare` of those that a grader is sure of stay as context. With `budget: batch`, top_k
+    chooses among all images of a batch: as many tokens stay as with `budget: image`, but more of an image
+    that needs them. What an image keeps then depends on the others in its batch.
     """
 
     kind: Literal["top_k", "threshold", "adaptive", "sampling"]
-    keep: Annotated[
+    keep_per_site: Annotated[
         float | tuple[float, ...] | None,
         BeforeValidator(_rate, json_schema_input_type=Rate | Rates | None),
         Field(description="in (0, 1]"),
@@ -238,18 +241,19 @@ class Selector(Model):
     @model_validator(mode="after")
     def _one_rate(self) -> Selector:
         allowed = {
-            "top_k": ("keep", "remove"), "threshold": ("keep", "at"), "adaptive": (), "sampling": ("keep",),
+            "top_k": ("keep_per_site", "remove"), "threshold": ("keep_per_site", "at"), "adaptive": (),
+            "sampling": ("keep_per_site",),
         }[self.kind]  # fmt: skip
-        given = [name for name in ("keep", "remove", "at") if getattr(self, name) is not None]
+        given = [name for name in ("keep_per_site", "remove", "at") if getattr(self, name) is not None]
         if len(given) != min(1, len(allowed)) or not set(given) <= set(allowed):
             raise ValueError(
                 f"{self.kind} needs {' or '.join(allowed) or 'no rate'}, got {' and '.join(given) or 'none'}"
             )
         if self.budget == "batch" and self.kind != "top_k":
             raise ValueError(f"budget batch needs kind top_k, {self.kind} spends no budget")
-        if self.stages > 1 and not isinstance(self.keep, float):
+        if self.stages > 1 and not isinstance(self.keep_per_site, float):
             raise ValueError(
-                f"stages needs one keep for all sites, to take powers of; got stages {self.stages}"
+                f"stages needs one keep_per_site for all sites, to take powers of; got stages {self.stages}"
             )
         return self
 

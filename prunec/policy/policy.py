@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, PrivateAttr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import PrivateAttr, ValidationError
 
 from prunec import documents
-from prunec.errors import PolicyError, brief, did_you_mean, shown
-from prunec.policy.language import listed
-from prunec.policy.rules import Misfit, Rules, Step
+from prunec.errors import PolicyError, did_you_mean, shown
+from prunec.policy.mistakes import told
+from prunec.policy.rules import Rules, Step
 
+#: Beside `keep`, the rate of a step that had none: any, so that all its sites take the same share.
+ALIKE = 0.5
 PRESETS = Path(__file__).parent / "presets"
-#: How many mistakes of one policy are told.
-TOLD = 8
 
 
 class Policy(Rules):
@@ -49,6 +49,7 @@ class Policy(Rules):
         source: PolicyLike,
         *,
         keep: float | None = None,
+        keep_per_site: float | None = None,
         blocks: Iterable[int] | None = None,
         restore: str | None = None,
         where: str = "the value given as policy",
@@ -57,7 +58,8 @@ class Policy(Rules):
 
         Args:
             source: the name of a preset, a path that ends in .yaml, .yml, .json or .toml, or a mapping.
-            keep: in place of the policy's own, as for `override`.
+            keep: the share of the patch tokens that survives all sites, as for `override`.
+            keep_per_site: the share that survives one site, as for `override`.
             blocks: in place of the policy's own, as for `override`.
             restore: in place of the policy's own, as for `override`.
             where: what errors name as the place of a mapping.
@@ -66,14 +68,16 @@ class Policy(Rules):
             PolicyError: the name is unknown, the file cannot be read, or its content is not a policy.
         """
         loaded = _read(source, where)
-        if keep is None and blocks is None and restore is None:
+        given = {"keep": keep, "keep_per_site": keep_per_site, "blocks": blocks, "restore": restore}
+        if all(value is None for value in given.values()):
             return loaded
-        return loaded.override(keep=keep, blocks=blocks, restore=restore)
+        return loaded.override(keep=keep, keep_per_site=keep_per_site, blocks=blocks, restore=restore)
 
     def override(
         self,
         *,
         keep: float | None = None,
+        keep_per_site: float | None = None,
         blocks: Iterable[int] | None = None,
         sites: Mapping[str, Any] | None = None,
         restore: str | None = None,
@@ -81,31 +85,46 @@ class Policy(Rules):
         """The same policy with another keep rate, or at other sites; each for all its steps.
 
         Args:
-            keep: the share of the patch tokens entering a site that survives it, in place of whatever rate or
-                threshold the policy gives.
+            keep: the share of the patch tokens that survives all sites. It means the same for every policy,
+                however many sites that has; the policy's own rates say how much each of them takes.
+            keep_per_site: the share of the patch tokens entering a site that survives it, in place of
+                whatever rate or threshold the policy gives.
             blocks: the blocks of the sites, in place of `blocks`, `depths` or `between`.
             sites: the whole axis, as it stands in a policy file; instead of `blocks`.
             restore: how tokens come back for a head that reads all of them.
         """
+        where = f"an override of policy {self.name}"
         if blocks is not None and sites is not None:
+            raise PolicyError("blocks and sites both say where", where=where, remedy="give one of them")
+        if keep is not None and keep_per_site is not None:
             raise PolicyError(
-                "blocks and sites both say where",
-                where=f"an override of policy {self.name}",
-                remedy="give one of them",
+                "keep and keep_per_site both say how many stay", where=where, remedy="give one of them"
             )
         data = self.model_dump()
+        if keep is not None or keep_per_site is not None:
+            data["keep"] = keep
         if restore is not None:
             data["restore"] = restore
         for step in (data, *data["then"]):
-            if keep is not None:
+            if keep_per_site is not None or (keep is not None and not _has_rate(step["selector"])):
                 kind = "threshold" if step["selector"]["kind"] == "adaptive" else step["selector"]["kind"]
-                step["selector"].update(kind=kind, keep=keep, remove=None, at=None)
+                step["selector"].update(kind=kind, keep_per_site=keep_per_site or ALIKE, remove=None, at=None)
             if blocks is not None:
                 step["sites"].update(blocks=tuple(blocks), depths=None, between=None)
             if sites is not None:
                 step["sites"] = dict(sites)
-        made = _validated(data, where=f"an override of policy {self.name}")
-        given = {"keep": keep, "blocks": blocks, "sites": sites, "restore": restore}
+        made = _validated(data, where=where)
+        if keep not in (None, 1) and not any(step.sites.blocks != () for step in made.steps):
+            raise PolicyError(
+                "keep has no effect: the policy has no sites", where=where, remedy="leave keep out"
+            )
+        given = {
+            "keep": keep,
+            "keep_per_site": keep_per_site,
+            "blocks": blocks,
+            "sites": sites,
+            "restore": restore,
+        }
         changed = [name for name, value in given.items() if value is not None]
         made._overridden = tuple(dict.fromkeys((*self._overridden, *changed)))
         return made
@@ -152,6 +171,11 @@ class Policy(Rules):
                 remedy="choose blocks of the model, or give depths, which fit every model",
             )
         return tuple(sorted(set(blocks)))
+
+
+def _has_rate(selector: Mapping[str, Any]) -> bool:
+    """Whether a selector says how many stay by a share, not by a value on the scorer's scale."""
+    return selector["keep_per_site"] is not None or selector["remove"] is not None
 
 
 #: What is taken for a policy: one, the name of a preset, a file, or a mapping.
@@ -244,86 +268,37 @@ def _validated(data: object, *, where: str) -> Policy:
             remedy=f"give the keys {', '.join(Policy.model_fields)}",
         )
     try:
-        return Policy.model_validate(data)
+        return Policy.model_validate(_renamed(data, where))
     except ValidationError as error:
-        problems = _innermost(error)
-        mistakes = [_describe(problem) for problem in problems[:TOLD]]
-        if len(problems) > TOLD:
-            mistakes.append(f"and {len(problems) - TOLD} more mistakes")
+        mistakes = told(error)
         place = "the place" if len(mistakes) == 1 else "each place"
         raise PolicyError(
             "\n".join(mistakes), where=where, remedy=f"correct {place} named after the @"
         ) from error
 
 
-def _innermost(error: ValidationError) -> list[dict[str, Any]]:
-    """The mistakes, without those of a list that only say that something in it is wrong."""
-    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
-    outer = {loc[:end] for loc in (problem["loc"] for problem in problems) for end in range(len(loc))}
-    return [problem for problem in problems if problem["loc"] not in outer]
+def _renamed(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same in today's words: for one release `selector.keep` is read, with a warning."""
+    then = data.get("then")
+    steps = then if isinstance(then, list | tuple) else ()
+    if not any(_has_old_keep(step) for step in (data, *steps)):
+        return data
+    warnings.warn(
+        f"{where}: selector.keep is now selector.keep_per_site; the old name works for one release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    renamed = _with_new_keep(data)
+    return renamed if not steps else {**renamed, "then": [_with_new_keep(step) for step in steps]}
 
 
-def _describe(problem: dict[str, Any]) -> str:
-    """One mistake, as `keep must be in (0, 1], got 1.5 @ selector.keep`."""
-    kind, value, loc = problem["type"], problem["input"], problem["loc"]
-    if kind == "invalid_key":  # not a string, such as 1 or yes
-        loc = (*loc[:-1], shown(value))
-    if kind == "value_error":
-        reason = problem["ctx"]["error"]
-        loc = (*loc[:-1], reason.place) if isinstance(reason, Misfit) else loc
-        return f"{reason} @ {_path(loc)}"
-    if kind == "missing" and isinstance(loc[-1], int):  # the list is too short
-        kind, loc = "too_short", loc[:-1]
-    if loc[-1] == "[key]":  # a key of a mapping that may have any, as long as it is text
-        loc = loc[:-2]
-    path = _path(loc)
-    *parents, name = (part for part in loc if isinstance(part, str))  # an element goes by its list's name
-    fields = _fields(parents)
-    if name not in fields:
-        allowed = f"allowed: {', '.join(fields)}{did_you_mean(name, fields)}"
-        return f"unknown key {shown(name)}, {allowed} @ {path}"
-    if kind == "missing":
-        return f"{name} is missing, it must be {_allowed(fields[name])} @ {path}"
-    hint = did_you_mean(value, _choices(fields[name])) if isinstance(value, str) else ""
-    model = _model_in(fields[name].annotation) if isinstance(loc[-1], int) else None
-    if model is not None:
-        return f"{name}[{loc[-1]}] must be {_mapping(model)}, got {shown(value)} @ {path}"
-    return f"{name} must be {_allowed(fields[name])}, got {shown(value)}{hint} @ {path}"
+def _has_old_keep(step: object) -> bool:
+    selector = step.get("selector") if isinstance(step, dict) else None
+    return isinstance(selector, dict) and "keep" in selector and "keep_per_site" not in selector
 
 
-def _path(loc: tuple[str | int, ...]) -> str:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{brief(part, 60)}" for part in loc)
-    return "".join(parts).removeprefix(".")
-
-
-def _fields(parents: Iterable[str]) -> dict[str, FieldInfo]:
-    """The fields of the model that stands at the end of `parents`."""
-    model: type[BaseModel] = Policy
-    for name in parents:
-        model = _model_in(model.model_fields[name].annotation) or model
-    return model.model_fields
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation such as `Merge | None` or `tuple[Step, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
-
-
-def _allowed(field: FieldInfo) -> str:
-    """What may stand in a field: its own words, or its keys, or its choices."""
-    if field.description:
-        return field.description
-    model = _model_in(field.annotation)
-    return _mapping(model) if model else listed(_choices(field))
-
-
-def _mapping(model: type[BaseModel]) -> str:
-    return f"a mapping with the keys {', '.join(model.model_fields)}"
-
-
-def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words of a `Literal`, also of one that may be left out."""
-    literals = [field.annotation, *get_args(field.annotation)]
-    return tuple(str(word) for part in literals if get_origin(part) is Literal for word in get_args(part))
+def _with_new_keep(step: Any) -> Any:
+    if not _has_old_keep(step):
+        return step
+    words = {"keep_per_site" if name == "keep" else name: value for name, value in step["selector"].items()}
+    return {**step, "selector": words}

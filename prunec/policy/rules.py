@@ -163,16 +163,18 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
 
 
 def rates(rules: Rules) -> str:
-    """The rate of each step, those that are alike told once."""
+    """What survives all sites, or else the rate of each step, those that are alike told once."""
+    if rules.keep is not None:
+        return f"keep {rules.keep:g}"
     return ", ".join(dict.fromkeys(rate(step) for step in rules.steps))
 
 
 def rate(step: Step) -> str:
-    """`keep 0.7`, or whatever says how many stay."""
+    """`keep_per_site 0.7`, or whatever says how many stay."""
     selector = step.selector
-    if isinstance(selector.keep, tuple):
-        return f"keep {', '.join(f'{share:g}' for share in selector.keep)}"
-    given = {"keep": selector.keep, "remove": selector.remove, "at": selector.at}
+    if isinstance(selector.keep_per_site, tuple):
+        return f"keep_per_site {', '.join(f'{share:g}' for share in selector.keep_per_site)}"
+    given = {"keep_per_site": selector.keep_per_site, "remove": selector.remove, "at": selector.at}
     return next((f"{name} {value:g}" for name, value in given.items() if value is not None), selector.kind)
 
 
@@ -216,13 +218,18 @@ class Title(Model):
 
 
 class Rules(Step, Title):
-    """A complete policy as data: its first step, what holds for all steps, and further steps."""
+    """A complete policy as data: its first step, what holds for all steps, and further steps.
+
+    `keep` is the share of the patch tokens that survives all sites of a model, rounded up. Where it is given,
+    the rates of the steps only say how much each site takes beside the others.
+    """
 
     attention: Literal["plain", "proportional"] = "plain"
     restore: Restore | None = None
     then: Annotated[
         tuple[Step, ...], Field(strict=False, description="a list of further steps, each a mapping")
     ] = ()
+    keep: float | None = Field(default=None, gt=0, le=1, description="in (0, 1]")
     training: Training | None = None
 
     @field_validator("attention")
@@ -256,6 +263,19 @@ class Rules(Step, Title):
                         f"{name} must be {_word(first)} in all steps, as in the first; got {_word(other)}",
                     )
         return then
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_needs_rates(cls, keep: float | None, info: ValidationInfo) -> float | None:
+        selectors = [info.data.get("selector"), *(step.selector for step in info.data.get("then", ()))]
+        for number, selector in enumerate(selectors):
+            if keep is not None and selector is not None and selector.keep_per_site is selector.remove:
+                raise Misfit(
+                    f"then[{number - 1}].selector" if number else "selector",
+                    "keep needs keep_per_site or remove at every step, which it divides among the sites; "
+                    f"got {'at' if selector.at is not None else selector.kind}",
+                )
+        return keep
 
     @property
     def steps(self) -> tuple[Step, ...]:

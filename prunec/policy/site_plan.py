@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prunec.errors import PolicyError
 from prunec.policy.language import LATE, Selector
 from prunec.policy.lowering import Lowering, choose
+from prunec.policy.places import Place, places_of, share_per_site, surviving
 from prunec.policy.policy import Policy, presets
 from prunec.policy.rules import Rules, Step
 from prunec.structure import Anatomy
@@ -84,15 +85,20 @@ def make_plan(policy: Policy, anatomy: Anatomy, lowering: Lowering | None = None
     rejoin = anatomy.depth - 1 if policy.restored == "rejoin" and anatomy.depth > 1 else None
     sites, notes = [], list(_warnings(policy, anatomy))
     tokens, owed = anatomy.tokens, 0  # patches that are still there because lengths are rounded up
-    for place in _places(policy, anatomy.depth):
-        if rejoin is not None and place.block >= rejoin:
-            notes.append(f"no site at block {place.block}: all tokens come back before block {rejoin}")
-            continue
-        if place.late and place.block == anatomy.depth - 1 and not anatomy.reads_patches:
-            notes.append(f"no site at block {place.block}: no output depends on patches behind its attention")
+    places = places_of(policy, anatomy.depth)
+    shares = surviving(policy, [place for place in places if not _without_site(place, rejoin, anatomy)])
+    for place in places:
+        if reason := _without_site(place, rejoin, anatomy):
+            notes.append(f"no site at block {place.block}: {reason}")
             continue
         tokens = anatomy.tokens if policy.reactivate else tokens
-        site, note, owed = _site(policy, place, tokens, owed, anatomy)
+        step = policy.steps[place.step]
+        entering = tokens - anatomy.prefix - anatomy.suffix
+        if place in shares:
+            wanted: int | None = min(entering, _share_of(anatomy.grid, shares[place]))
+        else:
+            wanted = _wanted(step.selector, place, entering, owed, anatomy.grid, policy.name)
+        site, note, owed = _site(step, place, tokens, wanted, anatomy)
         if note:
             notes.append(note)
         if site is not None:
@@ -116,34 +122,20 @@ def counted(plan: Plan, counts: tuple[float, ...]) -> Plan:
     return replace(plan, sites=tuple(sites))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a site may come, and which one of its step's sites it is."""
-
-    block: int
-    late: bool  # inside the block, after its attention
-    step: int
-    number: int
-    of: int
-
-
-def _places(policy: Policy, depth: int) -> list[_Place]:
-    """All places of all steps, in the order of the stream."""
-    found = []
-    for index, step in enumerate(policy.steps):
-        blocks = policy.blocks_of(step, depth)
-        late = step.sites.where == "after_attention"
-        found += [_Place(block, late, index, number, len(blocks)) for number, block in enumerate(blocks)]
-    return sorted(found, key=lambda place: (place.block, place.late, place.step))
+def _without_site(place: Place, rejoin: int | None, anatomy: Anatomy) -> str:
+    """Why a place has no site in this model, if so."""
+    if rejoin is not None and place.block >= rejoin:
+        return f"all tokens come back before block {rejoin}"
+    if place.late and place.block == anatomy.depth - 1 and not anatomy.reads_patches:
+        return "no output depends on patches behind its attention"
+    return ""
 
 
 def _site(
-    policy: Policy, place: _Place, tokens: int, owed: int, anatomy: Anatomy
+    step: Step, place: Place, tokens: int, wanted: int | None, anatomy: Anatomy
 ) -> tuple[Site | None, str, int]:
     """The site at a place, or none; what there is to say about it; and how many patches too many stay."""
-    step = policy.steps[place.step]
     patches = tokens - anatomy.prefix - anatomy.suffix
-    wanted = _wanted(step.selector, place, patches, owed, anatomy.grid, policy.name)
     note = ""
     if step.scorer.kind == "similarity" and wanted is not None:
         movable = _even(anatomy.prefix, patches)  # these look for a partner, the others stay
@@ -160,22 +152,15 @@ def _site(
     return site, note, owed
 
 
-def _wanted(selector: Selector, place: _Place, patches: int, owed: int, grid: int, name: str) -> int | None:
+def _wanted(selector: Selector, place: Place, patches: int, owed: int, grid: int, name: str) -> int | None:
     """How many of the patches that enter a site are to survive; None where only images can tell."""
     if selector.remove is not None:
         return max(0, patches - owed - round(selector.remove * grid))
-    if selector.keep is None:
-        return None
-    if isinstance(selector.keep, tuple):
-        if len(selector.keep) != place.of:
-            raise PolicyError(
-                f"keep lists {len(selector.keep)} rates, and there are {place.of} sites",
-                where=f"policy {name}, selector.keep",
-                remedy="give one rate, or one for each site",
-            )
-        share = selector.keep[place.number]
-    else:
-        share = selector.keep ** (place.number * selector.stages // place.of + 1)
+    share = share_per_site(selector, place, name)
+    return None if share is None else _share_of(patches, share)
+
+
+def _share_of(patches: int, share: float) -> int:
     return math.ceil(share * patches - 1e-9)  # 0.7 * 10 is 7, not 8
 
 
@@ -234,7 +219,7 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
     for step in policy.steps:
         for index in policy.blocks_of(step, anatomy.depth):
             _check_place(policy, step, index, anatomy)
-    places = _places(policy, anatomy.depth)
+    places = places_of(policy, anatomy.depth)
     _check_counts(policy, places)
     for one, other in itertools.pairwise(places):
         reads_late = policy.steps[other.step].scorer.kind in LATE
@@ -248,7 +233,7 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
             )
 
 
-def _check_counts(policy: Policy, places: list[_Place]) -> None:
+def _check_counts(policy: Policy, places: list[Place]) -> None:
     """The same number of every image cannot be chosen where images have different numbers already."""
     ragged = False
     for place in places:

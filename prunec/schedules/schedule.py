@@ -1,6 +1,7 @@
 """A schedule as part of a policy: which blocks have a site, and how long the stream is behind each.
 
-    {3: 112, 7: 48}   ==>   sites: {where: ..., blocks: [3, 7]}    selector: {kind: ..., keep: [0.561, 0.423]}
+    {3: 112, 7: 48}   ==>   sites: {where: ..., blocks: [3, 7]}
+                            selector: {kind: ..., keep_per_site: [0.561, 0.423]}
 
 The rates are such that `make_plan` arrives at just these lengths, so a planned policy is an ordinary policy:
 it prints, is edited, saved and loaded like any other.
@@ -35,7 +36,8 @@ def scheduled(policy: Policy, anatomy: Anatomy, schedule: Schedule) -> Policy:
         entering = anatomy.tokens if policy.reactivate else leaves
     kind = "threshold" if policy.selector.kind == "adaptive" else policy.selector.kind
     alone = {"remove": None, "at": None, "stages": 1, "multiple_of": 1, "least": 1}
-    data["selector"].update(kind=kind, keep=rates or 1.0, **alone)
+    data["selector"].update(kind=kind, keep_per_site=rates or 1.0, **alone)
+    data["keep"] = None
     data["sites"].update(blocks=tuple(sorted(schedule)), depths=None, between=None)
     return Policy.load(data)
 

@@ -24,17 +24,17 @@ def given(
 
 
 OLD: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"keep": 0.25}, {"policy": Policy.load("evit", keep=0.25)}),
+    ({"keep": 0.25}, {"policy": Policy.load("evit", keep_per_site=0.25)}),
     ({"blocks": (1, 2)}, {"policy": Policy.load("evit", blocks=(1, 2))}),
     ({"restore": "stale"}, {"policy": Policy.load("evit", restore="stale")}),
-    ({"keep": 0.25, "blocks": (1,)}, {"policy": Policy.load("evit", keep=0.25, blocks=(1,))}),
+    ({"keep": 0.25, "blocks": (1,)}, {"policy": Policy.load("evit", keep_per_site=0.25, blocks=(1,))}),
     ({"within": "backbone"}, {"submodule": "backbone"}),
     ({"untrained": True}, {"calibrate": False}),
     ({"untrained": False}, {"calibrate": True}),
     ({"mode": "padded", "buckets": (64, 32)}, {"mode": Padded((32, 64))}),
     ({"buckets": (64,)}, {"mode": Padded((64,))}),
     ({"mode": "packed", "bound": 99}, {"mode": Packed(99)}),
-    ({"keep": None, "buckets": (), "max_tokens": None}, {}),  # what they were when left out
+    ({"keep": None, "buckets": (), "bound": None}, {}),  # what they were when left out
 ]
 
 
@@ -91,7 +91,7 @@ def test_a_real_one() -> None:
     model = ViT(depth=2).eval()
     with pytest.warns(DeprecationWarning, match="is now"):
         before = prunec.transform(model, policy="norm", keep=0.5, blocks=(1,), example=pixels())  # type: ignore[call-arg]
-    new = prunec.transform(model, Policy.load("norm", keep=0.5, blocks=(1,)), example=pixels())
+    new = prunec.transform(model, Policy.load("norm", keep_per_site=0.5, blocks=(1,)), example=pixels())
     assert before.__dict__["program"].plan == new.__dict__["program"].plan
     old = {name for name, *_ in SPELLINGS}
     assert not old & set(inspect.signature(prunec.transform).parameters)

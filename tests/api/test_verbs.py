@@ -54,7 +54,7 @@ def test_a_policy_may_come_in_any_form(tmp_path: Path, form: str) -> None:
     loaded = prunec.Policy.load(given)
     assert loaded == (prunec.Policy.load("norm") if form == "name" else policy)
     overridden = prunec.Policy.load(given, keep=0.25, blocks=(2,))
-    assert (overridden.selector.keep, overridden.sites.blocks) == (0.25, (2,))
+    assert (overridden.keep, overridden.sites.blocks) == (0.25, (2,))
 
 
 def test_transform_says_what_an_unknown_model_needs() -> None:

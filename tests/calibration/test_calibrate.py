@@ -114,7 +114,7 @@ def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> No
     """On the shipped classifier; of scenes with one object each, over all sites the counts hardly tell."""
     source = prunec.frontend.sources.load("shapes")
     dense = prunec.compiler.recognise(source)
-    chosen = Policy.load("dynamic").override(keep=0.5)
+    chosen = Policy.load("dynamic").override(keep_per_site=0.5)
     program = run_passes(BACK, prunec.compiler.plan(dense, chosen, choose(chosen)))
     fitted_on = source.calibration_images(64)
     assert fitted_on is not None
@@ -140,7 +140,7 @@ def test_optimize_calibrates_reports_and_saves_what_it_fitted(
     monkeypatch.setattr("prunec.measure.image_sets.MOST", 96)  # images to measure on; six models see each
     result = prunec.optimize(
         "shapes",
-        prunec.Policy.load("dynamic", keep=0.5),
+        prunec.Policy.load("dynamic", keep_per_site=0.5),
         measure=prunec.Measure(target="eager", batch=4, rounds=5),
     )
     report = result.report.text()

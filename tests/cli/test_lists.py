@@ -22,7 +22,7 @@ def test_policies(call: Call) -> None:
     assert "Merge uniform at 0.88, a known grid classification windows early adaptive detection and" in told
     data = call("policies", "--json").json
     assert list(data) == list(prunec.presets())
-    assert data["evit"]["selector"]["keep"] == 0.7
+    assert data["evit"]["selector"]["keep_per_site"] == 0.7
     assert (data["evit"]["needs"], data["evit"]["fits"][0]) == (["class token"], "classification")
 
 

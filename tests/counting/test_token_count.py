@@ -306,7 +306,9 @@ def test_each_block_counts_what_its_site_left(form: str, policy: str, pruning: P
     # evit scores by the attention, of which the scale follows too, and fuses the others into one token.
     ways = ATTENTIONS[form]
     model = randomise(ViT(lambda: Block(attention=lambda: Attending(**ways)), depth=4).eval(), seed=2)
-    module = prunec.transform(model, prunec.Policy.load(policy, keep=0.5, blocks=(1, 2)), example=images(2))
+    module = prunec.transform(
+        model, prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)), example=images(2)
+    )
     layers = [scaled_layer(block) for block in model.blocks]
     with torch.no_grad():
         streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]

@@ -266,7 +266,7 @@ def test_an_exported_program_is_the_captured_one(folder: Path, tiny: nn.Module) 
     source = sources.load(str(folder / "free.pt2"), allow_pickle=True)
     assert "only if you trust" in source.notes[0]
     same, fewer = (
-        ProgramModule(compile_source(source, Policy.load("norm").override(keep=keep)).pruned)
+        ProgramModule(compile_source(source, Policy.load("norm").override(keep_per_site=keep)).pruned)
         for keep in (1.0, 0.5)
     )
     pixels = torch.randn(5, 3, 72, 72)

@@ -24,7 +24,7 @@ name: mine
 summary: What it does.
 sites: {where: before_block, depths: [0.25, 0.5]}
 scorer: {kind: norm}
-selector: {kind: top_k, keep: 0.5}
+selector: {kind: top_k, keep_per_site: 0.5}
 fate: drop
 """
 PLAN = f"""\
@@ -183,7 +183,12 @@ def policy(name: str, old: str, new: str, what: str) -> None:
 policy("a thousand million queries", "kind: norm", "kind: query, queries: 1000000000", "parameters of 768 GB")
 policy("a million blocks", "kind: norm", "kind: pre_net, depth: 1000000", "a network that is never built")
 policy("a large block", "depths: [0.25, 0.5]", f"blocks: [{10**60}]", "no such block")
-policy("a large multiple", "keep: 0.5", f"keep: 0.5, multiple_of: {10**60}", "more than 64 bits")
+policy(
+    "a large multiple",
+    "keep_per_site: 0.5",
+    f"keep_per_site: 0.5, multiple_of: {10**60}",
+    "more than 64 bits",
+)
 policy("a name of 300 letters", "name: mine", f"name: {'a' * 300}", "a folder would be called by it")
 
 

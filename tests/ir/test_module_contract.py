@@ -52,7 +52,7 @@ def transform(name: str, model: nn.Module | None = None, dtype: torch.dtype = to
     model = (chosen.model() if model is None else model).to(dtype)
     args, kwargs = chosen.call(chosen.images(2).to(dtype))
     fast = prunec.transform(
-        model, prunec.Policy.load(chosen.policy, keep=0.5, blocks=(1, 2)), example=kwargs or args
+        model, prunec.Policy.load(chosen.policy, keep_per_site=0.5, blocks=(1, 2)), example=kwargs or args
     )
     return Case(chosen, model, fast)
 
@@ -187,7 +187,7 @@ def test_an_artefact_gives_the_module_again(name: str, tmp_path: Path) -> None:
     case = known(name)
     result = prunec.optimize(
         case.model,
-        prunec.Policy.load(case.family.policy, keep=0.5, blocks=(1, 2)),
+        prunec.Policy.load(case.family.policy, keep_per_site=0.5, blocks=(1, 2)),
         measure=prunec.Measure(target="eager", batch=2, rounds=1),
     )
     images = case.family.images(3)

@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_refused(x: Tensor, change: dict[str, Any], said: s
 
 def test_attention_chooses_better_than_chance_on_shapes() -> None:
     source = sources.load("shapes")
-    compiled = compile_source(source, Policy.load("evit").override(keep=0.5))
+    compiled = compile_source(source, Policy.load("evit").override(keep_per_site=0.5))
     control = run_passes((RandomScores(),), compiled.pruned)
     image, label = images(CLASSIFICATION, HELD_OUT_SEEDS[2], 0, 96)
     found = compare(source.module, compiled.pruned.module, control.module, normalize(image), label, seeds=2)

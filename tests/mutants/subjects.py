@@ -112,7 +112,7 @@ def _at(*blocks: int) -> dict[str, Any]:
 
 _DROP = policy(blocks=[1, 2])
 _RAGGED = policy(selector="threshold", blocks=[1, 2])
-_EVIT = _preset("evit", sites=_at(1, 2), selector={"keep": 0.5})
+_EVIT = _preset("evit", sites=_at(1, 2), selector={"keep_per_site": 0.5})
 _ANEW = policy(fate="preserve", selector="threshold", reactivate=True, blocks=[1, 2])
 _TOME = _preset("tome", sites=_at(0, 1, 2), selector={"remove": 0.2})
 _DIFFRATE = _preset("diffrate", sites=_at(0, 1, 2), selector={"remove": 0.2})
@@ -124,7 +124,7 @@ SUBJECTS: dict[str, Subject] = {
     "class token, drop": Subject("class token", _DROP),
     "class token, fuse": Subject("class token", _EVIT),
     "class token, fuse the mean": Subject(
-        "class token", _preset("pomt", sites=_at(1), selector={"keep": 0.5})
+        "class token", _preset("pomt", sites=_at(1), selector={"keep_per_site": 0.5})
     ),
     "class token, thresholds": Subject("class token", _RAGGED),
     "class token, fuse by thresholds": Subject("class token", _FUSE_RAGGED),

@@ -464,7 +464,7 @@ def test_keys_of_their_own_are_made(model: type[nn.Module]) -> None:
 @pytest.mark.parametrize(("mode", "expected"), [("static", 1), ("padded", 1), ("packed", 0), ("masked", 0)])
 def test_modes_with_attention_of_their_own_have_keys(mode: str, expected: int) -> None:
     model, x = ViT(depth=3).eval(), pixels(2)
-    fast = prunec.transform(model, prunec.Policy.load("norm", keep=0.5), mode=mode, example=x)
+    fast = prunec.transform(model, prunec.Policy.load("norm", keep_per_site=0.5), mode=mode, example=x)
     assert counts(fast.__dict__["program"], "fold_key_value") == {"folded": expected}
     same = prunec.transform(model, prunec.Policy.load("norm", keep=1.0), mode=mode, example=x)
     with torch.no_grad():

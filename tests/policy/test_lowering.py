@@ -24,7 +24,9 @@ from tests.tiny import ViT, pixels, recognised
 
 FIXED = tiny.policy()
 RAGGED = tiny.policy(selector="threshold", fate="preserve", reactivate=True)
-IN_BATCH = Policy.load({**FIXED.model_dump(), "selector": {"kind": "top_k", "keep": 0.5, "budget": "batch"}})
+IN_BATCH = Policy.load(
+    {**FIXED.model_dump(), "selector": {"kind": "top_k", "keep_per_site": 0.5, "budget": "batch"}}
+)
 
 
 # --- the choice -------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ SHOWN = {
     "static": ("+ pack_0 = only(", "reshape [B, 26, 16] -> [B, n, 16]", "scatter("),
     "padded": ("+ pack_0 = pack(", "reshape [B, 26, 16] -> [B, n, 16]", "scatter("),
     "packed": ("reshape [B, 26, 16] -> [1, S, 16]", "put("),
-    "masked": (f"{ATTENTION}attend_kept(", "+ pack_0 = every(", "blend("),
+    "masked": (f"{ATTENTION}attend_kept(", "+ pack_0 = all_rows(", "blend("),
 }
 
 

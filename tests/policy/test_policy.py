@@ -21,10 +21,10 @@ from tests.policies import GONE, written
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(PolicyError) as caught:
-        Policy.load(written(selector__keep=2, fate="burn", version=GONE))
+        Policy.load(written(selector__keep_per_site=2, fate="burn", version=GONE))
     assert [line.rpartition(" @ ")[2] for line in caught.value.what.splitlines()] == [
         "version",
-        "selector.keep",
+        "selector.keep_per_site",
         "fate",
     ]
 
@@ -85,7 +85,16 @@ def test_of_very_many_mistakes_the_first_few_are_told() -> None:
 )
 @pytest.mark.parametrize(
     "place",
-    ["version", "name", "sites", "sites__blocks", "scorer__kind", "scorer__options", "selector__keep", "x"],
+    [
+        "version",
+        "name",
+        "sites",
+        "sites__blocks",
+        "scorer__kind",
+        "scorer__options",
+        "selector__keep_per_site",
+        "x",
+    ],
 )
 def test_whatever_the_value_is_the_message_is_short(place: str, value: Any) -> None:
     with pytest.raises(PolicyError) as caught:
@@ -99,7 +108,9 @@ def test_whatever_the_value_is_the_message_is_short(place: str, value: Any) -> N
     st.sampled_from(
         ["version", "name", "fate", "sites", "scorer", "selector", "restore", "then", "training"]
     ),
-    st.sampled_from(["", "__blocks", "__between", "__kind", "__keep", "__options", "__stages", "__losses"]),
+    st.sampled_from(
+        ["", "__blocks", "__between", "__kind", "__keep_per_site", "__options", "__stages", "__losses"]
+    ),
     st.recursive(
         st.none()
         | st.booleans()
@@ -198,7 +209,7 @@ depths = [0.25, 0.5]
 kind = "norm"
 [selector]
 kind = "top_k"
-keep = 0.5
+keep_per_site = 0.5
 """
 
 
@@ -232,7 +243,7 @@ selector = { kind = "threshold", at = 0.9 }
 fate = "merge"
 sites = { where = "after_attention", between = [0.25, 0.5] }
 scorer = { kind = "cls_attention", values = true }
-selector = { kind = "top_k", keep = [0.9, 0.8, 0.7] }
+selector = { kind = "top_k", keep_per_site = [0.9, 0.8, 0.7] }
 merge = { mean = "plain", forget = 0.5 }
 [training]
 epochs = 3
@@ -250,7 +261,7 @@ def test_further_steps_and_training_in_all_formats(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(THEN_AND_TRAINING)
     mine = Policy.load(tmp_path / "mine.toml")
     assert [step.scorer.kind for step in mine.steps] == ["similarity", "cls_attention"]
-    assert mine.then[0].selector.keep == (0.9, 0.8, 0.7)
+    assert mine.then[0].selector.keep_per_site == (0.9, 0.8, 0.7)
     assert mine.training is not None
     assert [(loss.kind, loss.over) for loss in mine.training.losses] == [("task", None), ("ratio", "image")]
     (tmp_path / "mine.yaml").write_text(mine.to_yaml())
@@ -345,9 +356,9 @@ def test_a_preset_as_json(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_the_keep_of_every_preset_can_be_overridden(name: str, keep: float) -> None:
-    steps = Policy.load(name).override(keep=keep).steps
-    assert {step.selector.keep for step in steps} == {keep}
+def test_the_keep_per_site_of_every_preset_can_be_overridden(name: str, keep: float) -> None:
+    steps = Policy.load(name).override(keep_per_site=keep).steps
+    assert {step.selector.keep_per_site for step in steps} == {keep}
     assert {step.selector.remove for step in steps} == {step.selector.at for step in steps} == {None}
     assert {step.selector.kind for step in steps} <= {"top_k", "threshold", "sampling"}
 
@@ -372,7 +383,7 @@ def test_blocks_and_sites_are_not_overridden_at_once() -> None:
 def test_evit_is_evit() -> None:
     evit = Policy.load("evit")
     assert (evit.sites.where, evit.site_blocks(12)) == ("after_attention", (3, 6, 9))
-    assert (evit.scorer.kind, evit.selector.keep, evit.fate) == ("cls_attention", 0.7, "fuse")
+    assert (evit.scorer.kind, evit.selector.keep_per_site, evit.fate) == ("cls_attention", 0.7, "fuse")
     assert evit.needs == {"class token"}
 
 
@@ -387,8 +398,8 @@ def test_the_baselines_need_nothing(name: str) -> None:
 def test_override_returns_a_new_policy() -> None:
     evit = Policy.load("evit")
     half = evit.override(keep=0.5)
-    assert (half.selector.keep, evit.selector.keep) == (0.5, 0.7)
-    assert half.override(keep=0.7) == evit
+    assert (half.keep, half.selector.keep_per_site, evit.keep) == (0.5, 0.7, None)
+    assert half.override(keep_per_site=0.7) == evit
     assert evit.override() == evit
 
 
@@ -399,7 +410,7 @@ def test_overridden_blocks_replace_the_depths() -> None:
 
 
 def test_an_override_is_checked_too() -> None:
-    with pytest.raises(PolicyError, match=r"keep must be in \(0, 1\], got 1.5 @ selector.keep") as caught:
+    with pytest.raises(PolicyError, match=r"keep must be in \(0, 1\], got 1.5 @ keep") as caught:
         Policy.load("evit").override(keep=1.5)
     assert caught.value.where == "an override of policy evit"
     with pytest.raises(PolicyError, match=r"depths must be .* got \[\] @ sites.depths"):
@@ -424,7 +435,7 @@ def test_yaml_round_trip(
     sites: dict[str, Any] = {"where": "after_attention"}
     sites.update({"blocks": blocks} if blocks else {"depths": depths})
     mine = Policy.load(
-        written(sites=sites, selector__keep=keep, selector__multiple_of=multiple_of, summary=summary)
+        written(sites=sites, selector__keep_per_site=keep, selector__multiple_of=multiple_of, summary=summary)
     )
     text = mine.to_yaml()
     assert Policy.load(yaml.safe_load(text)) == mine

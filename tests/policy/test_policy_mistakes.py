@@ -18,7 +18,7 @@ KINDS = (
     "query, pre_net or grader"
 )
 SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"
-SELECTOR = "keys kind, keep, remove, at, multiple_of, least, spare, stages, budget"
+SELECTOR = "keys kind, keep_per_site, remove, at, multiple_of, least, spare, stages, budget"
 STEP = "sites, scorer, selector, fate, reactivate, weights, merge"
 TRAINING = "relaxation, temperature, detached, losses, epochs, rate, gate_rate, warm_up, freeze, required"
 COUNT = "must be a whole number from 1 to 65536"
@@ -49,7 +49,7 @@ def then(**changes: Any) -> dict[str, Any]:
 
 
 BLOCKS: dict[str, Any] = {"sites__depths": GONE}
-NO_KEEP: dict[str, Any] = {"selector__keep": GONE}
+NO_KEEP: dict[str, Any] = {"selector__keep_per_site": GONE}
 EXITING = {"fate": "exit", **scoring("grader"), **choosing("threshold", at=0.9)}
 
 # Each row: the changes to a valid policy, and what the message must end in.
@@ -67,8 +67,8 @@ TITLE = [
     ({"summary": ""}, "summary must be one line of text, got '' @ summary"),
     ({"paper": 2202.07800}, "paper must be one line that names the paper, got 2202.078 @ paper"),
     ({"paper": " "}, "paper must be one line that names the paper, got ' ' @ paper"),
-    ({"protect": "cls"}, "restore, then, training @ protect"),
-    ({"scorers": {}}, "then, training; nearest: scorer, restore, selector @ scorers"),
+    ({"protect": "cls"}, "restore, then, keep, training @ protect"),
+    ({"scorers": {}}, "then, keep, training; nearest: scorer, restore, selector @ scorers"),
 ]
 SITES = [
     ({"sites": [3]}, "sites must be a mapping with the keys where, blocks, depths, between, got [3] @ sites"),
@@ -168,45 +168,69 @@ SCORERS = [
 ]
 SELECTORS = [
     ({"selector": 0.5}, f"selector must be a mapping with the {SELECTOR}, got 0.5 @ selector"),
-    ({"selector__kept": 0.5}, f"unknown key 'kept', allowed: {SELECTOR[5:]}; nearest: keep @ selector.kept"),
     (
-        choosing("topk", keep=0.5),
+        {"selector__keep_per_sit": 0.5},
+        "nearest: keep_per_site @ selector.keep_per_sit",
+    ),
+    (
+        choosing("topk", keep_per_site=0.5),
         "kind must be top_k, threshold, adaptive or sampling, got 'topk'; nearest: top_k @ selector.kind",
     ),
-    ({"selector__keep": 1.5}, "keep must be in (0, 1], got 1.5 @ selector.keep"),
-    ({"selector__keep": 0}, "keep must be in (0, 1], got 0 @ selector.keep"),
-    ({"selector__keep": math.nan}, "keep must be in (0, 1], got nan @ selector.keep"),
-    ({"selector__keep": "0.5"}, "keep must be in (0, 1], got '0.5' @ selector.keep"),
-    ({"selector__keep": True}, "keep must be in (0, 1], got True @ selector.keep"),
-    ({"selector__keep": []}, "keep must be in (0, 1] or a list of such rates, got [] @ selector.keep"),
-    ({"selector__keep": [0.5, 1.5]}, "or a list of such rates, got [0.5, 1.5] @ selector.keep"),
-    ({"selector__keep": [0.5, "x"]}, "or a list of such rates, got [0.5, 'x'] @ selector.keep"),
+    ({"selector__keep_per_site": 1.5}, "keep_per_site must be in (0, 1], got 1.5 @ selector.keep_per_site"),
+    ({"selector__keep_per_site": 0}, "keep_per_site must be in (0, 1], got 0 @ selector.keep_per_site"),
+    (
+        {"selector__keep_per_site": math.nan},
+        "keep_per_site must be in (0, 1], got nan @ selector.keep_per_site",
+    ),
+    (
+        {"selector__keep_per_site": "0.5"},
+        "keep_per_site must be in (0, 1], got '0.5' @ selector.keep_per_site",
+    ),
+    ({"selector__keep_per_site": True}, "keep_per_site must be in (0, 1], got True @ selector.keep_per_site"),
+    (
+        {"selector__keep_per_site": []},
+        "keep_per_site must be in (0, 1] or a list of such rates, got [] @ selector.keep_per_site",
+    ),
+    (
+        {"selector__keep_per_site": [0.5, 1.5]},
+        "or a list of such rates, got [0.5, 1.5] @ selector.keep_per_site",
+    ),
+    (
+        {"selector__keep_per_site": [0.5, "x"]},
+        "or a list of such rates, got [0.5, 'x'] @ selector.keep_per_site",
+    ),
     ({**NO_KEEP, "selector__remove": 1}, "remove must be in [0, 1), got 1 @ selector.remove"),
     ({**NO_KEEP, "selector__remove": "0.1"}, "remove must be in [0, 1), got '0.1' @ selector.remove"),
     (choosing("threshold", at=0), "at must be in (0, 1], got 0 @ selector.at"),
-    (NO_KEEP, "top_k needs keep or remove, got none @ selector"),
-    ({"selector__remove": 0.1}, "top_k needs keep or remove, got keep and remove @ selector"),
-    ({**NO_KEEP, "selector__at": 0.5}, "top_k needs keep or remove, got at @ selector"),
-    (choosing("threshold"), "threshold needs keep or at, got none @ selector"),
-    (choosing("threshold", keep=0.5, at=0.5), "threshold needs keep or at, got keep and at @ selector"),
-    (choosing("adaptive", keep=0.5), "adaptive needs no rate, got keep @ selector"),
-    (choosing("sampling", remove=0.5), "sampling needs keep, got remove @ selector"),
+    (NO_KEEP, "top_k needs keep_per_site or remove, got none @ selector"),
+    (
+        {"selector__remove": 0.1},
+        "top_k needs keep_per_site or remove, got keep_per_site and remove @ selector",
+    ),
+    ({**NO_KEEP, "selector__at": 0.5}, "top_k needs keep_per_site or remove, got at @ selector"),
+    (choosing("threshold"), "threshold needs keep_per_site or at, got none @ selector"),
+    (
+        choosing("threshold", keep_per_site=0.5, at=0.5),
+        "threshold needs keep_per_site or at, got keep_per_site and at @ selector",
+    ),
+    (choosing("adaptive", keep_per_site=0.5), "adaptive needs no rate, got keep_per_site @ selector"),
+    (choosing("sampling", remove=0.5), "sampling needs keep_per_site, got remove @ selector"),
     ({"selector__multiple_of": 0}, f"multiple_of {COUNT}, got 0 @ selector.multiple_of"),
     ({"selector__multiple_of": 8.0}, f"multiple_of {COUNT}, got 8.0 @ selector.multiple_of"),
     ({"selector__least": 0}, f"least {COUNT}, got 0 @ selector.least"),
     ({"selector__spare": -1}, "spare must be a whole number from 0 to 65536, got -1 @ selector.spare"),
     ({"selector__stages": 0}, f"stages {COUNT}, got 0 @ selector.stages"),
     (
-        choosing("top_k", keep=[0.5, 0.4], stages=2),
-        "stages needs one keep for all sites, to take powers of; got stages 2 @ selector",
+        choosing("top_k", keep_per_site=[0.5, 0.4], stages=2),
+        "stages needs one keep_per_site for all sites, to take powers of; got stages 2 @ selector",
     ),
     (choosing("top_k", remove=0.1, stages=2), "to take powers of; got stages 2 @ selector"),
     (
-        choosing("threshold", keep=0.5, budget="batch"),
+        choosing("threshold", keep_per_site=0.5, budget="batch"),
         "budget batch needs kind top_k, threshold spends no budget @ selector",
     ),
     (
-        choosing("top_k", keep=0.5, budget="images"),
+        choosing("top_k", keep_per_site=0.5, budget="images"),
         "budget must be image or batch, got 'images'; nearest: image @ selector.budget",
     ),
 ]
@@ -233,11 +257,11 @@ TOGETHER = [
         "fate exit needs scorer.kind grader, got norm: it gives no class scores @ scorer.kind",
     ),
     (
-        {**EXITING, **choosing("top_k", keep=0.5)},
+        {**EXITING, **choosing("top_k", keep_per_site=0.5)},
         "fate exit needs selector.kind threshold, got top_k: it knows no confidence @ selector.kind",
     ),
     (
-        {"fate": "merge", **choosing("threshold", keep=0.5)},
+        {"fate": "merge", **choosing("threshold", keep_per_site=0.5)},
         "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens "
         "are; got threshold of norm @ selector.kind",
     ),
@@ -250,7 +274,7 @@ TOGETHER = [
         "selector.kind adaptive needs scorer similarity, norm scores have no such spread @ selector.kind",
     ),
     (
-        choosing("sampling", keep=0.5),
+        choosing("sampling", keep_per_site=0.5),
         "selector.kind sampling needs scorer cls_attention or received_attention, whose shares add "
         "up; norm scores do not @ selector.kind",
     ),
@@ -321,8 +345,12 @@ THEN = [
     (then(name="x"), f"unknown key 'name', allowed: {STEP}; nearest: fate @ then[0].name"),
     (then(scorer=GONE), f"scorer is missing, it must be {SCORER} @ then[0].scorer"),
     (then(scorer__kind="nrom"), f"{KINDS}, got 'nrom'; nearest: norm, random @ then[0].scorer.kind"),
-    (then(selector__keep=2), "keep must be in (0, 1], got 2 @ then[0].selector.keep"),
-    (then(selector__keep=GONE), "top_k needs keep or remove, got none @ then[0].selector"),
+    (
+        then(selector__keep_per_site=2),
+        "keep_per_site must be in (0, 1], got 2 @ then[0].selector.keep_per_site",
+    ),
+    ({"keep": 1.5}, "keep must be in (0, 1], got 1.5 @ keep"),
+    (then(selector__keep_per_site=GONE), "top_k needs keep_per_site or remove, got none @ then[0].selector"),
     (then(selector__stages=2), "what is left; got stages 2 @ then[0].selector.stages"),
     (then(sites__depths=[2]), "each in [0, 1), got 2 @ then[0].sites.depths[0]"),
     (then(sites__depths=GONE), "give one of blocks, depths and between, got none @ then[0].sites"),

@@ -98,6 +98,6 @@ def test_it_refuses_what_the_language_refuses(changes: dict[str, Any]) -> None:
 
 
 def test_it_allows_what_the_language_allows() -> None:
-    mine = written(selector__keep=[0.5, 0.4], then=[step()], restore="stale")
+    mine = written(selector__keep_per_site=[0.5, 0.4], then=[step()], restore="stale")
     assert allows(SCHEMA, mine)
     assert Policy.load(mine).then

@@ -179,7 +179,7 @@ def test_what_lengths_are_rounded_up_by_is_taken_away_by_the_next_site() -> None
 
 def test_two_steps_may_not_meet_in_one_place() -> None:
     step = {"sites": {"where": "before_block", "blocks": [2]}, "scorer": {"kind": "norm"}}
-    step |= {"selector": {"kind": "top_k", "keep": 0.5}, "fate": "drop"}
+    step |= {"selector": {"kind": "top_k", "keep_per_site": 0.5}, "fate": "drop"}
     twice = {
         "version": 1,
         "name": "mine",
@@ -208,11 +208,11 @@ def test_pairs_leave_at_most_half() -> None:
 
 def test_a_rate_for_each_site() -> None:
     data = policy(blocks=[1, 2, 3]).model_dump()
-    data["selector"]["keep"] = [0.8, 1.0, 0.5]
+    data["selector"]["keep_per_site"] = [0.8, 1.0, 0.5]
     plan = make_plan(Policy.load(data), anatomy(25))
     assert [(site.block, site.keep) for site in plan.sites] == [(1, 20), (3, 10)]
-    data["selector"]["keep"] = [0.8, 0.5]
-    with pytest.raises(PolicyError, match="keep lists 2 rates, and there are 3 sites"):
+    data["selector"]["keep_per_site"] = [0.8, 0.5]
+    with pytest.raises(PolicyError, match="keep_per_site lists 2 shares, and there are 3 sites"):
         make_plan(Policy.load(data), anatomy(25))
 
 

@@ -25,7 +25,9 @@ def shown(compiled: Compiled) -> Diff:
 
 
 def small(module: nn.Module, policy: str = "norm") -> Diff:
-    return shown(compile_source(sources.from_module(module.eval()), Policy.load(policy).override(keep=0.5)))
+    return shown(
+        compile_source(sources.from_module(module.eval()), Policy.load(policy).override(keep_per_site=0.5))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ ANATOMY = Anatomy(
     states=("s0",), pixels="x",
 )  # fmt: skip
 SITES = (Site(1, "after_attention", 26, 13, 15), Site(2, "after_attention", 15, 7, 9))
-RULES = Policy.load("evit").override(keep=0.5)
+RULES = Policy.load("evit").override(keep_per_site=0.5)
 POLICY = RULES.model_dump(mode="json")
 SCORE = Score(similarity=0.9, agreement=0.8, divergence=0.1, accuracy=0.75)
 BARE = Report(

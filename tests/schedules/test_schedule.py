@@ -84,7 +84,7 @@ def test_what_a_schedule_does_not_say_stays_as_the_policy_has_it() -> None:
     assert {name: getattr(made, name) for name in kept} == {name: getattr(policy, name) for name in kept}
     assert made.sites.where == policy.sites.where
     assert made.sites.blocks == (1, 3)
-    assert made.selector.keep == pytest.approx((19 / 25, 8 / 19))
+    assert made.selector.keep_per_site == pytest.approx((19 / 25, 8 / 19))
     assert (made.selector.remove, made.selector.multiple_of, made.selector.least) == (None, 1, 1)
 
 
@@ -92,7 +92,7 @@ def test_an_adaptive_threshold_becomes_one_that_is_calibrated() -> None:
     data = written(scorer={"kind": "similarity"}, selector={"kind": "adaptive"}, fate="merge")
     made = scheduled(Policy.load(data), ANATOMIES["plain"], {1: 20})
     assert made.selector.kind == "threshold"
-    assert made.selector.keep == pytest.approx((19 / 25,))
+    assert made.selector.keep_per_site == pytest.approx((19 / 25,))
 
 
 def test_no_sites_at_all_is_a_schedule_too() -> None:
@@ -117,7 +117,7 @@ REFUSED = {
     ),
     "whole windows": written(
         scorer={"kind": "similarity", "pairs": "windows"},
-        selector={"kind": "threshold", "keep": 0.5},
+        selector={"kind": "threshold", "keep_per_site": 0.5},
         fate="merge",
     ),
     "has no sites": written(sites={"where": "before_block", "blocks": []}),

@@ -125,7 +125,7 @@ def test_the_example_keeps_the_patches_of_highest_contrast_at_both_sites() -> No
 @pytest.mark.usefixtures("edges")
 def test_images_keep_as_many_patches_as_pass_a_threshold_of_contrast() -> None:
     model, batch = vit(), images()
-    choose = {"kind": "threshold", "keep": 0.5}
+    choose = {"kind": "threshold", "keep_per_site": 0.5}
     mine = policy_with("edges", selector=choose, sites={"where": "before_block", "blocks": [1, 2]})
     with pytest.raises(CalibrationError, match="'edges' has learned parts or thresholds"):
         prunec.transform(model, mine)
@@ -207,5 +207,5 @@ def test_numbers_that_are_no_parameters_go_along(announce: Announce) -> None:
     for block in model.blocks[1:]:
         tokens = block(tokens)
     torch.testing.assert_close(fast(batch), model.forward_head(model.norm(tokens)), rtol=1e-4, atol=1e-4)
-    calibrated = policy_with("ramp", selector={"kind": "threshold", "keep": 0.5})
+    calibrated = policy_with("ramp", selector={"kind": "threshold", "keep_per_site": 0.5})
     prunec.transform(model, calibrated, calibration=torch.randn(16, 3, 80, 80))

@@ -35,7 +35,7 @@ POLICY: dict[str, Any] = {
     "summary": "half of the patches, by their norm",
     "sites": {"where": "before_block", "blocks": [1, 2]},
     "scorer": {"kind": "norm"},
-    "selector": {"kind": "top_k", "keep": 0.5},
+    "selector": {"kind": "top_k", "keep_per_site": 0.5},
     "fate": "preserve",
 }
 STALE = {**POLICY, "fate": "drop", "restore": "stale"}
@@ -199,7 +199,9 @@ def test_a_head_that_wants_more_tokens_than_are_left_is_refused_with_its_line() 
     assert str(caught.value.where).startswith("node topk, ")
     assert "self.read(self.norm(x))" in str(caught.value.where)
     assert caught.value.remedy == "keep at least 12: a higher keep, or fewer sites before it"
-    result = compiled(model, {**policy, "selector": {"kind": "top_k", "keep": 0.6}}, (1,))  # 13 are left
+    result = compiled(
+        model, {**policy, "selector": {"kind": "top_k", "keep_per_site": 0.6}}, (1,)
+    )  # 13 are left
     assert result.certificate.own_counts is not None
 
 

@@ -28,7 +28,7 @@ def family(name: str) -> Family:
 def compiled(name: str, dtype: torch.dtype) -> Compiled:
     chosen = family(name)
     args, kwargs = chosen.call(chosen.images(2).to(dtype))
-    policy = Policy.load(chosen.policy).override(keep=0.5, blocks=(1, 2))
+    policy = Policy.load(chosen.policy).override(keep_per_site=0.5, blocks=(1, 2))
     return compile_source(sources.from_module(chosen.model().to(dtype), kwargs or args), policy)
 
 
@@ -50,7 +50,7 @@ def test_keeping_everything_equals_the_model_in_sixteen_bits(name: str) -> None:
     args, kwargs = chosen.call(images)
     same = prunec.transform(model, prunec.Policy.load(chosen.policy, keep=1.0), example=kwargs or args)
     half = prunec.transform(
-        model, prunec.Policy.load(chosen.policy, keep=0.5, blocks=(1, 2)), example=kwargs or args
+        model, prunec.Policy.load(chosen.policy, keep_per_site=0.5, blocks=(1, 2)), example=kwargs or args
     )
     with torch.no_grad():
         expected = model(*args, **kwargs)

@@ -41,7 +41,7 @@ setup-newest:  ## the same with the newest versions that pip takes, whatever con
 	@touch $(STAMP)
 
 demo: setup  ## make the built-in tiny ViT faster: works offline, in a minute or two
-	$(BIN)/prunec optimize shapes --policy evit --keep 0.5
+	$(BIN)/prunec optimize shapes --policy evit --keep 0.125
 
 test: check  ## run every check, then every test (JOBS=0 for one worker)
 	$(PYTEST)

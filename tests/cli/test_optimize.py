@@ -37,7 +37,7 @@ def test_optimize_shapes_from_end_to_end(
 ) -> None:
     monkeypatch.setattr(prunec.measure.image_sets, "MOST", 256)
     said = call(
-        "optimize", "shapes", "--policy", "evit", "--keep", "0.5", "--target", "eager", "--rounds", "5",
+        "optimize", "shapes", "--policy", "evit", "--keep", "0.125", "--target", "eager", "--rounds", "5",
         "--output", "out",
     )  # fmt: skip
     assert said.code == 0

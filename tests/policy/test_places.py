@@ -31,7 +31,7 @@ def plan_of(policy: Policy, **model: Any) -> Plan:
 @pytest.mark.parametrize("keep", [0.7, 0.5])
 def test_keep_is_what_the_last_site_leaves(name: str, keep: float) -> None:
     """Of every image, or on average; sampling hits a token more than once, and so keeps at most as many."""
-    plan = plan_of(Policy.load(name, keep_per_site=keep))
+    plan = plan_of(Policy.load(name, keep=keep))
     left, wanted = plan.sites[-1].keep, round(keep * PATCHES)
     assert wanted <= left <= wanted + ROUNDED.get(name, 0)
     shares = [site.keep for site in plan.sites]
@@ -46,7 +46,7 @@ def test_all_of_them_is_no_site_at_all(name: str) -> None:
 
 def test_without_a_site_keep_has_no_effect() -> None:
     with pytest.raises(PolicyError, match="keep has no effect: the policy has no sites") as caught:
-        Policy.load("none", keep_per_site=0.5)
+        Policy.load("none", keep=0.5)
     assert caught.value.remedy == "leave keep out"
     assert plan_of(Policy.load("none", keep=0.5, blocks=(3,))).sites[0].keep == PATCHES // 2
 
@@ -73,13 +73,13 @@ def test_all_steps_share_what_is_taken() -> None:
 
 
 def test_a_policy_that_reactivates_keeps_that_share_at_the_end() -> None:
-    kept = [site.keep for site in plan_of(Policy.load("svit", keep_per_site=0.512)).sites]
+    kept = [site.keep for site in plan_of(Policy.load("svit", keep=0.512)).sites]
     assert [count for count, _ in itertools.groupby(kept)] == [320, 256, 205]
 
 
 def test_sites_that_the_model_has_no_use_for_do_not_count() -> None:
     """The last block's patches are read by nobody, so that a site behind its attention falls away."""
-    plan = plan_of(Policy.load("tome", keep_per_site=0.5))
+    plan = plan_of(Policy.load("tome", keep=0.5))
     assert [site.block for site in plan.sites] == list(range(11))
     assert plan.sites[-1].keep == PATCHES // 2
 
@@ -90,7 +90,7 @@ def test_sites_that_the_model_has_no_use_for_do_not_count() -> None:
         ({"keep": 0}, r"keep must be in \(0, 1\], got 0 @ keep"),
         ({"keep": "0.5"}, r"keep must be in \(0, 1\], got '0.5' @ keep"),
         (
-            {"keep_per_site": 0.5, "selector": {"kind": "threshold", "at": 0.5}, "scorer": {"kind": "mlp"}},
+            {"keep": 0.5, "selector": {"kind": "threshold", "at": 0.5}, "scorer": {"kind": "mlp"}},
             "keep needs keep_per_site or remove at every step, .* got at @ selector",
         ),
     ],
@@ -102,19 +102,19 @@ def test_a_keep_that_cannot_be(changes: dict[str, Any], said: str) -> None:
 
 def test_keep_and_keep_per_site_exclude_each_other() -> None:
     with pytest.raises(PolicyError, match="keep and keep_per_site both say how many stay") as caught:
-        Policy.load("evit", keep_per_site=0.5, keep_per_site=0.7)
+        Policy.load("evit", keep=0.5, keep_per_site=0.7)
     assert (caught.value.where, caught.value.remedy) == ("an override of policy evit", "give one of them")
 
 
 def test_keep_goes_through_yaml() -> None:
-    policy = Policy.load("evit", keep_per_site=0.5)
+    policy = Policy.load("evit", keep=0.5)
     assert "keep: 0.5" in policy.to_yaml().splitlines()
     assert plan_of(policy).sites[-1].keep == PATCHES // 2
 
 
 def test_the_old_name_of_keep_per_site_works_with_a_warning() -> None:
     old = written(
-        selector={"kind": "top_k", "keep_per_site": 0.25}, then=[step(selector={"kind": "top_k", "keep_per_site": 0.5})]
+        selector={"kind": "top_k", "keep": 0.25}, then=[step(selector={"kind": "top_k", "keep": 0.5})]
     )
     with pytest.warns(DeprecationWarning, match=r"selector.keep is now selector.keep_per_site") as caught:
         policy = Policy.load(old, where="mine.yaml")

@@ -198,7 +198,7 @@ def test_two_steps_may_not_meet_in_one_place() -> None:
 
 
 def test_pairs_leave_at_most_half() -> None:
-    plan = make_plan(Policy.load("tome").override(keep=0.25, blocks=[1, 2]), anatomy(25))
+    plan = make_plan(Policy.load("tome").override(keep_per_site=0.25, blocks=[1, 2]), anatomy(25))
     assert [(site.keep, site.leaves) for site in plan.sites] == [(13, 14), (7, 8)]
     assert plan.notes == (
         "block 1: 12 of 25 patches can be merged at a time",

@@ -95,7 +95,7 @@ def restored(policy: Policy, dense: Recognised) -> Policy:
 def at_rate(policy: Policy, rate: float) -> Policy:
     """The policy at a rate in (0, 1], in the terms of the preset: less removed at each site, or more kept."""
     if policy.selector.remove is None:
-        return policy.override(keep=rate)
+        return policy.override(keep_per_site=rate)
     data = policy.model_dump(exclude_unset=True)
     data["selector"] = {**data["selector"], "remove": 1 - rate}
     return Policy.load(data)

@@ -36,7 +36,7 @@ def test_a_budget_that_cannot_be_reached_is_told_with_the_nearest(bench: budgets
 def test_a_rate_is_in_the_terms_of_the_preset() -> None:
     assert budgets.at_rate(Policy.load("tome"), 0.9).selector.remove == pytest.approx(0.1)
     assert budgets.at_rate(Policy.load("tome"), 0.9).attention == "proportional"
-    assert budgets.at_rate(Policy.load("norm"), 0.9).selector.keep == 0.9
+    assert budgets.at_rate(Policy.load("norm"), 0.9).selector.keep_per_site == 0.9
 
 
 def test_tokens_that_are_lost_come_back_where_all_are_wanted(bench: budgets.Bench) -> None:

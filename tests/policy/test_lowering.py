@@ -169,7 +169,7 @@ def test_an_artefact_keeps_its_mode(mode: ModeLike, batch: int, tmp_path: Path) 
 
 ATTENTION = "~ scaled_dot_product_attention -> "
 SHOWN = {
-    "static": ("+ pack_0 = only(", "reshape [B, 26, 16] -> [B, n, 16]", "scatter("),
+    "static": ("+ pack_0 = kept_rows(", "reshape [B, 26, 16] -> [B, n, 16]", "scatter("),
     "padded": ("+ pack_0 = pack(", "reshape [B, 26, 16] -> [B, n, 16]", "scatter("),
     "packed": ("reshape [B, 26, 16] -> [1, S, 16]", "put("),
     "masked": (f"{ATTENTION}attend_kept(", "+ pack_0 = all_rows(", "blend("),

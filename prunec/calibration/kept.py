@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from prunec import ops
 from prunec.calibration.inputs import batch_of, call_on
+from prunec.ir import arguments
 from prunec.ir.program import Planned
 
 
@@ -38,8 +39,8 @@ class KeptCounter(fx.Interpreter):
             if n.name not in self.found:
                 self.fixed[n.name] = next(self.sites).keep
             if n.target in ops.RAGGED:
-                (rows,) = n.all_input_nodes
-                kept = rows.all_input_nodes[0] if rows.target is ops.with_best_dropped else rows
+                rows = arguments.operand(n, "kept")
+                kept = arguments.operand(rows, "kept") if rows.target is ops.with_best_dropped else rows
                 count = self.env[kept].sum(dim=1) - self.protected
             else:  # a fused token is none of the patches kept
                 count = torch.full((len(value),), self.fixed[n.name])

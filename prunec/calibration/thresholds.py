@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from prunec import ops
 from prunec.calibration.inputs import batch_of, call_on
 from prunec.errors import REPORT, InternalError
+from prunec.ir import arguments
 from prunec.ir.program import Planned
 from prunec.policy.site_plan import Site
 
@@ -77,7 +78,8 @@ class _ScoreReader(fx.Interpreter):
         if target not in ops.MASKS:
             return super().call_function(target, args, kwargs)
         if self.left == 0:
-            score, alive = args[0], args[5] if len(args) > 5 else None
+            given = arguments.bind_call(target, args, kwargs)
+            score, alive = given["score"], given["valid"]
             score = score if alive is None else score.masked_fill(~alive, float("-inf"))
             raise _Reached(score[:, self.prefix : score.shape[1] - self.suffix])
         self.left -= 1

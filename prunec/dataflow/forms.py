@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.calls import signature
 from prunec.ir.sizes import sizes_of
 from prunec.probing.watch import treats_rows_alike
@@ -85,7 +85,7 @@ class Forms:
         sizes = sizes_of(value) if isinstance(value, torch.Tensor) else ()
         axes = [self.filled.get(source) for source in node.all_input_nodes]
         if node.target in _FILLING:
-            axes.append(int(node.args[3]) - len(sizes) if node.target is ops.fill else -1)  # type: ignore[arg-type]
+            axes.append(arguments.bind(node)["dim"] - len(sizes) if node.target is ops.fill else -1)
         found = [axis for axis in axes if axis is not None and -axis <= len(sizes)]
         return next((axis for axis in found if sizes[axis].free_symbols & set(self.spaces)), None)
 

@@ -21,6 +21,7 @@ from prunec import ops
 from prunec.calibration.importance import Importance, span_of
 from prunec.calibration.inputs import call_on
 from prunec.ir import graph
+from prunec.ir.arguments import chosen_from
 from prunec.ir.program import Planned
 from prunec.latency.losses import Losses, Trial
 from prunec.latency.probe import lengths, opened, probe
@@ -90,7 +91,7 @@ def _ranked(trial: Trial, blocks: Sequence[int]) -> tuple[list[Tensor], list[Ten
     """For each block: its patches by falling score, and the squared effect of each on the output: [n, N]."""
     program = _all_staying(trial, blocks)
     selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-    scores = [graph.operand(node, 0).name for node in selections]
+    scores = [chosen_from(node).name for node in selections]
     spans = [span_of(trial.anatomy, site) for site in program.plan.sites]
     patches = lengths([trial.anatomy.grid] * len(blocks), trial.batches[0])
     found: list[tuple[list[Tensor], list[Tensor]]] = []

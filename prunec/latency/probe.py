@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec import ops
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Planned, Recognised
 from prunec.passes import PlanPass, run_passes
 from prunec.policy.lowering import Lowering
@@ -37,7 +37,7 @@ def probe(dense: Recognised, policy: Policy, lowering: Lowering, passes: tuple[P
         with module.graph.inserting_after(after):
             size = module.graph.call_function(torch.ops.aten.sym_size.int, (after, 0))
             size.meta["val"] = int(kept)
-        node.update_arg(1, size)
+        arguments.rebind(node, **{_counted(node): size})
         for user in [user for user in node.users if user.target is ops.remembered]:
             _open_remembered(user, size, 1 - policy.merging.forget)
     graph.tidy(module)
@@ -63,13 +63,14 @@ def lengths(counts: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
 
 def _open_remembered(node: fx.Node, keep: fx.Node, share: float) -> None:
     """Where a share of those that leave is forgotten, how many are not follows from how many stay."""
-    score, known = graph.operand(node, 0), node.args[2]
+    given = arguments.bind(node)
+    score, known, ends = given["score"], given["count"], (given["prefix"], given["suffix"])
     with node.graph.inserting_before(node):
         tokens = node.graph.call_function(torch.ops.aten.sym_size.int, (score, 1))
         tokens.meta["val"] = graph.shape(score)[1]
-        count = node.graph.call_function(_remembered, (keep, tokens, *node.args[3:5], share))
+        count = node.graph.call_function(_remembered, (keep, tokens, *ends, share))
         count.meta["val"] = known
-    node.update_arg(2, count)
+    arguments.rebind(node, count=count)
 
 
 def _remembered(keep: int, tokens: int, prefix: int, suffix: int, share: float) -> int:
@@ -78,5 +79,11 @@ def _remembered(keep: int, tokens: int, prefix: int, suffix: int, share: float) 
 
 
 def _selections(target: fx.Graph) -> list[tuple[fx.Node, int]]:
-    counted = (ops.select, ops.select_pairs, ops.topk_mask, ops.topk_mask_of_batch)
-    return [(node, node.args[1]) for node in target.nodes if node.target in counted]
+    counted = (*ops.FIXED, ops.topk_mask, ops.topk_mask_of_batch)
+    found = [node for node in target.nodes if node.target in counted]
+    return [(node, arguments.bind(node)[_counted(node)]) for node in found]
+
+
+def _counted(node: fx.Node) -> str:
+    """The argument of a selection or a mask that says how many patches stay."""
+    return "keep" if node.target in ops.FIXED else "count"

@@ -15,7 +15,7 @@ from torch import fx
 
 from prunec import ops
 from prunec.errors import REPORT, InternalError
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 
@@ -40,10 +40,9 @@ class Slices(Pass[Planned, Planned]):
             if node.target in ops.SELECTIONS:
                 lengths[node] = next(sites).leaves
             elif node.target is ops.compose:
-                lengths[node] = lengths[node.args[1]]
+                lengths[node] = lengths[arguments.operand(node, "inner")]
             elif node.target in _UNDONE:  # nothing pads, counts double, or has left
-                operands = node.args
-                node.replace_all_uses_with(operands[_UNDONE[node.target]])
+                node.replace_all_uses_with(arguments.bind(node)[_UNDONE[node.target]])
                 module.graph.erase_node(node)
             elif node.target is ops.unmerge or (
                 node.target not in _SCAFFOLD and any(source in lengths for source in node.all_input_nodes)
@@ -58,45 +57,57 @@ class Slices(Pass[Planned, Planned]):
             self.promise(node.target not in (*ops.SCORES, *ops.SELECTIONS), "chooses tokens still", node)
 
 
-#: Operators that slices have no use for, and which operand stands in their place.
+#: Operations that slices have no use for, and which argument takes their place.
 _UNDONE = {
-    ops.key_mask: 1, ops.mask_keys: 0, ops.key_bias: 1, ops.bias_keys: 0, ops.paint: 0, ops.fill: 0,
-    ops.rescale: 0,
-}  # fmt: skip
+    ops.key_mask: "mask",
+    ops.mask_keys: "logits",
+    ops.key_bias: "mask",
+    ops.bias_keys: "logits",
+    ops.paint: "scores",
+    ops.fill: "x",
+    ops.rescale: "y",
+}
 
 #: What reads a selection only to tell other operators about it; it dies with them.
 _SCAFFOLD = (ops.valid_mask, ops.with_best_dropped, ops.members, ops.nearest, ops.remembered, ops.sizes)
 
 
+#: Operations that have a plain counterpart.
+_REPLACED = (
+    ops.gather,
+    ops.fuse,
+    ops.fuse_each,
+    ops.merge,
+    ops.take,
+    ops.scatter,
+    ops.reconstruct,
+    ops.unmerge,
+)
+
+
 def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) -> None:
     """Swap one user of a selection for its plain counterpart."""
-    args: tuple[Any, ...] = node.args
-    new: tuple[Any, tuple[Any, ...]]
     if graph.op(node) == "sym_size":
-        node.replace_all_uses_with(lengths[args[0]])  # type: ignore[arg-type]  # FX takes a constant here
+        length = lengths[graph.operand(node, 0)]
+        node.replace_all_uses_with(length)  # type: ignore[arg-type]  # FX takes a constant here
         target.erase_node(node)
         return
-    if node.target is ops.gather:
-        x, index, dim = args
-        new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
-    elif node.target in (ops.fuse, ops.fuse_each, ops.merge):
-        x, index, _, _, dim, *_ = args
-        new = (torch.ops.aten.narrow.default, (x, dim, 0, lengths[index]))
-    elif node.target is ops.take:
-        table, index, dim, _, first, last = args
-        new = (torch.ops.aten.narrow.default, (table, dim, 0, lengths[index] - first - last))
-    elif node.target is ops.scatter:
-        base, x, _, dim = args[:4]
-        new = (ops.put_first, (base, x, dim))
-    elif node.target is ops.reconstruct:
-        new = (ops.put_first, (args[0], args[1], args[6]))
-    elif node.target is ops.unmerge:
-        x, groups, dim = args
-        value = node.meta["val"]
-        missing = value.shape[dim] - lengths[_selection_of(groups)]
-        new = (torch.nn.functional.pad, (x, [0, 0] * (value.dim() - 1 - dim) + [0, missing]))
-    else:
+    if node.target not in _REPLACED:
         raise ValueError(f"{node.name} reads a selection and has no plain counterpart")
+    new: tuple[Any, tuple[Any, ...]]
+    given = arguments.bind(node)
+    dim = given["dim"]
+    if node.target is ops.take:
+        length = lengths[given["index"]] - given["skip_prefix"] - given["skip_suffix"]
+        new = (torch.ops.aten.narrow.default, (given["table"], dim, 0, length))
+    elif node.target in (ops.scatter, ops.reconstruct):
+        new = (ops.put_first, (given["base"], given["x"], dim))
+    elif node.target is ops.unmerge:
+        value = node.meta["val"]
+        missing = value.shape[dim] - lengths[_selection_of(given["group"])]
+        new = (torch.nn.functional.pad, (given["x"], [0, 0] * (value.dim() - 1 - dim) + [0, missing]))
+    else:
+        new = (torch.ops.aten.narrow.default, (given["x"], dim, 0, lengths[given["index"]]))
     with target.inserting_before(node):
         made = target.call_function(*new)
     made.meta = dict(node.meta)
@@ -107,8 +118,8 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
 def _selection_of(groups: fx.Node) -> fx.Node:
     """The last selection behind the groups of a merged stream."""
     while groups.target is ops.compose:
-        groups = groups.args[0]  # type: ignore[assignment]
-    return groups.args[1]  # type: ignore[return-value]
+        groups = arguments.operand(groups, "outer")
+    return arguments.operand(groups, "index")
 
 
 @dataclass(frozen=True)
@@ -126,18 +137,11 @@ class RandomScores(Pass[Planned, Planned]):
         module = graph.copy(program.module)
         selections = [node for node in module.graph.nodes if node.target in ops.SELECTIONS]
         for selection in selections:
-            score = selection.args[0]
-            assert isinstance(score, fx.Node)
+            score = _without_best_dropped(arguments.chosen_from(selection))
             ragged = selection.target in ops.RAGGED
-            score = score.args[0] if score.target is ops.with_best_dropped else score
-            assert isinstance(score, fx.Node)
             with module.graph.inserting_before(score.next):
                 if ragged:
-                    _, prefix, suffix, *_ = selection.args
-                    valid = score.args[5] if len(score.args) > 5 else None
-                    made = module.graph.call_function(
-                        ops.random_mask, (score, prefix, suffix, valid, _pairs_of(score))
-                    )
+                    made = module.graph.call_function(ops.random_mask, _shuffled(score))
                 elif selection.target is ops.select_pairs:
                     made = module.graph.call_function(ops.random_among, (score,))
                 else:
@@ -152,32 +156,36 @@ class RandomScores(Pass[Planned, Planned]):
     def ensures(self, program: Planned) -> None:
         """Every selection is random."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        chosen = [graph.operand(node, 0) for node in selections]
-        chosen = [graph.operand(node, 0) if node.target is ops.with_best_dropped else node for node in chosen]
-        for node in chosen:
-            self.promise(node.target in _RANDOM, "is no random choice", node)
+        for chosen in [_without_best_dropped(arguments.chosen_from(node)) for node in selections]:
+            self.promise(chosen.target in _RANDOM, "is no random choice", chosen)
 
 
 _RANDOM = (ops.random_score, ops.random_among, ops.random_mask)
 
 
-def _pairs_of(kept: fx.Node) -> fx.Node | None:
-    """The scores behind a choice, where they are of pairs."""
-    score = kept.args[0]
-    assert isinstance(score, fx.Node)
-    return (
-        score if any(source.target in (ops.pairs, ops.windows) for source in score.all_input_nodes) else None
+def _without_best_dropped(chosen: fx.Node) -> fx.Node:
+    """What a selection reads, but without the place of the fused token."""
+    return arguments.operand(chosen, "kept") if chosen.target is ops.with_best_dropped else chosen
+
+
+def _shuffled(kept: fx.Node) -> tuple[Any, ...]:
+    """The arguments of a random mask with as many rows of each image as this one has."""
+    given = arguments.bind(kept)
+    score = given.get("score")
+    pairs = score is not None and any(
+        source.target in (ops.pairs, ops.windows) for source in score.all_input_nodes
     )
+    return (kept, given["prefix"], given["suffix"], given["valid"], score if pairs else None)
 
 
 def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
     """The state of the stream that a selection takes its rows from, before it or before its attention."""
     taken = [
-        user.args[0]
+        arguments.operand(user, "x")
         for user in selection.users
         if user.target in (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
     ]
-    state = next((node for node in taken if isinstance(node, fx.Node) and node.name in states), None)
+    state = next((node for node in taken if node.name in states), None)
     if state is None:
         raise InternalError(
             f"{selection.name} takes no rows of the token stream", where=graph.place(selection), remedy=REPORT

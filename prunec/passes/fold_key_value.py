@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import sizes_of
@@ -69,7 +69,8 @@ class FoldKeyValue(Pass[Planned, Planned]):
         """The weights of keys fit the queries and the states."""
         for node in program.graph.nodes:
             if node.target is ops.attend_states:
-                query, states, weight = (source.meta["val"].shape for source in node.args[:3])
+                names = ("query", "states", "key_weight")
+                query, states, weight = (graph.shape(arguments.operand(node, name)) for name in names)
                 fits = weight == (query[1] * query[3], states[2])
                 self.promise(fits, "has weights that do not fit", node)
 
@@ -116,8 +117,11 @@ class _Made:
     def parameter(self, place: int, start: int) -> tuple[fx.Node | None, int]:
         """The layer's weight (at 1) or bias (at 2) as the whole parameter, and where these channels start."""
         value: Any = self.layer.args[place] if place < len(self.layer.args) else None
-        while value is not None and value.target is ops.rows and value.args[1] == 0 and value.args[2] >= 0:
-            value, start = value.args[0], start + value.args[2]
+        while value is not None and value.target is ops.rows:
+            rows = arguments.bind(value)
+            if rows["dim"] != 0 or rows["start"] < 0:
+                break
+            value, start = rows["x"], start + rows["start"]
         return value, start
 
 

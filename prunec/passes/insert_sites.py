@@ -25,7 +25,7 @@ from torch import fx
 from prunec import ops
 from prunec.dataflow import heads
 from prunec.errors import PolicyError
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.ir.writer import Writer
@@ -157,7 +157,7 @@ class _Insertion:
             rest = (True,) if uniform else ()
             fused = (self.source, index, score, self.anatomy.suffix, self.dim, *rest)
             return self.call("fuse", ops.fuse, fused, value)
-        (joined,) = index.all_input_nodes
+        joined = arguments.chosen_from(index)
         each = (self.source, index, score, kept, self.dim, joined, entering, uniform)
         return self.call("fuse", ops.fuse_each, each, value)
 

@@ -30,6 +30,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.compat import fake_mode_of
 from prunec.ir import graph
+from prunec.ir.arguments import bind, operand
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import Position, with_sizes
@@ -119,8 +120,7 @@ class Needs:
 
     def _read(self, node: fx.Node, box: Box) -> Reads | None:
         if node.target is ops.gather and box == WHOLE:  # by its meaning, and so with no trial
-            _, selection, dim = node.args
-            assert isinstance(selection, fx.Node) and isinstance(dim, int)
+            selection, dim = operand(node, "index"), bind(node)["dim"]
             return Reads((((dim, Chosen(selection, batch=1 if dim == 0 else 0)),), None), piece=0)
         return None if node in self.entire else self.reader.reads(unit_of(node), box)
 

@@ -22,10 +22,15 @@ from typing import Any, ClassVar
 from torch import fx
 
 from prunec import compat, ops
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.token_axis.padding import mask_of
+
+#: What takes rows of a value, and the argument that holds it.
+_ROWS_OF = {ops.gather: "x", ops.take: "table"}
+#: What makes a score out of what a learned scorer gives, and the argument that holds that.
+_READS_SCORES = {ops.beside: "score", ops.doubt: "logits"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class LowerMasked(Pass[Planned, Planned]):
         selections = [node for node in module.graph.nodes if node.target is ops.pack]
         if any(node.target is ops.pairs for node in module.graph.nodes):
             for node in selections:
-                node.target, node.args = ops.pack_all, (*node.args[:3], *node.args[4:5])
+                arguments.retarget(node, ops.pack_all)
             return program.replace(module=module), Counts({"all rows": len(selections)})
         masking = _Masking(module.graph, program.anatomy.cores)
         masking.run(selections)
@@ -68,18 +73,18 @@ class _Masking:
     def run(self, selections: list[fx.Node]) -> None:
         """Rewrite it from front to back."""
         for selection in selections:
-            selection.target, selection.args = ops.all_rows, selection.args[:1]
+            arguments.retarget(selection, ops.all_rows)
         for node in list(self.graph.nodes):
             if node.target is ops.valid_mask:
                 self._mask(node)
-            elif node.target in (ops.gather, ops.take):
-                if graph.operand(node, 1).target is ops.all_rows:  # all rows, in place
-                    node.replace_all_uses_with(graph.operand(node, 0))
+            elif node.target in _ROWS_OF:
+                if arguments.operand(node, "index").target is ops.all_rows:  # all rows, in place
+                    node.replace_all_uses_with(arguments.operand(node, _ROWS_OF[node.target]))
             elif node.target is ops.compose:
-                node.replace_all_uses_with(graph.operand(node, 1))
+                node.replace_all_uses_with(arguments.operand(node, "inner"))
             elif node.target is ops.scatter:
-                mask = self.masks[graph.operand(node, 4)]
-                _becomes(node, ops.blend, (*node.args[:2], mask, node.args[3]))
+                mask = self.masks[arguments.operand(node, "valid")]
+                arguments.retarget(node, ops.blend, mask=mask)
                 self.counts["blended"] += 1
             elif node.target in (ops.fill, ops.rescale, ops.counts, ops.valid_mask_among):
                 node.args = fx.map_arg(node.args, lambda source: self.masks.get(source, source))
@@ -90,22 +95,22 @@ class _Masking:
 
     def _mask(self, valid: fx.Node) -> None:
         """What says which rows are kept, as a number that can be trained where a learned scorer chose."""
-        kept = chosen = graph.operand(valid, 0)
+        kept = chosen = arguments.operand(valid, "kept")
         valid.replace_all_uses_with(kept)
         self.masks[kept] = kept
         while chosen.target in (ops.with_best_dropped, ops.context_mask):
-            chosen = graph.operand(chosen, 0)
-        score, bound, prefix, suffix, _, before, *_ = (*chosen.args, None)
-        if not _is_learned(score):
+            chosen = arguments.operand(chosen, "kept")
+        given = arguments.bind(chosen)
+        score, before = given.get("score"), given["valid"]
+        if score is None or not _is_learned(score):
             return
-        earlier = _node(before)
-        mask = self.masks[earlier] if earlier is not None else None
-        given = (kept, score, _node(bound), prefix, suffix, mask)
+        mask = self.masks[before] if before is not None else None
+        trained = (kept, score, given.get("threshold"), given["prefix"], given["suffix"], mask)
         with self.graph.inserting_after(kept):
             made = self.graph.create_node(
-                "call_function", ops.straight_through, given, name=f"{kept.name}_trained"
+                "call_function", ops.straight_through, trained, name=f"{kept.name}_trained"
             )
-        made.meta["val"] = graph.operand(chosen, 0).meta["val"]
+        made.meta["val"] = score.meta["val"]
         self.masks[kept] = made
         self.counts["trained"] += 1
 
@@ -116,20 +121,20 @@ class _Masking:
             if hidden is None or hidden.target is not ops.key_mask:
                 return
             given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-            own = hidden.args[1] if len(hidden.args) > 1 else None
-            mask = self.masks[graph.operand(hidden, 0)]
+            key_mask = arguments.bind(hidden)
+            mask, own = self.masks[key_mask["valid"]], key_mask["mask"]
             _becomes(node, ops.attend_kept, (*node.args[:3], mask, own, given.get("scale")))
         else:
             logits = hidden = graph.operand(node, 0)
             if logits.target is ops.rows:  # of the queries, where nobody reads all of them
-                hidden = graph.operand(logits, 0)
+                hidden = arguments.operand(logits, "x")
             if hidden.target is not ops.mask_keys:
                 return
-            mask, shown = self.masks[graph.operand(hidden, 1)], graph.operand(hidden, 0)
+            mask, shown = self.masks[arguments.operand(hidden, "valid")], arguments.operand(hidden, "logits")
             if logits is hidden:
                 logits = shown
             else:
-                logits.update_arg(0, shown)
+                arguments.rebind(logits, x=shown)
             _becomes(node, ops.softmax_kept, (logits, mask, node.meta["val"].dtype))
         self.counts["masked"] += 1
 
@@ -138,12 +143,8 @@ def _becomes(node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...])
     node.target, node.args, node.kwargs = function, args, {}
 
 
-def _node(argument: object) -> fx.Node | None:
-    return argument if isinstance(argument, fx.Node) else None
-
-
-def _is_learned(score: object) -> bool:
+def _is_learned(score: fx.Node) -> bool:
     """Whether a scorer with parameters gave these scores."""
-    while isinstance(score, fx.Node) and score.target in (ops.beside, ops.doubt):
-        score = score.args[0]
-    return isinstance(score, fx.Node) and isinstance(score.target, ops.Learned) and score.target.trainable
+    while score.target in _READS_SCORES:
+        score = arguments.operand(score, _READS_SCORES[score.target])
+    return isinstance(score.target, ops.Learned) and score.target.trainable

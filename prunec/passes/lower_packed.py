@@ -27,7 +27,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.dataflow.forms import Forms, Space
 from prunec.errors import UsageError
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import SizeNodes
@@ -59,10 +59,11 @@ class LowerPacked(Pass[Planned, Planned]):
         return program.replace(module=packing.run()), Counts(packing.counts)
 
     def ensures(self, program: Planned) -> None:
-        """No key is hidden from attention on packed rows."""
-        cores = [node for node in program.graph.nodes if node.target is ops.attend]
-        for core in cores:
-            self.promise(len(core.args) == 6, "has keys hidden from it", core)
+        """Attention image by image reads the rows of all images as those of one."""
+        for core in (node for node in program.graph.nodes if node.target is ops.attend):
+            operands = [arguments.operand(core, name) for name in ("query", "key", "value")]
+            packed = all(graph.shape(operand)[0] == 1 for operand in operands)
+            self.promise(packed, "reads rows that are not packed", core)
 
 
 class _Packing:
@@ -85,7 +86,7 @@ class _Packing:
         for node in self.module.graph.nodes:
             made = self._packed_call(node) if self.forms.spaces and node.op == "call_function" else None
             if node.target is ops.valid_mask:
-                self.padded[node] = self.forms.space_of(graph.operand(node, 1)).valid
+                self.padded[node] = self.forms.space_of(arguments.operand(node, "index")).valid
             elif made is not None:
                 self.packed[node] = made
                 self.counts["packed"] += 1
@@ -128,10 +129,10 @@ class _Packing:
 
     def _open(self, node: fx.Node) -> None:
         """The packed rows of what a selection leaves."""
-        index, kept = self.padded[node], self._in_padded_form(node.all_input_nodes[0])
+        index, kept = self.padded[node], self._in_padded_form(arguments.chosen_from(node))
         number, name, value = len(self.forms.spaces), node.name, node.meta["val"]
         if self.totals:  # a length that no batch changes
-            index.target, index.args = ops.pack_all, (*index.args[:3], *index.args[4:5])
+            arguments.retarget(index, ops.pack_all)
         valid = self._call(ops.valid_mask, (kept, index), f"{name}_valid")
         if self.totals:
             rows = self._call(ops.fixed_rows_of, (valid, self.totals[number]), f"{name}_rows")
@@ -199,7 +200,7 @@ class _Packing:
         return made
 
     def _gathered(self, node: fx.Node, space: Space) -> fx.Node | None:
-        source, index = graph.operand(node, 0), graph.operand(node, 1)
+        source, index = arguments.operand(node, "x"), arguments.operand(node, "index")
         axis, images = self.forms.axes(node)
         before = self.forms.space(source)
         if index is not space.selection:
@@ -212,7 +213,7 @@ class _Packing:
 
     def _scattered(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Packed rows back among those that were packed before."""
-        base, x, index = (graph.operand(node, place) for place in range(3))
+        base, x, index = (arguments.operand(node, name) for name in ("base", "x", "index"))
         inner = self.forms.space(x)
         if inner is None or index is not inner.selection or self.forms.space(base) is not space:
             return None
@@ -222,11 +223,10 @@ class _Packing:
 
     def _taken(self, node: fx.Node, space: Space) -> fx.Node | None:
         """Rows of a table that all images share."""
-        table, index = graph.operand(node, 0), graph.operand(node, 1)
-        dim, images, *skipped = node.args[2:]
-        assert isinstance(images, int)
+        given = arguments.bind(node)
+        table, index, dim, images = (given[name] for name in ("table", "index", "dim", "batch_dim"))
         shared = self.forms.space(table) is None and table.meta["val"].shape[images] == 1
-        if any(skipped) or not shared:
+        if given["skip_prefix"] or given["skip_suffix"] or not shared:
             return None
         numbers = self._made(space, ("numbers", index), ops.token_numbers, (self.padded[index], space.rows))
         return self._call(ops.take, (self.padded[table], numbers, dim, images), node.name)
@@ -238,8 +238,8 @@ class _Packing:
         mask, scale = mask_of(node), given.pop("scale", None)
         operands = [given.pop(name, None) for name in ("query", "key", "value")]
         given.pop("attn_mask", None)
-        plain = mask is not None and mask.target is ops.key_mask and not any(mask.args[1:])
-        if self.attention != "rows" or not plain or any(given.values()):
+        padding = mask is not None and mask.target is ops.key_mask and arguments.bind(mask)["mask"] is None
+        if self.attention != "rows" or not padding or any(given.values()):
             return None
         query, *others = nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
         among = self.forms.space(others[0])
@@ -258,15 +258,15 @@ class _Packing:
     def _out_of_rows(self, node: fx.Node) -> fx.Node | None:
         """Padded or whole values that are better made of packed rows."""
         if node.target is ops.rows:
-            source, dim, *span = node.args
-            assert isinstance(source, fx.Node)
+            given = arguments.bind(node)
+            source, start, stop = given["x"], given["start"], given["stop"]
             space = self.forms.space(source) if source in self.packed else None
-            if space is None or self.forms.axes(source)[0] != dim:
+            if space is None or self.forms.axes(source)[0] != given["dim"]:
                 return None
-            slots = self._call(ops.rows, (space.slots, 1, *span), f"{node.name}_slots")
+            slots = self._call(ops.rows, (space.slots, 1, start, stop), f"{node.name}_slots")
             return self._call(ops.pad, (self.packed[source], slots, *self.forms.axes(source)), node.name)
         if node.target is ops.scatter:
-            base, x, index = (graph.operand(node, place) for place in range(3))
+            base, x, index = (arguments.operand(node, name) for name in ("base", "x", "index"))
             space = self.forms.space(x) if x in self.packed else None
             if space is None or self.forms.space(base) is not None:
                 return None
@@ -307,8 +307,8 @@ class _Packing:
 
 def _unprotected(node: fx.Node) -> tuple[Any, ...]:
     """A learned scorer's arguments, but with no row protected: where those stand, packed rows do not tell."""
-    x, _, _, dim, _, *parameters = node.args
-    return (x, 0, 0, dim, None, *parameters)
+    given = arguments.bind(node)
+    return (given["x"], 0, 0, given["dim"], None, *given["parameters"])
 
 
 def fixed_totals(program: Planned) -> tuple[int, ...]:

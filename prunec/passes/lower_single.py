@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prunec import ops
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 
@@ -35,11 +35,11 @@ class LowerSingle(Pass[Planned, Planned]):
         undone = 0
         for node in list(module.graph.nodes):
             if node.target is ops.pack:
-                node.target, node.args = ops.kept_rows, node.args[:1]
+                arguments.retarget(node, ops.kept_rows)
             elif node.target is ops.scatter:
-                node.args = node.args[:4]
+                arguments.rebind(node, valid=None)
             elif node.target in _HIDING:
-                node.replace_all_uses_with(node.args[_HIDING[node.target]])
+                node.replace_all_uses_with(arguments.bind(node)[_HIDING[node.target]])
                 module.graph.erase_node(node)
                 undone += 1
         return program.replace(module=module), Counts({"masks": undone})
@@ -50,5 +50,5 @@ class LowerSingle(Pass[Planned, Planned]):
             self.promise(node.target not in (*_HIDING, ops.pack), "hides padding still", node)
 
 
-#: What hides padding, and which operand stands in its place when there is none.
-_HIDING = {ops.key_mask: 1, ops.mask_keys: 0, ops.fill: 0, ops.rescale: 0}
+#: What hides padding, and which argument takes its place when there is none.
+_HIDING = {ops.key_mask: "mask", ops.mask_keys: "logits", ops.fill: "x", ops.rescale: "y"}

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from prunec import compat, ops
+from prunec.ir.arguments import chosen_from, operand
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.token_axis.enough import check_enough
@@ -52,10 +53,10 @@ class RepairTokens(Pass[Planned, Planned]):
         dim = program.anatomy.token_dim
         for node in program.graph.nodes:
             if node.target in (ops.scatter, ops.reconstruct):
-                base, x, rows = node.args[:3]
+                base, x, rows = (operand(node, name) for name in ("base", "x", "index"))
                 first = _first_selection(rows)
                 self.promise(first.target in ops.SELECTIONS, "comes back from no selection", node)
-                whole = _length(base, dim) == _length(first.args[0], 1)
+                whole = _length(base, dim) == _length(chosen_from(first), 1)
                 self.promise(whole, "comes back into another stream than was chosen from", node)
                 self.promise(_length(x, dim) == _length(rows, 1), "brings back more or fewer rows", node)
 
@@ -63,7 +64,7 @@ class RepairTokens(Pass[Planned, Planned]):
 def _first_selection(rows: fx.Node) -> fx.Node:
     """The selection that rows, composed of several, begin with."""
     while rows.target is ops.compose:
-        rows = rows.args[0]  # type: ignore[assignment]
+        rows = operand(rows, "outer")
     return rows
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
-from prunec.ir.graph import operand
+from prunec.ir.arguments import bind, chosen_from, operand
 
 #: Boxes that hold more than this share of a value together are not worth computing apart.
 MOST_OF_A_VALUE = 0.84
@@ -99,12 +99,13 @@ def settings(target: fx.Graph, images: int) -> list[Lengths]:
     for node in target.nodes:
         if node.target not in ops.SELECTIONS:
             continue
-        score = node.args[0]
+        score = chosen_from(node)
         tokens, symbol = score.meta["val"].shape[1], compat.expression(node.meta["val"].shape[1])
         entering, full[symbol] = Lengths(kept, images).size(tokens), Lengths(full, images).size(tokens)
         if node.target in ops.FIXED:
-            _, keep, prefix, suffix, *fused = node.args
-            kept[symbol] = min(entering, keep + prefix + suffix + int(any(fused)))
+            given = bind(node)
+            fused = given.get("fused", False)
+            kept[symbol] = min(entering, given["keep"] + given["prefix"] + given["suffix"] + int(fused))
         else:  # images differ; any length will do that has the protected rows
             protected = _protected(score)
             kept[symbol] = min(entering, protected + max(2, (entering - protected) // 2))
@@ -114,9 +115,9 @@ def settings(target: fx.Graph, images: int) -> list[Lengths]:
 def _protected(kept: fx.Node) -> int:
     """How many rows what passes a selection must have."""
     while kept.target not in ops.MASKS:
-        kept = operand(kept, 0)
-    _, _, prefix, suffix, *_ = kept.args
-    return int(prefix) + int(suffix)  # type: ignore[arg-type]
+        kept = operand(kept, "kept")
+    given = bind(kept)
+    return int(given["prefix"]) + int(given["suffix"])
 
 
 def span(start: int, stop: int, size: int | torch.SymInt, length: int) -> Span | None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec import compat, ops
+from prunec.ir.arguments import chosen_from
 from prunec.ir.calls import signature
 from prunec.ir.flops import FlopCounter
 from prunec.ir.graph import is_getitem, is_size, is_tensor
@@ -299,9 +300,7 @@ class _Trial:
 
     def _tokens(self, selection: fx.Node) -> int:
         """The length of the stream that a selection chooses from."""
-        score = selection.args[0]
-        assert isinstance(score, fx.Node)
-        return self.lengths.size(score.meta["val"].shape[1])
+        return self.lengths.size(chosen_from(selection).meta["val"].shape[1])
 
     def _inside(self, shape: torch.Size, box: Box) -> Tensor:
         """Where a tensor of this shape lies inside a box."""

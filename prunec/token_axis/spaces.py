@@ -30,6 +30,7 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.errors import PolicyError
+from prunec.ir import arguments
 from prunec.ir.calls import CallTypes, signature
 from prunec.ir.graph import is_getitem, is_size, operand, place, with_graph
 from prunec.ir.sizes import SizeNodes, sizes_of
@@ -128,7 +129,7 @@ class TokenAxis:
         inputs = [self.new[source] for source in node.all_input_nodes]
         space = self._deepest(inputs)
         if node.target is ops.whole:
-            return self.full(node.args[0])  # type: ignore[arg-type]
+            return self.full(arguments.operand(node, "x"))
         if node.target is ops.valid_mask:
             return self._space_of_selection(node).valid  # type: ignore[return-value]
         if node.target in ops.SELECTIONS:
@@ -143,7 +144,7 @@ class TokenAxis:
             return self._end_region(node, "the operator needs the whole grid")
         self.repairs.axes[node.name] = self._axes(made.meta["val"])
         if node.target in _MOVES:
-            self._space_of_selection(node).source = node.args[0]  # type: ignore[assignment]
+            self._space_of_selection(node).source = arguments.operand(node, "x")
         if node.target is ops.members:
             self._space_of_selection(node).group = made
         read = self._rows_read(node, made)
@@ -170,7 +171,8 @@ class TokenAxis:
         made = self._copy(node, lambda source: self.new[source])
         hint = _hint(self.tokens, self.literals.hints.values())
         size = compat.new_symbol(self.mode, f"n{len(self.spaces) + 1}", hint)
-        batch = made.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+        chosen = arguments.chosen_from(made)
+        batch = chosen.meta["val"].shape[0]
         made.meta["val"] = compat.fake_like(self.mode, (batch, size), torch.int64, node.meta["val"].device)
         symbol = compat.expression(size)
         assert isinstance(symbol, sympy.Symbol)
@@ -180,7 +182,7 @@ class TokenAxis:
         self.literals.hints[symbol] = hint
         self.spaces[symbol] = space
         if node.target is ops.pack:
-            space.valid = self._call(ops.valid_mask, (made.args[0], made), f"valid_{space.number}")
+            space.valid = self._call(ops.valid_mask, (chosen, made), f"valid_{space.number}")
         return made
 
     # --- numbers that follow the token count --------------------------------------------------
@@ -256,7 +258,7 @@ class TokenAxis:
         if space is None and (node in self.numbers.data or self.behind.get(node) is None):
             return made
         source = space.source if space and node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
-        if source is not None and node.args[0] is source:
+        if source is not None and arguments.operand(node, "x") is source:
             result = self.full(source)
         elif space and (node.name in self.states or node.target is ops.merge):
             result = self._way_back(node, made, space)
@@ -405,7 +407,7 @@ class TokenAxis:
         return tuple(sorted(found))
 
     def _space_of_selection(self, node: fx.Node) -> Space:
-        selection = self.new[node.args[1]]  # type: ignore[index]
+        selection = self.new[arguments.operand(node, "index")]
         return next(space for space in self.spaces.values() if space.selection is selection)
 
     def _space(self, value: Any) -> Space | None:

@@ -33,7 +33,7 @@ from torch import Tensor, fx, nn
 from prunec import compat, ops
 from prunec.capture.borrowing import unchanged
 from prunec.errors import REPORT, VerificationError
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.interface import images_in
 from prunec.ir.program import Planned, Program, Recognised
 from prunec.verify import own_counts, runs
@@ -181,10 +181,13 @@ class _Keeping(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but selections."""
         if target in ops.MASKS:
-            return torch.ones_like(args[0], dtype=torch.bool)
+            score = arguments.bind_call(target, args, kwargs)["score"]
+            return torch.ones_like(score, dtype=torch.bool)
         if target not in ops.SELECTIONS:
             return super().call_function(target, args, kwargs)
-        return keep_all(args[0], self.prefix, self.suffix, self.generator)
+        given = arguments.bind_call(target, args, kwargs)
+        chosen_from: Tensor = given["score" if target in ops.FIXED else "kept"]
+        return keep_all(chosen_from, self.prefix, self.suffix, self.generator)
 
 
 def _padding(dense: Recognised, pruned: Planned, flat: tuple[Any, ...], batch: int) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from prunec import compat, ops
 from prunec.errors import REPORT, VerificationError
-from prunec.ir import graph
+from prunec.ir import arguments, graph
 from prunec.ir.program import Planned, Recognised
 from prunec.policy.site_plan import Site as PlannedSite
 
@@ -90,14 +90,14 @@ def _site(index: fx.Node) -> Site:
     staying = kept = None
     chosen = index
     if index.target not in ops.FIXED:
-        staying = kept = chosen = graph.operand(index, 0)
+        staying = kept = chosen = arguments.operand(index, "kept")
         if staying.target is ops.with_best_dropped:
-            kept = graph.operand(staying, 0)
+            kept = arguments.operand(staying, "kept")
         while chosen.target in (ops.with_best_dropped, ops.context_mask):
-            chosen = graph.operand(chosen, 0)
+            chosen = arguments.operand(chosen, "kept")
     score, classes = _scores(chosen)
     members = next((user for user in index.users if user.target is ops.members), None)
-    partner = graph.operand(members, 0) if members is not None else None
+    partner = arguments.operand(members, "partner") if members is not None else None
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
     return Site(index, kept, staying, score, partner, alike, classes)
@@ -112,14 +112,14 @@ def _in_place(chosen: fx.Node) -> Site:
 
 def _then(mask: fx.Node, target: object) -> fx.Node:
     """What an operation makes of a mask, or the mask where there is none."""
-    made = (user for user in mask.users if user.target is target and graph.operand(user, 0) is mask)
+    made = (user for user in mask.users if user.target is target and arguments.operand(user, "kept") is mask)
     return next(made, mask)
 
 
 def _scores(chosen: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     """What rows are chosen by, and the class scores that that was made of."""
-    score = graph.operand(chosen, 0)
-    return score, graph.operand(score, 0) if score.target is ops.doubt else None
+    score = arguments.operand(chosen, "score")
+    return score, arguments.operand(score, "logits") if score.target is ops.doubt else None
 
 
 def whole_calls(dense: Recognised, program: Planned) -> set[str]:

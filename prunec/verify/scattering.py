@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from prunec import ops
+from prunec.ir import arguments
 from prunec.ir.program import Planned
 
 
@@ -34,24 +35,27 @@ class Scattering(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Everything as it is, but which rows pass: a share of an image's tokens that is its own."""
         if target is ops.valid_mask:
-            kept, index = args
             made = super().call_function(target, args, kwargs)
-            self.tokens_of.append((made, self._tokens(kept).gather(1, index)))
+            given = arguments.bind_call(target, args, kwargs)
+            self.tokens_of.append((made, self._tokens(given["kept"]).gather(1, given["index"])))
             return made
         if target in (ops.with_best_dropped, ops.context_mask):
             made = super().call_function(target, args, kwargs)
-            self.tokens_of.append((made, self._tokens(args[0])))
+            self.tokens_of.append((made, self._tokens(arguments.bind_call(target, args, kwargs)["kept"])))
             return made
         if target not in ops.MASKS or target in self.untouched:
             return super().call_function(target, args, kwargs)
-        tokens = self._tokens(args[0] if len(args) < 6 or args[5] is None else args[5])
+        given = arguments.bind_call(target, args, kwargs)
+        score, valid = given["score"], given["valid"]
+        tokens = self._tokens(score if valid is None else valid)
         # An image may be several streams (windows), and several images one (all patches in one row).
         each = max(len(tokens) // len(self.images), 1)
         names = [image * each + part for image in self.images for part in range(each)][: len(tokens)]
         chances = torch.stack([self._chance(name) for name in names]).to(tokens.device)
-        scores = torch.where(args[0].isposinf(), args[0], chances.gather(1, tokens).to(args[0]))
+        scores = torch.where(score.isposinf(), score, chances.gather(1, tokens).to(score))
         self.site += 1
-        kept = ops.threshold_mask(scores, scores.new_zeros(()), *args[2:])
+        ends = given["prefix"], given["suffix"]
+        kept = ops.threshold_mask(scores, scores.new_zeros(()), *ends, given["least"], valid)
         self.tokens_of.append((kept, tokens))
         return kept
 

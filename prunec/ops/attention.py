@@ -15,6 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat
 
+__all__ = ["attend"]
+
 
 @torch.library.custom_op("prunec::attend", mutates_args=())
 def _attend(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["paint", "remaining"]
+
 
 def remaining(before: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
     """Of all tokens those that have not exited: of `rows` [B, n], which were left, those that are `kept`."""

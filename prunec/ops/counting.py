@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["counts", "for_images", "log", "throughout"]
+
 
 def counts(valid: Tensor) -> Tensor:
-    """How many rows of each image count: [B]."""
+    """How many rows of each image count: [B]. No gradient."""
     return valid.sum(dim=1, dtype=torch.float64)
 
 
@@ -29,5 +31,5 @@ def for_images(number: Tensor, axis: int, rank: int, each: int, dtype: torch.dty
 
 
 def throughout(sizes: Sequence[int], number: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One number everywhere."""
+    """A tensor that holds one number everywhere. No gradient."""
     return torch.full(tuple(sizes), number, dtype=dtype, device=device)

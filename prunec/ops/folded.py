@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["attend_states"]
+
 
 def attend_states(
     query: Tensor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["bias_keys", "fill", "key_bias", "key_mask", "mask_keys", "rescale", "valid_mask_among"]
+
 
 def valid_mask_among(valid: Tensor, front: int, back: int) -> Tensor:
     """Which rows count of an operand with so many rows more than the stream at its ends: those always do.

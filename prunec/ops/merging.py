@@ -15,6 +15,8 @@ from torch.nn.functional import normalize
 from prunec.ops.selections import topk_mask
 from prunec.ops.streams import gather
 
+__all__ = ["members", "merge", "nearest", "pairs", "remembered", "sizes", "token_keys", "unmerge", "windows"]
+
 
 def token_keys(key: Tensor) -> Tensor:
     """The keys of an attention as one vector for each token: their mean over heads."""
@@ -97,7 +99,7 @@ def remembered(
     kept: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """1 for rows that stay and for others among the `count` best patches, 0 for those that are dropped."""
+    """1 for rows that stay and for others among the `count` best patches, 0 for dropped ones. No gradient."""
     stays = stay(index, score.shape[1]) if kept is None else kept
     return (stays | topk_mask(score, count, prefix, suffix, valid=valid)).to(score.dtype)
 

@@ -15,6 +15,20 @@ from torch import Tensor
 
 from prunec import compat
 
+__all__ = [
+    "fixed_rows_of",
+    "keep",
+    "pad",
+    "places",
+    "places_among",
+    "put",
+    "put_among",
+    "rows_of",
+    "slots",
+    "token_numbers",
+    "unpad",
+]
+
 
 def rows_of(valid: Tensor, bound: int | None = None) -> Tensor:
     """Where the rows that count stand among those of all images: [B, n] to [1, S]."""

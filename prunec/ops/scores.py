@@ -5,6 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = [
+    "attention_map",
+    "beside",
+    "change",
+    "class_attention",
+    "class_row",
+    "doubt",
+    "random_among",
+    "random_score",
+    "received",
+    "times_values",
+    "token_norm",
+]
+
 
 def class_attention(
     query: Tensor, key: Tensor, row: int, scale: float | None = None, mask: Tensor | None = None
@@ -32,12 +46,12 @@ def token_norm(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def random_score(x: Tensor, dim: int = 1) -> Tensor:
-    """A random number for each token: the honest baseline."""
+    """A random number for each token, for the random control. No gradient."""
     return torch.rand_like(x.movedim(dim, 1)[..., 0])
 
 
 def random_among(score: Tensor) -> Tensor:
-    """The same where pairs are scored: the targets, whose score is infinite, stay targets."""
+    """The same where pairs are scored: targets, whose score is infinite, stay targets. No gradient."""
     return torch.where(score.isposinf(), score, torch.rand_like(score))
 
 
@@ -91,3 +105,7 @@ def change(before: Tensor, after: Tensor, dim: int = 1) -> Tensor:
 def doubt(logits: Tensor) -> Tensor:
     """How little sure a grader is of a token's class: minus the largest probability."""
     return -logits.softmax(dim=-1).amax(dim=-1)  # [B, T, K] -> [B, T]
+
+
+#: What scores tokens without parameters, out of what the model computes.
+SCORES = (class_attention, class_row, attention_map, received, times_values, token_norm, random_score, change)

@@ -9,6 +9,24 @@ from torch import Tensor
 
 from prunec import compat
 
+__all__ = [
+    "all_rows",
+    "context_mask",
+    "kept_rows",
+    "mean_threshold",
+    "pack",
+    "pack_all",
+    "random_mask",
+    "sampled_mask",
+    "select",
+    "select_pairs",
+    "threshold_mask",
+    "topk_mask",
+    "topk_mask_of_batch",
+    "valid_mask",
+    "with_best_dropped",
+]
+
 # --- the same number of every image --------------------------------------------------------------
 
 
@@ -252,3 +270,12 @@ def context_mask(
     stays = (place < count) & (group < logits.shape[-1])
     patches = kept[:, prefix:end] | torch.zeros_like(stays).scatter(1, order, stays)
     return _with_ends(patches, prefix, suffix)
+
+
+#: As many rows of every image: (score, keep, prefix, suffix, ..).
+FIXED = (select, select_pairs)
+#: Rows of which images may keep different numbers: (kept, ..).
+RAGGED = (pack, pack_all, kept_rows, all_rows)
+SELECTIONS = (*FIXED, *RAGGED)
+#: Which rows are kept, where images may differ: (score, threshold or count, prefix, suffix, least, valid).
+MASKS = (threshold_mask, sampled_mask, topk_mask, topk_mask_of_batch)

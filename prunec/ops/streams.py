@@ -5,6 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = [
+    "compose",
+    "fuse",
+    "fuse_each",
+    "gather",
+    "put_first",
+    "reconstruct",
+    "rows",
+    "scatter",
+    "take",
+    "whole",
+]
+
 
 def whole(x: Tensor) -> Tensor:
     """The stream with every token in it: where a selection chooses among all again."""

@@ -12,6 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from prunec.ops.masks import key_mask
 from prunec.ops.streams import spread_over
 
+__all__ = ["attend_kept", "blend", "softmax_kept", "straight_through"]
+
 
 def straight_through(
     kept: Tensor,

@@ -1,0 +1,29 @@
+"""torch.compile: what it may assume of sizes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch._dynamo.eval_frame import OptimizedModule as OptimizedModule
+
+__all__ = ["OptimizedModule", "assume", "mark_dynamic", "scalar_outputs"]
+
+
+def assume(condition: Any, otherwise: str | None = None) -> None:
+    """Tell PyTorch what holds of a size that it does not know while it traces; checked when the code runs."""
+    if otherwise is None or torch.compiler.is_dynamo_compiling():
+        torch._check(condition)  # compiled code of PyTorch 2.11 takes no message from outside
+    else:
+        torch._check(condition, lambda: otherwise)
+
+
+def scalar_outputs() -> contextlib.AbstractContextManager[None]:
+    """Let torch.compile trace a length that is read off a tensor (of a padded selection)."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=True)  # type: ignore[no-any-return]
+
+
+def mark_dynamic(tensor: torch.Tensor, axis: int = 0) -> None:
+    """Let torch.compile treat a dimension of an input as a symbol from the first call on."""
+    torch._dynamo.maybe_mark_dynamic(tensor, axis)

@@ -6,7 +6,7 @@ on CUDA the kernel for sequences of different lengths where PyTorch has it (comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ def _attend(
     queries: Tensor,
     keys: Tensor,
     scale: float,
-    most_queries: int,
-    most_keys: int,
+    longest: Sequence[int],
 ) -> Tensor:
-    """One operator for any number of images, so that nothing is compiled again for another batch."""
+    """One operator for any number of images, so that nothing is compiled again for another batch.
+
+    `longest`: at most so many queries and keys of an image.
+    """
     if query.is_cuda:
-        longest = (most_queries, most_keys)
-        return compat.varlen_attention(query, key, value, (queries, keys), scale, longest)
+        most_queries, most_keys = longest
+        return compat.varlen_attention(query, key, value, (queries, keys), scale, (most_queries, most_keys))
     result = _empty(query, value)
     for one, others in _images(queries, keys):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
@@ -59,7 +61,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, scale, _, _ = inputs
+    *tensors, scale, _ = inputs
     ctx.save_for_backward(*tensors)
     ctx.scale = scale
 
@@ -74,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             out = scaled_dot_product_attention(one_query, one_key, one_value, scale=ctx.scale)
         for place, part in enumerate(torch.autograd.grad(out, parts, grad[:, :, one])):
             found[place].append(part)
-    return *(torch.cat(parts, dim=2) for parts in found), None, None, None, None, None
+    return *(torch.cat(parts, dim=2) for parts in found), None, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_remember)
@@ -94,5 +96,5 @@ def attend(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     counts = valid.sum(dim=1), among.sum(dim=1)
-    out: Tensor = _attend(query, key, value, *counts, scale, valid.shape[1], among.shape[1])
+    out: Tensor = _attend(query, key, value, *counts, scale, (valid.shape[1], among.shape[1]))
     return out

@@ -1,4 +1,4 @@
-"""Attention of few queries, whose keys and values are never made."""
+"""Attention of few queries, whose keys and values are never computed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ __all__ = ["attend_states"]
 def attend_states(
     query: Tensor,
     states: Tensor,
-    key_weight: Tensor,
-    value_weight: Tensor,
-    value_bias: Tensor | None,
+    keys: tuple[Tensor, Tensor | None],
+    values: tuple[Tensor, Tensor | None],
     scale: float,
     mask: Tensor | None = None,
-    key_bias: Tensor | None = None,
 ) -> Tensor:
-    """What each query takes from the values of the states that it looks at, by their keys.
+    """Attention of queries to states whose keys and values are linear in them.
 
     The queries go through the keys' layer instead of the states, the results through that of the values. The
     keys' bias adds the same number to all scores of a query, which a softmax does not see.
 
     Args:
         query: [B, h, m, d]
-        states: [B, n, C], which a layer would make keys, and another one values.
-        key_weight: [h * d, C]
-        value_weight: [h * d, C]
-        value_bias: [h * d]
+        states: [B, n, C]
+        keys: the weight [h * d, C] and bias [h * d] of the layer that would make keys of the states. The bias
+            is only there to get its gradient in training, zeros: None where something else reads it.
+        values: those of the layer that would make values; None for no bias.
         scale: of the scores.
-        mask: true for what may be looked at, or what is added to the scores; as [B, h, m, n].
-        key_bias: [h * d], if nothing else reads it: in training it gets the gradient that it has, zeros.
+        mask: true for keys that a query attends to, or what is added to the scores; as [B, h, m, n].
 
     Returns:
-        [B, h, m, d], zero for a query that may look at nothing, as in fused attention.
+        [B, h, m, d], zero for a query whose keys are all hidden, as in fused attention.
     """
     batch, heads, rows, _ = query.shape
+    (key_weight, key_bias), (value_weight, value_bias) = keys, values
     if key_bias is not None and torch.is_grad_enabled():
         query = query + 0.0 * key_bias.unflatten(0, (heads, 1, -1))
     states = states[:, None]  # [B, 1, n, C]: what each head asks for is one more query of a single head
@@ -54,6 +52,6 @@ def attend_states(
 
 
 def _hides_all(mask: Tensor) -> Tensor:
-    """Which queries may look at nothing: [.., m, 1]."""
+    """Which queries have all their keys hidden: [.., m, 1]."""
     hidden = ~mask if mask.dtype == torch.bool else mask.isneginf()
     return hidden.all(dim=-1, keepdim=True)

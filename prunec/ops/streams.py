@@ -32,19 +32,19 @@ def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     return x.gather(dim, spread_over(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
 
 
-def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uniform: bool = False) -> Tensor:
+def fuse(x: Tensor, index: Tensor, score: Tensor | None, suffix: int, dim: int = 1) -> Tensor:
     """Rows `index` of a stream; the last patch row becomes the sum of dropped tokens, weighted by score.
 
-    Or their mean, if weights are `uniform`.
+    Without a score it becomes their mean.
     """
     kept = gather(x, index, dim)
     if index.shape[1] == x.shape[dim]:  # nothing was dropped
         return kept
     place = index.shape[1] - suffix - 1
     others = torch.cat([index[:, :place], index[:, place + 1 :]], dim=1)
-    score = torch.ones_like(score) if uniform else score
-    weight = score.scatter(1, others, 0.0).to(x.dtype)  # [B, T], zero where a token goes on by itself
-    weight = weight / weight.sum(dim=1, keepdim=True) if uniform else weight
+    weight = torch.ones_like(x.movedim(dim, 1)[..., 0]) if score is None else score
+    weight = weight.scatter(1, others, 0.0).to(x.dtype)  # [B, T], zero where a token goes on by itself
+    weight = weight / weight.sum(dim=1, keepdim=True) if score is None else weight
     extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
     return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
 
@@ -52,20 +52,19 @@ def fuse(x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uni
 def fuse_each(
     x: Tensor,
     index: Tensor,
-    score: Tensor,
+    score: Tensor | None,
     kept: Tensor,
-    dim: int,
     joined: Tensor,
+    dim: int = 1,
     valid: Tensor | None = None,
-    uniform: bool = False,
 ) -> Tensor:
-    """The same where images keep different numbers: the row that joined the kept ones becomes the sum.
+    """The same where images keep different numbers: the row in `joined` but not in `kept` becomes the sum.
 
-    Rows that the selection before has dropped already (not `valid`) are not in it.
+    Rows that an earlier selection has dropped (not `valid`) are not in it.
     """
     leaving = ~kept if valid is None else valid & ~kept  # [B, T]
-    weight = torch.where(leaving, 1.0 if uniform else score, 0.0).to(x.dtype)
-    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if uniform else weight
+    weight = torch.where(leaving, 1.0 if score is None else score, 0.0).to(x.dtype)
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if score is None else weight
     extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
     here = (joined & ~kept).gather(1, index)  # [B, n]
     rows = gather(x, index, dim)
@@ -85,17 +84,23 @@ def reconstruct(
     x: Tensor,
     index: Tensor,
     ends: tuple[int, int],
-    near: int,
-    sharpness: float,
+    mixture: tuple[int, float],
     dim: int = 1,
     valid: Tensor | None = None,
 ) -> Tensor:
     """The full stream again, where a token that did not go on is a mixture of kept tokens.
 
-    Of the `near` ones that it was most like before: weights exp(-sharpness * distance squared) between unit
-    vectors.
+    Args:
+        base: the stream before the selection, [B, T, C].
+        x: the rows that went on, [B, n, C].
+        index: where they were, [B, n].
+        ends: how many protected rows there are in front and at the end; they are in no mixture.
+        mixture: of how many kept tokens, those most similar in `base`, and how sharply weights fall with
+            distance: exp(-sharpness * distance squared) between unit vectors.
+        dim: the token axis.
+        valid: which of the rows count, [B, n].
     """
-    prefix, suffix = ends
+    (prefix, suffix), (near, sharpness) = ends, mixture
     unit = torch.nn.functional.normalize(base.movedim(dim, 1), dim=-1)  # [B, T, C]
     kept = slice(prefix, index.shape[1] - suffix)
     alike = unit @ gather(unit, index[:, kept]).transpose(1, 2)  # [B, T, n]

@@ -4,7 +4,7 @@
     q [B, h, m, d] ---------------- attention -- out
 becomes
     x -----------------.            W_k, W_v: rows of the kv layer's own weight
-    q ---- attend_states(q, x, W_k, W_v, b_v) -- out
+    q ---- attend_states(q, x, (W_k, b_k), (W_v, b_v)) -- out
 
 A key is W_k x_j, so a score q . W_k x_j is (W_k^T q) . x_j; and a mean of values W_v x_j + b_v is what the
 layer makes of the mean of the states x_j. For the one query of a class token or of a pooling head this takes
@@ -69,9 +69,9 @@ class FoldKeyValue(Pass[Planned, Planned]):
         """The weights of keys fit the queries and the states."""
         for node in program.graph.nodes:
             if node.target is ops.attend_states:
-                names = ("query", "states", "key_weight")
-                query, states, weight = (graph.shape(arguments.operand(node, name)) for name in names)
-                fits = weight == (query[1] * query[3], states[2])
+                query, states = (graph.shape(arguments.operand(node, name)) for name in ("query", "states"))
+                weight, _ = arguments.bind(node)["keys"]
+                fits = graph.shape(weight) == (query[1] * query[3], states[2])
                 self.promise(fits, "has weights that do not fit", node)
 
 
@@ -203,16 +203,10 @@ def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
         return False
     own = core.keys.layer is not core.values.layer  # else what makes values reads the bias as well
     key_bias = _part(core, core.keys, 2, key) if own else None
-    args = (
-        core.query,
-        core.keys.states,
-        _part(core, core.keys, 1, key),
-        _part(core, core.values, 1, value),
-        _part(core, core.values, 2, value),
-        core.scale,
-        *([core.mask] if core.mask or key_bias else []),
-        *([key_bias] if key_bias else []),
-    )
+    keys = (_part(core, core.keys, 1, key), key_bias)
+    values = (_part(core, core.values, 1, value), _part(core, core.values, 2, value))
+    mask = (core.mask,) if core.mask else ()
+    args = (core.query, core.keys.states, keys, values, core.scale, *mask)
     try:
         found, forced = _type(core, ops.attend_states, args)
     except Exception:  # noqa: BLE001  whatever the operator raises

@@ -152,13 +152,13 @@ class _Insertion:
         self, index: fx.Node, score: fx.Node, kept: fx.Node | None, entering: fx.Node | None
     ) -> fx.Node:
         """The rows of an index, one of them the sum of those that leave."""
-        uniform, value = self.step.weights == "uniform", self.source.meta["val"]
+        value = self.source.meta["val"]
+        weights = None if self.step.weights == "uniform" else score
         if kept is None:
-            rest = (True,) if uniform else ()
-            fused = (self.source, index, score, self.anatomy.suffix, self.dim, *rest)
+            fused = (self.source, index, weights, self.anatomy.suffix, self.dim)
             return self.call("fuse", ops.fuse, fused, value)
         joined = arguments.chosen_from(index)
-        each = (self.source, index, score, kept, self.dim, joined, entering, uniform)
+        each = (self.source, index, weights, kept, joined, self.dim, entering)
         return self.call("fuse", ops.fuse_each, each, value)
 
     def _scored(self) -> Scored:

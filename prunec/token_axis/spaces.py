@@ -285,8 +285,8 @@ class TokenAxis:
         if nearest or space.source in self.whole:  # all the way at once
             base, rows = self.full(space.source), space.origin(self._call)
         if nearest:
-            near = ((self.prefix, self.suffix), NEAREST, SHARPNESS, self.token_dim)
-            args: tuple[Any, ...] = (base, made, rows, *near, space.valid)
+            ends, mixture = (self.prefix, self.suffix), (NEAREST, SHARPNESS)
+            args: tuple[Any, ...] = (base, made, rows, ends, mixture, self.token_dim, space.valid)
             return self._step_back(node, ops.reconstruct, args, base.meta["val"])
         args = (base, made, rows, self.token_dim)
         args = args if space.valid is None else (*args, space.valid)

@@ -29,16 +29,14 @@ def fuse_of_another_image(fuse: Any, x: Tensor, index: Tensor, score: Tensor, *r
     return fuse(x, index, score.roll(1, 0), *rest)
 
 
-def fuse_nothing(
-    fuse: Any, x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, *rest: Any
-) -> Any:
+def fuse_nothing(fuse: Any, x: Tensor, index: Tensor, score: Tensor | None, suffix: int, dim: int = 1) -> Any:
     return ops.gather(x, index, dim)
 
 
 def fuse_the_other_way(
-    fuse: Any, x: Tensor, index: Tensor, score: Tensor, suffix: int, dim: int = 1, uniform: bool = False
+    fuse: Any, x: Tensor, index: Tensor, score: Tensor | None, suffix: int, dim: int = 1
 ) -> Any:
-    return fuse(x, index, score, suffix, dim, not uniform)
+    return fuse(x, index, torch.ones(x.shape[:2]) if score is None else None, suffix, dim)
 
 
 def fuse_scaled(fuse: Any, x: Tensor, index: Tensor, *rest: Any) -> Any:
@@ -46,16 +44,14 @@ def fuse_scaled(fuse: Any, x: Tensor, index: Tensor, *rest: Any) -> Any:
     return made * (index.shape[1] / x.shape[1])
 
 
-def fuse_each_of_kept(
-    fuse: Any, x: Any, index: Any, score: Any, kept: Any, dim: int, joined: Any, *rest: Any
-) -> Any:
-    return fuse(x, index, score, torch.zeros_like(kept), dim, joined, *rest)
+def fuse_each_of_kept(fuse: Any, x: Any, index: Any, score: Any, kept: Any, *rest: Any) -> Any:
+    return fuse(x, index, score, torch.zeros_like(kept), *rest)
 
 
 def fuse_each_revives(
-    fuse: Any, x: Any, index: Any, score: Any, kept: Any, dim: int, joined: Any, valid: Any, *rest: Any
+    fuse: Any, x: Any, index: Any, score: Any, kept: Any, joined: Any, dim: int, valid: Any
 ) -> Any:
-    return fuse(x, index, score, kept, dim, joined, None, *rest)
+    return fuse(x, index, score, kept, joined, dim, None)
 
 
 # --- merge -------------------------------------------------------------------------------------

@@ -96,25 +96,23 @@ def scatter_padding_too(
 
 
 def reconstruct_stale(reconstruct: Any, base: Tensor, x: Tensor, index: Tensor, ends: Any, *rest: Any) -> Any:
-    return ops.scatter(base, x, index, *rest[2:])
+    return ops.scatter(base, x, index, *rest[1:])
 
 
 def reconstruct_of_one(
-    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, near: int, *rest: Any
+    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, mixture: Any, *rest: Any
 ) -> Any:
-    return reconstruct(base, x, index, ends, 1, *rest)
+    return reconstruct(base, x, index, ends, (1, mixture[1]), *rest)
 
 
 def reconstruct_blunt(
-    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, near: int, sharpness: float, *rest: Any
+    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, mixture: Any, *rest: Any
 ) -> Any:
-    return reconstruct(base, x, index, ends, near, sharpness / 2, *rest)
+    return reconstruct(base, x, index, ends, (mixture[0], mixture[1] / 2), *rest)
 
 
-def reconstruct_of_all(
-    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, near: int, *rest: Any
-) -> Any:
-    return reconstruct(base, x, index, (0, 0), near, *rest)
+def reconstruct_of_all(reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, *rest: Any) -> Any:
+    return reconstruct(base, x, index, (0, 0), *rest)
 
 
 _scatter = mistakes_in(ops.scatter, "dense output, stale", "windows, drop")

@@ -51,16 +51,14 @@ def rows_one_off(rows: Any, x: Tensor, dim: int, start: int, stop: int | None = 
     return rows(x, dim, start + 1, stop + 1)
 
 
-def states_without_bias(
-    attend: Any, query: Any, states: Any, key: Any, value: Any, bias: Any, *rest: Any
-) -> Any:
-    return attend(query, states, key, value, None, *rest)
+def states_without_bias(attend: Any, query: Any, states: Any, keys: Any, values: Any, *rest: Any) -> Any:
+    return attend(query, states, keys, (values[0], None), *rest)
 
 
 def states_unscaled(
-    attend: Any, query: Any, states: Any, key: Any, value: Any, bias: Any, scale: float, *rest: Any
+    attend: Any, query: Any, states: Any, keys: Any, values: Any, scale: float, *rest: Any
 ) -> Any:
-    return attend(query, states, key, value, bias, 2 * scale, *rest)
+    return attend(query, states, keys, values, 2 * scale, *rest)
 
 
 MUTANTS = (

@@ -129,10 +129,11 @@ def test_gradients_flow_through_scores_and_tables() -> None:
 def test_fuse_each_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> None:
     x, score = torch.randn(BATCH, TOKENS, 4), torch.rand(BATCH, TOKENS)
     index = ops.select(score, count, *ENDS, True)
-    expected = ops.fuse(x, index, score, ENDS[1], 1, uniform)
+    weights = None if uniform else score
+    expected = ops.fuse(x, index, weights, ENDS[1])
     kept = ops.topk_mask(score, count, *ENDS)
     joined = ops.with_best_dropped(kept, score, *ENDS)
     other = ops.pack(joined, *ENDS)
-    found = ops.fuse_each(x, other, score, kept, 1, joined, None, uniform)
+    found = ops.fuse_each(x, other, weights, kept, joined)
     order = index.argsort(dim=1)  # fuse has the sum behind the kept ones, whatever its place was
     torch.testing.assert_close(found, expected.gather(1, order.unsqueeze(2).expand(-1, -1, 4)))

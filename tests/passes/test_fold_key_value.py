@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import prunec
 from prunec import ops
 from prunec.ir import graph
+from prunec.ir.arguments import bind
 from prunec.ir.flops import FlopCounter
 from prunec.ir.program import Program
 from prunec.measure import figures
@@ -110,7 +111,7 @@ def test_the_operation_is_attention_to_the_last_digits(mask: str | None, scale: 
     if given is not None:
         bias = bias.masked_fill(~given, -math.inf) if given.dtype == torch.bool else bias + given
     expected = by_hand(q, x, keys, values, scale, bias)
-    found = ops.attend_states(q, x, keys.weight, values.weight, values.bias, scale, given)
+    found = ops.attend_states(q, x, (keys.weight, None), (values.weight, values.bias), scale, given)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -123,7 +124,7 @@ def test_a_query_that_may_look_at_nothing_gets_zero_as_in_fused_attention(kind: 
         mask = torch.zeros(3, 1, 4, 7).double().masked_fill(~mask, -math.inf)
     key, value = (layer(x).unflatten(2, (2, 4)).transpose(1, 2) for layer in (keys, values))
     expected = F.scaled_dot_product_attention(q, key, value, attn_mask=mask, scale=0.5)
-    found = ops.attend_states(q, x, keys.weight, values.weight, values.bias, 0.5, mask)
+    found = ops.attend_states(q, x, (keys.weight, None), (values.weight, values.bias), 0.5, mask)
     assert not found[1, :, 2].any()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -135,7 +136,8 @@ def test_gradients_are_those_of_attention() -> None:
     weights = (q, x, keys.weight, values.weight, values.bias)
     by = torch.randn(3, 2, 4, 4).double()
     expected = torch.autograd.grad(by_hand(q, x, keys, values, 0.5, torch.zeros(3, 2, 4, 7)), weights, by)
-    found = torch.autograd.grad(ops.attend_states(q, x, *weights[2:], scale=0.5), weights, by)
+    folded = ops.attend_states(q, x, (keys.weight, None), (values.weight, values.bias), 0.5)
+    found = torch.autograd.grad(folded, weights, by)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -153,7 +155,7 @@ def test_a_class_token_attends_to_the_states_of_the_last_block() -> None:
     assert heights[:-1] == [26] * 8 + [1] * 4
     (node,) = [node for node in after.graph.nodes if node.target is ops.attend_states]
     queries, width = graph.shape(node.args[0])[1:], DIM // HEADS
-    assert (queries, graph.shape(node)[1:], node.args[5]) == (
+    assert (queries, graph.shape(node)[1:], bind(node)["scale"]) == (
         (HEADS, 1, width),
         (HEADS, 1, width),
         width**-0.5,
@@ -278,7 +280,7 @@ def test_images_that_keep_different_numbers_of_tokens_hide_their_padding() -> No
     choices = {"selector": "threshold", "blocks": [1]}
     before, after = passed(model, **choices)
     (node,) = [node for node in after.graph.nodes if node.target is ops.attend_states]
-    assert node.args[6].target is ops.key_mask
+    assert bind(node)["mask"].target is ops.key_mask
     torch.testing.assert_close(run(after, x)[0], run(before, x)[0], rtol=0, atol=1e-6)
     ideal = run_passes((Slices(),), after)
     assert run(ideal, x)[0].shape == (3, 7)

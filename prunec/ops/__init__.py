@@ -6,13 +6,13 @@ reference semantics), inline under torch.compile and torch.export, and print rea
     x ---------------------------- gather/fuse -- x'      index: [B, n], rows of x in ascending order
      '-- score -- select -- index --'  '-- take (tables), compose (origins), scatter (way back)
 
-A selection whose count differs from image to image is padded to the longest; `valid` says which rows count:
+A selection whose count differs from image to image is padded to the longest; `valid` is its padding mask:
 
     score -- threshold_mask -- pack -- index    [B, n], each image's kept rows first, then dropped ones
-                            '-- valid_mask -- valid   [B, n], true for kept ones: attention, scatter read it
+                            '-- valid_mask -- valid   [B, n], true for kept rows: read by attention, scatter
 
 One file for each kind: scores, selections, streams, masks, merging (tokens into others), canvas (early exit),
-packing (the tokens of all images as rows of one), attention (of such rows), training (masks with gradients),
+packing (tokens of all images as rows of one), attention (of packed rows), training (masks with gradients),
 folded (attention without keys and values), counting (numbers that follow how many tokens there are).
 
 A new operation is a function and its name in `__all__`, both in the file of its kind; nothing else lists

@@ -1,7 +1,7 @@
-"""Attention of packed rows: each image's among themselves.
+"""Attention of packed rows: those of each image attend to each other.
 
-There are as many sizes as images, and no compiler knows them: on the CPU one fused attention after the other,
-on CUDA the kernel for sequences of different lengths where PyTorch has it (compat.varlen_attention).
+Images have different lengths that are unknown at compile time. On the CPU a fused attention runs for each
+image in turn, on CUDA PyTorch's kernel for sequences of different lengths (compat.varlen_attention).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _images(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _empty(query: Tensor, value: Tensor) -> Tensor:
-    """[1, h, S, d] with the width of the values, laid out as the projection behind it wants to read it."""
+    """[1, h, S, d] with the width of the values, in the memory layout that the projection after it reads."""
     return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3])).transpose(1, 2)
 
 
@@ -92,7 +92,8 @@ def attend(
 ) -> Tensor:
     """Attention of packed rows [1, h, S, d].
 
-    Of image i there are as many queries as row i of `valid` [B, n] has, and as many keys as that of `among`.
+    Image i has as many queries as row i of `valid` [B, n] has true entries, and as many keys as row i of
+    `among` has.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     counts = valid.sum(dim=1), among.sum(dim=1)

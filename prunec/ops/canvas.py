@@ -1,4 +1,4 @@
-"""The canvas: class scores that are final for tokens that have left, painted over what the head says."""
+"""The canvas: the final class scores of tokens that have exited, which replace what the head gives them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ __all__ = ["paint", "remaining"]
 
 
 def remaining(before: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
-    """Of all tokens those that have not exited: of `rows` [B, n], which were left, those that are `kept`."""
+    """The mask [B, T] of tokens that have not exited: `before`, with `kept` [B, n] at `rows` [B, n]."""
     return before.scatter(1, rows, kept)  # [B, T]
 
 
 def paint(scores: Tensor, canvas: Tensor, active: Tensor, axis: int, prefix: int, suffix: int) -> Tensor:
-    """The head's scores, but the canvas's where tokens have left.
+    """The head's class scores for tokens that are active, those of the canvas for tokens that have exited.
 
-    scores: class scores on `axis`, all tokens (without prefix and suffix) in order on the others behind the
-    batch, be they one axis or a grid.
+    scores: classes on `axis`; the patch tokens in order on the other axes but the batch, one axis or a grid.
     """
     there = scores.movedim(axis, -1)  # [B, .., K]
     end = canvas.shape[1] - suffix

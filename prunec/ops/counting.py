@@ -1,4 +1,4 @@
-"""Numbers that follow how many tokens there are."""
+"""Numbers that depend on how many tokens there are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["counts", "for_images", "log", "throughout"]
 
 
 def counts(valid: Tensor) -> Tensor:
-    """How many rows of each image count: [B]. No gradient."""
+    """How many rows of each image are valid: [B]. No gradient."""
     return valid.sum(dim=1, dtype=torch.float64)
 
 
@@ -23,7 +23,7 @@ def log(number: Any) -> Any:
 
 
 def for_images(number: Tensor, axis: int, rank: int, each: int, dtype: torch.dtype) -> Tensor:
-    """A number of each image, for tensors of a rank; `each`: the entries of an image on its axis."""
+    """A number of each image, in a shape that broadcasts; an image has `each` entries on its axis."""
     number = number.repeat_interleave(each) if each > 1 else number
     shape = [1] * rank
     shape[axis] = number.shape[0]

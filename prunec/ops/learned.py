@@ -1,4 +1,4 @@
-"""A learned scorer in the graph: a module as a function of what it reads and of its own parameters."""
+"""A learned scorer in the graph: its module as a function of its input and its parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Learned:
     """Calls a scorer module with parameters that are operands of the graph: saved, moved and trained there.
 
     x, prefix, suffix, axis, valid, *parameters --> the scores of all tokens, 0 for protected ones: [B, T] or,
-    of classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C]; one
-    that asks for it is told which of these count, where some are padding.
+    of classes, [B, T, K]. A module that reads pixels gets x as it is, any other the patches [B, N, C], and if
+    it has `takes_valid` also which of these are valid, where some are padding.
     """
 
     def __init__(self, module: nn.Module, name: str, site: int) -> None:
@@ -47,7 +47,7 @@ class Learned:
         return pad(found, (0, 0) * (found.dim() - 2) + (prefix, suffix))
 
     def alone(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """The module with these parameters and buffers, apart from any graph and in single precision."""
+        """The module itself with these parameters and buffers, in float32."""
         module = copy.deepcopy(self.module).to_empty(device=next(iter(tensors.values())).device)
         with torch.no_grad():
             for name, value in tensors_of(module).items():  # a state dict would leave some buffers out

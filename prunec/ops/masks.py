@@ -1,4 +1,4 @@
-"""Keys: what attention may look at, and how much each key counts."""
+"""Masks and biases by token: which keys attention sees, how much each counts, and what padding holds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["bias_keys", "fill", "key_bias", "key_mask", "mask_keys", "rescale", 
 
 
 def valid_mask_among(valid: Tensor, front: int, back: int) -> Tensor:
-    """Which rows count of an operand with so many rows more than the stream at its ends: those always do.
+    """The mask of an operand with `front` and `back` rows more than the stream has, which are always valid.
 
-    Below zero: with so many of the stream's protected rows less.
+    Below zero: the operand lacks so many of the stream's protected rows.
     """
     return torch.nn.functional.pad(valid, (front, back), value=True)  # [B, n] -> [B, front + n + back]
 
 
 def key_mask(valid: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A mask for fused attention that hides padding rows from every query, on top of one that is there."""
+    """A mask for fused attention that hides padding from every query, combined with the mask it had."""
     keys = valid[:, None, None, :]  # [B, 1, 1, n]
     if mask is None:
         return keys
@@ -25,15 +25,15 @@ def key_mask(valid: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def mask_keys(logits: Tensor, valid: Tensor) -> Tensor:
-    """The same for attention that is spelled out, before its softmax: [B, h, n, n]."""
+    """The same for attention without a fused operator, before its softmax: [B, h, n, n]."""
     return logits.masked_fill(~valid[:, None, None, :], float("-inf"))
 
 
 def fill(x: Tensor, valid: Tensor, value: float, dim: int, batch_dim: int, each: int = 1) -> Tensor:
-    """Padding rows of an operand hold what makes no difference to the operator that reads it.
+    """An operand whose padding rows hold the neutral value of the operator that reads it.
 
-    Zero to a sum, minus infinity to a maximum. Every image has `each` entries of the operand, one after the
-    other, such as heads. A mask that is trained (numbers) weighs the rows of a sum.
+    That is zero for a sum and minus infinity for a maximum. Every image has `each` entries on the batch axis,
+    one after the other, such as heads. A mask of numbers, as in training, weighs the rows of a sum.
     """
     valid = valid.repeat_interleave(each, dim=0)  # [B * each, n]
     valid = valid.T if dim < batch_dim else valid
@@ -46,7 +46,7 @@ def fill(x: Tensor, valid: Tensor, value: float, dim: int, batch_dim: int, each:
 
 
 def rescale(y: Tensor, x: Tensor, valid: Tensor, dim: int, batch_dim: int) -> Tensor:
-    """A mean over all rows of `x`, padding filled with zeros, as the mean over those that count."""
+    """A mean over all rows of `x`, whose padding is zero, turned into the mean over its valid rows."""
     count = valid.sum(dim=1).clamp_min(1)  # [B]
     shape = [1] * y.dim()
     shape[batch_dim] = count.shape[0]
@@ -54,7 +54,7 @@ def rescale(y: Tensor, x: Tensor, valid: Tensor, dim: int, batch_dim: int) -> Te
 
 
 def key_bias(size: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A bias for fused attention by which each key counts as many as it stands for, on top of any mask."""
+    """A bias for fused attention by which a key counts once for each token it stands for, with any mask."""
     bias = size.log()[:, None, None, :]  # [B, n] -> [B, 1, 1, n]
     if mask is None:
         return bias
@@ -62,5 +62,5 @@ def key_bias(size: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def bias_keys(logits: Tensor, size: Tensor) -> Tensor:
-    """The same for attention that is spelled out, before its softmax: [B, h, n, n]."""
+    """The same for attention without a fused operator, before its softmax: [B, h, n, n]."""
     return logits + size.log()[:, None, None, :].to(logits.dtype)

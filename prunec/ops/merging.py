@@ -1,6 +1,6 @@
-"""Merging: which tokens go into which others, what becomes of their values, and how many each stands for.
+"""Merging: which token is merged into which, the merged values, and how many tokens each stands for.
 
-metric -- pairs | windows -- score, partner          score: minus the likeness; infinite for targets
+metric -- pairs | windows -- score, partner          score: minus the similarity; infinite for targets
 index, partner -- members -- group                   group: [B, T], the place of each row's group in index
 x, group, size -- merge -- x'                        group, size -- sizes -- size'
 x', group -- unmerge -- x                            each row gets its group's value
@@ -46,7 +46,7 @@ def pairs(metric: Tensor, prefix: int, suffix: int, valid: Tensor | None = None)
 def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tensor, Tensor]:
     """For the other three patches of each window of 2 x 2 its first: score [B, T], partner [B, T].
 
-    The likeness of a window is the mean over its six pairs. Windows that the border cuts stay as they are.
+    The similarity of a window is the mean over its six pairs. Windows cut by the border are not merged.
     """
     rows = torch.arange(height * width, device=metric.device).view(height, width) + prefix
     rows = rows[: height // 2 * 2, : width // 2 * 2].unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
@@ -65,7 +65,7 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
 def nearest(
     x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """For each token the most similar patch that stays: likeness [B, T], partner [B, T]."""
+    """For each token the most similar patch that stays: similarity [B, T], partner [B, T]."""
     unit = normalize(x.movedim(dim, 1), dim=-1)  # [B, T, C]
     patches = slice(prefix, index.shape[1] - suffix)
     kept = index[:, patches]
@@ -115,7 +115,7 @@ def sizes(
 ) -> Tensor:
     """How many tokens each row of a merged stream stands for: [B, n].
 
-    With `alike`, one that was merged counts as much as it is like what it was merged into.
+    With `alike`, a merged token counts by its similarity to the token that it was merged into.
     """
     counts = like.new_ones(group.shape) if size is None else size
     if alike is not None:

@@ -3,9 +3,10 @@
     valid [B, n] -- rows_of -- rows [1, S]     where in the padded stream [B * n] each packed row stands
                '-- slots                      and where in the packed one each padded row stands: [B, n]
 
-    padded [B, n, C] -- pick -- packed [1, S, C] -- spread -- padded
+    padded [B, n, C] -- unpad -- packed [1, S, C] -- pad -- padded
 
-What only reads a row at a time runs on packed rows as it is. Padding, spread again, holds some other row.
+Operators that work on each row alone run on packed rows unchanged. After `pad`, padding rows are copies of
+other rows.
 """
 
 from __future__ import annotations
@@ -31,44 +32,44 @@ __all__ = [
 
 
 def rows_of(valid: Tensor, bound: int | None = None) -> Tensor:
-    """Where the rows that count stand among those of all images: [B, n] to [1, S]."""
+    """The places of valid rows among the rows of all images: [B, n] to [1, S]."""
     found = valid.flatten().nonzero()[:, 0].unsqueeze(0)
     total = found.shape[1]
-    compat.assume(total >= 2)  # a compiler that does not know the number wants to know whether it is one
+    compat.assume(total >= 2)  # compilers treat a size of one in another way
     compat.assume(total <= valid.numel())
     if bound is not None:
         compat.assume(total <= bound, f"a batch has more than the {bound} {TOO_MANY}")
     return found
 
 
-#: How a batch above its bound is told from other failures.
+#: By these words in its message an error says that a batch is above its bound.
 TOO_MANY = "packed rows that it may have"
 
 
 def fixed_rows_of(valid: Tensor, each: int) -> Tensor:
-    """The same where a batch has `each` rows for every image on average, whatever is in it."""
+    """The same where every batch has `each` valid rows for each image on average."""
     order = (~valid).to(torch.uint8).flatten().argsort(stable=True)
     return order[: valid.shape[0] * each].sort().values.unsqueeze(0)
 
 
 def slots(valid: Tensor) -> Tensor:
-    """Where each padded row stands among the packed ones; padding points at its neighbour: [B, n]."""
+    """The place of each padded row among the packed ones; padding points at a row before it: [B, n]."""
     return (valid.flatten().cumsum(0) - 1).clamp_min(0).view_as(valid)
 
 
 def places(index: Tensor, rows: Tensor, tokens: int) -> Tensor:
-    """Where packed rows stand in a whole stream [B * T] that `index` [B, n] was chosen from: [1, S]."""
+    """The places of packed rows in the whole stream [B * T] that `index` [B, n] was chosen from: [1, S]."""
     first = torch.arange(index.shape[0], device=index.device).unsqueeze(1) * tokens
     return (index + first).flatten()[rows]
 
 
 def places_among(slots: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Where packed rows stand among those that were packed before: [1, S]."""
+    """The places of packed rows among those that were packed before: [1, S]."""
     return slots.gather(1, index).flatten()[rows]
 
 
 def token_numbers(index: Tensor, rows: Tensor) -> Tensor:
-    """The token that each packed row is, as `index` [B, n] counts them: [1, S]."""
+    """The number of each packed row's token, from `index` [B, n]: [1, S]."""
     return index.flatten()[rows]
 
 

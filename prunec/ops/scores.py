@@ -1,4 +1,4 @@
-"""Scores: one number for each token, higher means more worth keeping."""
+"""Scores: one number for each token; tokens with high scores are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def class_attention(
 
 
 def class_row(attention: Tensor, row: int) -> Tensor:
-    """The same from an attention map that the model spells out anyway."""
+    """The same from an attention map that the model computes itself."""
     return attention[:, :, row].mean(dim=1)  # [B, h, T, T] -> [B, T]
 
 
@@ -56,14 +56,14 @@ def random_among(score: Tensor) -> Tensor:
 
 
 def beside(score: Tensor, x: Tensor, dim: int = 1) -> Tensor:
-    """Scores of the tokens of a stream; those read off pixels are of all tokens, and must follow these."""
+    """A score computed from the pixels, tied to a stream: if tokens have left it, the score loses theirs."""
     return score.expand(x.movedim(dim, 1).shape[:2])  # [B, T], x: [B, T, C] -> [B, T]
 
 
 def attention_map(
     query: Tensor, key: Tensor, scale: float | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """What every token pays to every token; a fused attention does not tell, so it is computed again."""
+    """The attention map, computed again where the model's fused attention does not give it."""
     # query: [B, h, T, d], key: [B, h', T, d], mask: broadcastable to [B, h, T, T]
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -82,9 +82,9 @@ def times_values(score: Tensor, value: Tensor) -> Tensor:
 def received(
     attention: Tensor, value: Tensor, prefix: int, suffix: int, valid: Tensor | None = None
 ) -> Tensor:
-    """What all patches pay to a token, and its value's share of the image's.
+    """The attention that a token receives from all patches, plus a softmax of the values.
 
-    Of the heads the one that pays most counts, relative to the token that gets most.
+    Attention is the maximum over heads, relative to the token that receives most.
     """
     end = attention.shape[-1] - suffix  # attention: [B, h, T, T], value: [B, h, T, d]
     paid = attention[:, :, prefix:end, prefix:end].amax(dim=1)  # [B, N, N]
@@ -103,7 +103,7 @@ def change(before: Tensor, after: Tensor, dim: int = 1) -> Tensor:
 
 
 def doubt(logits: Tensor) -> Tensor:
-    """How little sure a grader is of a token's class: minus the largest probability."""
+    """How uncertain a token's class is: minus the largest probability."""
     return -logits.softmax(dim=-1).amax(dim=-1)  # [B, T, K] -> [B, T]
 
 

@@ -33,8 +33,8 @@ __all__ = [
 def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = False) -> Tensor:
     """Rows that go on: protected ones in place, the `keep` best patches in ascending order.
 
-    With `fused`, the best of the remaining patches follows them: its place is where `fuse` puts the extra
-    token. Ties go to the lower index. Keeping everything yields 0 .. T-1.
+    With `fused`, the best of the remaining patches follows them: `fuse` puts the extra token in its place.
+    Ties go to the lower index. Keeping everything yields 0 .. T-1.
     """
     tokens = score.shape[1]  # score: [B, T]
     rows = torch.arange(tokens, device=score.device).expand(score.shape[0], -1)
@@ -48,8 +48,8 @@ def select(score: Tensor, keep: int, prefix: int, suffix: int, fused: bool = Fal
 def select_pairs(score: Tensor, keep: int, prefix: int, suffix: int) -> Tensor:
     """Rows that go on where each patch at an even place may go into one at an odd place.
 
-    Ones at odd places all stay (their score is infinite) and come last: the next pairing then alternates
-    among others than this one.
+    Those at odd places all stay (their score is infinite) and come last, so that the next pairing has other
+    pairs.
     """
     index = select(score, keep, prefix, suffix)
     end = index.shape[1] - suffix
@@ -60,7 +60,7 @@ def select_pairs(score: Tensor, keep: int, prefix: int, suffix: int) -> Tensor:
 
 # --- as many as every image needs ----------------------------------------------------------------
 #
-# What says which rows go on has one form: (scores, bound, prefix, suffix, least, valid) -> [B, T].
+# Masks have one form: (score, threshold or count, prefix, suffix, least, valid) -> [B, T].
 
 
 def topk_mask(
@@ -76,7 +76,7 @@ def topk_mask_of_batch(
 ) -> Tensor:
     """Which rows go on: the best patches of all images together, `count` of each on average.
 
-    The `least` best ones of each image go on in any case, so how many do is the same for every batch.
+    The `least` best ones of each image always go on, so every batch has the same number.
     """
     patches, there = _patches(score, prefix, suffix, valid)
     surely = _highest(patches, least) & there
@@ -90,7 +90,7 @@ def threshold_mask(
 ) -> Tensor:
     """Which rows go on: patches that score above the threshold, the `least` best ones, protected ones.
 
-    Rows that the selection before has dropped already (not `valid`) do not come back.
+    Rows that an earlier selection has dropped (not `valid`) stay dropped.
     """
     patches, there = _patches(score, prefix, suffix, valid)
     kept = (patches > threshold) | _highest(patches, least)
@@ -100,7 +100,7 @@ def threshold_mask(
 def _highest(score: Tensor, count: int) -> Tensor:
     """Which `count` of each row are the highest; ties go to the lower index.
 
-    Their ranks are compared, not the first of them cut off: that asks nothing of a length that is a symbol.
+    By comparing ranks, which works where the length is symbolic; a slice of the order would need its value.
     """
     order = score.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(score.shape[1], device=score.device).expand_as(order)
@@ -108,7 +108,7 @@ def _highest(score: Tensor, count: int) -> Tensor:
 
 
 def _patches(score: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores of the patches, the lowest where one has been dropped already, and which are there: [B, N]."""
+    """Scores of the patches, the lowest for those dropped before, and which were not dropped: [B, N]."""
     patches = score[:, prefix : score.shape[1] - suffix]
     if valid is None:
         return patches, torch.ones_like(patches, dtype=torch.bool)
@@ -125,7 +125,7 @@ def _with_ends(patches: Tensor, prefix: int, suffix: int) -> Tensor:
 def random_mask(
     kept: Tensor, prefix: int, suffix: int, valid: Tensor | None = None, score: Tensor | None = None
 ) -> Tensor:
-    """As many rows of each image, chosen at random among those that are there: the honest baseline.
+    """As many rows of each image as `kept` has, chosen at random among valid ones: the random control.
 
     Rows whose score is infinite stay: others are merged into them.
     """
@@ -143,7 +143,7 @@ def random_mask(
 def with_best_dropped(
     kept: Tensor, score: Tensor, prefix: int, suffix: int, valid: Tensor | None = None
 ) -> Tensor:
-    """Those rows, and of the patches that leave the best one: its place is where they are summed up."""
+    """The kept rows and the best dropped patch of each image, in whose place the dropped ones are summed."""
     patches, there = _patches(score, prefix, suffix, valid)
     leaving = there & ~kept[:, prefix : kept.shape[1] - suffix]
     first = _highest(patches.masked_fill(~leaving, float("-inf")), 1) & leaving  # none where none leaves
@@ -170,16 +170,15 @@ def pack(
         longest = sizes[(sizes >= longest).to(torch.uint8).argmax()]
     rounded = (longest + multiple_of - 1) // multiple_of * multiple_of
     ends = prefix + suffix
-    # One number is read off, and the compiler sees nothing but it: what is made of it would hide that sizes
-    # are equal.
+    # The compiler sees one number that is read off a tensor: sizes computed of it would not compare as equal.
     length: Any = (rounded.clamp(2, patches.shape[1]) + ends).item()  # not int(..): exported, it is a symbol
-    compat.assume(length >= 2)  # a compiler that does not know the length wants to know whether it is one
+    compat.assume(length >= 2)  # compilers treat a size of one in another way
     compat.assume(length <= kept.shape[1])
     return _in_order(kept, prefix, suffix, length, in_pairs)
 
 
 def pack_all(kept: Tensor, prefix: int, suffix: int, in_pairs: bool = False) -> Tensor:
-    """The same with all rows: a length that no batch changes, and nothing is read off a tensor."""
+    """The same with all rows: the length is the same for every batch, and not read off a tensor."""
     return _in_order(kept, prefix, suffix, kept.shape[1], in_pairs)
 
 
@@ -198,7 +197,7 @@ def _in_order(kept: Tensor, prefix: int, suffix: int, length: int, in_pairs: boo
 
 
 def kept_rows(kept: Tensor) -> Tensor:
-    """The rows of the one image that there is: nothing pads them."""
+    """The kept rows of a single image, which needs no padding."""
     index = kept[0].nonzero()[:, 0].unsqueeze(0)  # [1, T] -> [1, n]
     compat.assume(index.shape[1] >= 2)
     compat.assume(index.shape[1] <= kept.shape[1])
@@ -206,22 +205,22 @@ def kept_rows(kept: Tensor) -> Tensor:
 
 
 def all_rows(kept: Tensor) -> Tensor:
-    """All rows, in place: for a lowering that computes them all and hides those that are not kept."""
+    """All rows in place, for mode masked, which computes them all and hides those that are not kept."""
     return torch.arange(kept.shape[1], device=kept.device).expand(kept.shape[0], -1)
 
 
 def valid_mask(kept: Tensor, index: Tensor) -> Tensor:
-    """Which rows of a packed selection count; the others pad it."""
+    """Which rows of a padded selection are kept ones; the others are padding."""
     return kept.gather(1, index)  # [B, T], [B, n] -> [B, n]
 
 
 def sampled_mask(
     score: Tensor, count: int, prefix: int, suffix: int, least: int = 1, valid: Tensor | None = None
 ) -> Tensor:
-    """Which rows go on: those that `count` regular steps over the cumulated scores hit, and protected ones.
+    """Which rows go on: those hit by `count` regular steps over the cumulated scores, and protected ones.
 
-    A row that weighs much is hit by many steps, so fewer rows go on. Where fewer than `least` are hit, the
-    best others join them.
+    A row with a high score is hit by several steps, so fewer rows go on. Where fewer than `least` are hit,
+    the best others join them.
     """
     patches = score[:, prefix : score.shape[1] - suffix]  # [B, N]
     there = torch.ones_like(patches, dtype=torch.bool)
@@ -254,13 +253,13 @@ def mean_threshold(
 def context_mask(
     kept: Tensor, logits: Tensor, count: int, prefix: int, suffix: int, valid: Tensor | None = None
 ) -> Tensor:
-    """Which rows go on if of each class the `count` surest that would leave stay as context."""
+    """The kept rows and, as context, the `count` most certain dropped patches of each class."""
     end = kept.shape[1] - suffix
     confidence, classes = logits[:, prefix:end].softmax(dim=-1).max(dim=-1)  # [B, N]
     leaving = ~kept[:, prefix:end]
     if valid is not None:
         leaving = leaving & valid[:, prefix:end]
-    # by class, then the surest first; those that do not leave come behind all classes
+    # by class, the most certain first; those that stay come after all classes
     order = confidence.argsort(dim=1, descending=True, stable=True)
     group = torch.where(leaving, classes, logits.shape[-1]).gather(1, order)
     by_class = group.argsort(dim=1, stable=True)

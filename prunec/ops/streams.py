@@ -1,4 +1,4 @@
-"""The stream itself: rows taken out, put back, summed up, and what is indexed by token moved with them."""
+"""The stream: rows are taken out, put back and summed, and operands indexed by token follow them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def whole(x: Tensor) -> Tensor:
-    """The stream with every token in it: where a selection chooses among all again."""
+    """A mark in the graph: from here on the stream has all its tokens again."""
     return x
 
 
@@ -114,19 +114,19 @@ def reconstruct(
 
 
 def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:
-    """Neighbouring rows at a constant place; a view, so it costs nothing. Negative places: from the end."""
+    """Neighbouring rows at a constant place, as a view. Negative places count from the end."""
     stop = x.shape[dim] if stop is None else stop
     start, stop = (place + x.shape[dim] if place < 0 else place for place in (start, stop))
     return x.narrow(dim, start, stop - start)
 
 
 def put_first(base: Tensor, x: Tensor, dim: int = 1) -> Tensor:
-    """The full stream when the first rows went on: what `scatter` costs at least (for the ideal control)."""
+    """`scatter` where the first rows went on, the cheapest way back (for the ideal control)."""
     length = x.shape[dim]
     return torch.cat([x, base.narrow(dim, length, base.shape[dim] - length)], dim=dim)
 
 
-# --- side state: what is indexed by token moves with its token --------------------------------
+# --- operands indexed by token ----------------------------------------------------------------
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:

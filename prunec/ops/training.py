@@ -1,4 +1,4 @@
-"""Masks that can be trained: 0 or 1 in value, with the gradient of how surely a token was chosen."""
+"""Masks that can be trained: 0 or 1 in value, with a gradient by the score (straight through)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def straight_through(
     before: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """1 where a row is kept, else 0: [B, T]. Its gradient is that of a sigmoid of the score above the bound.
+    """1 where a row is kept, else 0: [B, T]. Its gradient is that of a sigmoid of the score minus the bound.
 
-    Without a bound it is the lowest score that was kept. Protected rows have no gradient; what was dropped
-    `before` stays 0.
+    Without a bound it is the lowest score that was kept. Protected rows have no gradient; rows that are not
+    in the mask `before` stay 0.
     """
     hard = kept.to(score.dtype)
     if bound is None:
@@ -42,7 +42,7 @@ def straight_through(
 
 
 def blend(base: Tensor, x: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
-    """M * x + (1 - m) * base: rows that are kept from one, the others from the other."""
+    """Mask * x + (1 - mask) * base: kept rows of `x`, the others of `base`."""
     weight = spread_over(mask, x, dim)
     if mask.dtype == torch.bool:
         return torch.where(weight, x, base)
@@ -57,7 +57,7 @@ def attend_kept(
     own: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Fused attention in which each key weighs what `mask` [B, n] says, on top of a mask of its own."""
+    """Fused attention in which `mask` [B, n] weighs the keys, with `own`, the mask that it has already."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if mask.requires_grad and torch.is_grad_enabled():
         attend: Callable[..., Tensor] = _AttendKept.apply
@@ -67,7 +67,7 @@ def attend_kept(
 
 
 def softmax_kept(logits: Tensor, mask: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Softmax over keys of attention that is spelled out, in which each weighs what `mask` says."""
+    """The same for attention without a fused operator: the softmax over its keys."""
     logits = logits if dtype is None else logits.to(dtype)  # [B, h, n, n]
     weight = mask[:, None, None, :].to(logits.dtype)
     shares = (logits - logits.amax(dim=-1, keepdim=True).detach()).exp() * weight
@@ -77,7 +77,7 @@ def softmax_kept(logits: Tensor, mask: Tensor, dtype: torch.dtype | None = None)
 
 
 class _AttendKept(torch.autograd.Function):
-    """The fused kernel forwards; backwards the map is made again, one head at a time, and never kept."""
+    """Forward is the fused kernel; backward computes the map again, one head at a time."""
 
     @staticmethod
     def forward(

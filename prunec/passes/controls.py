@@ -1,4 +1,4 @@
-"""The two controls that every claim stands beside, made from the pruned program itself.
+"""The two controls that each figure is compared with, made from the pruned program itself.
 
 ideal    x[:, :n] wherever the program gathers: the same lengths, no score, no selection
 random   the same program and the same counts, scored by random numbers
@@ -31,7 +31,7 @@ class Slices(Pass[Planned, Planned]):
     name: ClassVar[str] = "ideal slices"
 
     def run(self, program: Planned) -> tuple[Planned, Counts]:
-        """The program that does no more than its lengths ask for."""
+        """The program with slices in place of its selections."""
         module = graph.copy(program.module)
         lengths: dict[fx.Node, int] = {}
         sites = iter(program.plan.sites)
@@ -41,7 +41,7 @@ class Slices(Pass[Planned, Planned]):
                 lengths[node] = next(sites).leaves
             elif node.target is ops.compose:
                 lengths[node] = lengths[arguments.operand(node, "inner")]
-            elif node.target in _UNDONE:  # nothing pads, counts double, or has left
+            elif node.target in _UNDONE:  # there is no padding, merged token or exited token
                 node.replace_all_uses_with(arguments.bind(node)[_UNDONE[node.target]])
                 module.graph.erase_node(node)
             elif node.target is ops.unmerge or (
@@ -68,7 +68,7 @@ _UNDONE = {
     ops.rescale: "y",
 }
 
-#: What reads a selection only to tell other operators about it; it dies with them.
+#: What reads a selection only for other operations, and becomes dead code with them.
 _SCAFFOLD = (ops.valid_mask, ops.with_best_dropped, ops.members, ops.nearest, ops.remembered, ops.sizes)
 
 
@@ -127,7 +127,7 @@ class RandomScores(Pass[Planned, Planned]):
     """Score by random numbers: what the counts alone cost in accuracy.
 
     select(class_attention(q, k))  ==>  select(random_score(x))
-    pack(passing(score, ..))       ==>  pack(shuffled(passing(score, ..)))    as many of each image, others
+    pack(topk_mask(score, ..))     ==>  pack(random_mask(topk_mask(score, ..)))    as many of each image
     """
 
     name: ClassVar[str] = "random control"

@@ -1,16 +1,15 @@
-"""Lower a padded program to masks: every token is computed, and what is not kept is hidden and blended out.
+"""Lower a padded program to masks: every token is computed, and those not kept are hidden and blended out.
 
-    pack(kept)                          ==>  every(kept)                       all rows, in place
+    pack(kept)                          ==>  all_rows(kept)                    in place
     gather(x, index)                    ==>  x
     take(table, index)                  ==>  table
     attention(q, k, v, key_mask(valid))  ==>  attend_kept(q, k, v, m)           keys weigh m
     scatter(base, x, index, valid)       ==>  blend(base, x, m)                 m * x + (1 - m) * base
     mean(fill(x, valid)) * n / valid      ==>  the same of m
 
-m is the mask of what is kept. Where a learned scorer chose, it is a number that is 0 or 1 and has the
-gradient of how surely it was chosen (straight through): that is how scorers are trained. All else is as it
-was, so the outputs are those of the padded program. Where tokens are merged in pairs, their places in the
-pruned stream tell which, so there the rows are put in that order: all of them, kept ones first.
+m is the mask of kept rows. Where a learned scorer chose them, m is a tensor of 0 and 1 with a gradient by the
+score (straight through), which trains the scorer. The outputs are those of the padded program. Merging in
+pairs depends on the order of the pruned stream, so there all rows are put in that order, kept ones first.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class _Masking:
                 self._weigh(node)
 
     def _mask(self, valid: fx.Node) -> None:
-        """What says which rows are kept, as a number that can be trained where a learned scorer chose."""
+        """The mask of kept rows, with a gradient where a learned scorer chose them."""
         kept = chosen = arguments.operand(valid, "kept")
         valid.replace_all_uses_with(kept)
         self.masks[kept] = kept
@@ -115,7 +114,7 @@ class _Masking:
         self.counts["trained"] += 1
 
     def _weigh(self, node: fx.Node) -> None:
-        """Keys of attention weigh as much as they are kept."""
+        """Let the mask weigh the keys of an attention."""
         if graph.op(node) == "scaled_dot_product_attention":
             hidden, names = mask_of(node), compat.argument_names_of(node.target)
             if hidden is None or hidden.target is not ops.key_mask:
@@ -126,7 +125,7 @@ class _Masking:
             _becomes(node, ops.attend_kept, (*node.args[:3], mask, own, given.get("scale")))
         else:
             logits = hidden = graph.operand(node, 0)
-            if logits.target is ops.rows:  # of the queries, where nobody reads all of them
+            if logits.target is ops.rows:  # of the queries, where some are dead rows
                 hidden = arguments.operand(logits, "x")
             if hidden.target is not ops.mask_keys:
                 return

@@ -2,19 +2,20 @@
 
     gather -- x [B, n, C] -- norm -- linear -- attention(keys hidden) -- linear -- (+) -- rows 0:1 -- head
 becomes
-    pick -- x [1, S, C] -- norm -- linear -- attend -- linear -- (+) -- spread 0:1 -- head
+    unpad -- x [1, S, C] -- norm -- linear -- attend -- linear -- (+) -- pad 0:1 -- head
 
-Every value of a pruned stream can be had in two forms: padded [B, n, ..], as the program has it, and packed
-[1, S, ..]. A call that does the same to each row, which is found by watching it, runs on packed rows: the
-same call, on one image of S tokens. Everything else runs on padded ones as before. Where the form changes,
-`spread` or `pick` stands between: so there is nothing that cannot be packed, only what does not gain by it.
+Every value of a pruned stream has two forms: padded [B, n, ..], as in the program, and packed [1, S, ..]. A
+call that does the same to each row, as a trial run shows, runs on packed rows: the same call, on one image of
+S tokens. All other calls run on padded rows as before, with `pad` or `unpad` where the form changes. So every
+program can be packed; one with few token-wise calls only gains less.
 
-`spread` leaves anything in padding rows. Where these must hold something (what hides a key, or fills a mean)
-the padded form is the only one.
+`pad` leaves any values in padding rows. Where padding must hold a certain value (it hides a key, or fills a
+mean) there is only the padded form.
 """
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ from prunec.ir.sizes import SizeNodes
 from prunec.policy.lowering import Attention
 from prunec.token_axis.padding import mask_of
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LowerPacked(Pass[Planned, Planned]):
-    """Run what can be run on the rows of all images at once."""
+    """Run token-wise calls on the rows of all images at once."""
 
     name: ClassVar[str] = "pack rows"
     attention: Attention = "rows"  # image by image, or padded to the longest
@@ -67,7 +70,7 @@ class LowerPacked(Pass[Planned, Planned]):
 
 
 class _Packing:
-    """Builds the packed graph; a node of the old one has a padded form, a packed one, or both."""
+    """Builds the packed graph; each node of the padded one gets a padded form, a packed form, or both."""
 
     def __init__(self, program: Planned, attention: Attention) -> None:
         self.module, self.attention, self.cores = program.module, attention, program.anatomy.cores
@@ -101,13 +104,13 @@ class _Packing:
 
     def _in_padded_form(self, node: fx.Node) -> fx.Node:
         if node not in self.padded and node.target is ops.take:
-            self.padded[node] = self._copy(node)  # a table: to read it again is cheaper than to move it
+            self.padded[node] = self._copy(node)  # a table: reading it again is cheaper than moving its rows
         elif node not in self.padded:
             space, (axis, images) = self.forms.space(node), self.forms.axes(node)
             assert space is not None
             self.counts["spreads"] += 1
-            spread = (self.packed[node], space.slots, axis, images)
-            self.padded[node] = self._call(ops.pad, spread, f"{node.name}_padded")
+            given = (self.packed[node], space.slots, axis, images)
+            self.padded[node] = self._call(ops.pad, given, f"{node.name}_padded")
         return self.padded[node]
 
     def _in_packed_form(self, node: fx.Node) -> fx.Node:
@@ -115,8 +118,8 @@ class _Packing:
             space = self.forms.space(node)
             assert space is not None
             self.counts["picks"] += 1
-            pick = (self.padded[node], space.rows, *self.forms.axes(node))
-            self.packed[node] = self._call(ops.unpad, pick, f"{node.name}_packed")
+            given = (self.padded[node], space.rows, *self.forms.axes(node))
+            self.packed[node] = self._call(ops.unpad, given, f"{node.name}_packed")
         return self.packed[node]
 
     def _copy(self, node: fx.Node) -> fx.Node:
@@ -191,7 +194,8 @@ class _Packing:
         assert callable(node.target)
         try:
             value, forced = compat.evaluate(self.mode, node.target, *values)
-        except Exception:  # noqa: BLE001  what has no type on packed rows runs on padded ones
+        except Exception as error:  # noqa: BLE001  an operator raises what it likes
+            _LOG.debug("%s has no type on packed rows and runs on padded ones: %s", node.name, error)
             return None
         if forced or not self.forms.is_packed_form(value, node, space):
             return None
@@ -232,7 +236,7 @@ class _Packing:
         return self._call(ops.take, (self.padded[table], numbers, dim, images), node.name)
 
     def _attended(self, node: fx.Node, space: Space) -> fx.Node | None:
-        """Attention image by image, where nothing but padding is hidden from it."""
+        """Attention image by image, where its mask hides nothing but padding."""
         names = compat.argument_names_of(node.target)
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         mask, scale = mask_of(node), given.pop("scale", None)
@@ -256,7 +260,7 @@ class _Packing:
         return self._call(ops.attend, (*rows, space.valid, among.valid, scale), node.name)
 
     def _out_of_rows(self, node: fx.Node) -> fx.Node | None:
-        """Padded or whole values that are better made of packed rows."""
+        """Padded or whole values that cost less when computed from packed rows."""
         if node.target is ops.rows:
             given = arguments.bind(node)
             source, start, stop = given["x"], given["start"], given["stop"]
@@ -306,13 +310,13 @@ class _Packing:
 
 
 def _unprotected(node: fx.Node) -> tuple[Any, ...]:
-    """A learned scorer's arguments, but with no row protected: where those stand, packed rows do not tell."""
+    """A learned scorer's arguments with no row protected: in packed rows they have no constant place."""
     given = arguments.bind(node)
     return (given["x"], 0, 0, given["dim"], None, *given["parameters"])
 
 
 def fixed_totals(program: Planned) -> tuple[int, ...]:
-    """How many rows an image has on average behind each site, where no batch changes that; else nothing."""
+    """How many rows an image has on average after each site, if all batches have as many; else ()."""
     steps = [program.plan.step(site) for site in program.plan.sites]
     fixed = all(step.selector.budget == "batch" and step.fate != "fuse" for step in steps)
     return tuple(site.leaves for site in program.plan.sites) if fixed else ()

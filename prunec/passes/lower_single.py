@@ -1,6 +1,6 @@
-"""Lower a padded program to one image at a time: it has no padding, so nothing need be hidden.
+"""Lower a padded program to one image at a time, which has no padding and so needs no masks.
 
-pack(kept)                        ==>  only(kept)
+pack(kept)                         ==>  kept_rows(kept)
 attention(.., key_mask(valid, m))  ==>  attention(.., m)       the fused kernel without a mask
 scatter(base, x, index, d, valid)  ==>  scatter(base, x, index, d)
 fill(x, valid, ..), rescale(y, ..) ==>  x, y
@@ -19,7 +19,7 @@ from prunec.ir.rewrite import Pass
 
 @dataclass(frozen=True)
 class LowerSingle(Pass[Planned, Planned]):
-    """Keep what one image keeps, and hide nothing."""
+    """Keep what one image keeps, without masks."""
 
     name: ClassVar[str] = "one image"
 

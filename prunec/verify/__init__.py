@@ -1,9 +1,9 @@
-"""The proof of a program at its own counts, against the dense graph and nothing that rewrote it.
+"""The proof of a program at its own token counts, against the dense graph and with no code of the passes.
 
-choices      what each site of a run selected: rows, scores, partners, read off the run itself
+choices      what each site of a run selected: rows, scores, partners, taken from the run itself
 invariants   what must be true of every selection, whatever the scores
-poison       dead rows hold NaN, so nothing can read them unnoticed
+poison       rows that have left hold NaN, so that whatever reads them is seen
 fates        dropped, fused, merged, put back: a few lines of plain PyTorch each, tokens by their number
 reference    the dense graph, interpreted one image at a time with those choices
-own_counts   all of it together: one number, or the reason why there is none
+own_counts   all of it together: the largest difference, or why nothing could be compared
 """

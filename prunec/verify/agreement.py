@@ -1,7 +1,7 @@
-"""Proof that a program in its mode computes what the program that it was made from does.
+"""Proof that a lowered program computes the same as the program that it was made from.
 
-forced   both keep the same tokens, chosen at random, each image another share of its own
-own      both choose by themselves, and must choose the same
+forced   both keep the same random tokens, another share of each image
+own      both choose tokens by their own scores, and must choose the same
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from prunec.verify.differences import (
 )
 from prunec.verify.scattering import Scattering
 
-#: How far scores may be apart, relative to the largest, if they are the same but for the order of summation.
+#: The largest relative difference between scores that differ only in the order of summation.
 SCORES = 1e-3
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A program in its mode beside the one that it was made from."""
+    """The comparison of a lowered program with the one that it was made from."""
 
     difference: float
     tolerance: float
     seconds: float
     images: int
-    own_counts: float | None = None  # None where the two choose by random numbers, or scores tie
+    own_counts: float | None = None  # None where scores are random, or tie
 
     def __str__(self) -> str:
         own = "" if self.own_counts is None else f", on its own: {self.own_counts:.1e}"
@@ -56,7 +56,7 @@ class Agreement:
 def agree(plain: Planned, lowered: Planned, flat: tuple[Any, ...] | None = None) -> Agreement:
     """Compare a lowered program with the one it was made from; VerificationError when they differ.
 
-    Both keep the same tokens, chosen at random: each image another share of its own.
+    Both keep the same random tokens, another share of each image.
     """
     start, flat = time.perf_counter(), plain.interface.example if flat is None else flat
     batch = images_in(flat)
@@ -92,7 +92,7 @@ def _forced(plain: Planned, lowered: Planned, flat: tuple[Any, ...], images: Ite
 
 
 def _own(plain: Planned, lowered: Planned, flat: tuple[Any, ...]) -> float | None:
-    """The difference where each chooses by itself; None where they need not choose the same."""
+    """The difference where each chooses by its own scores; None where they need not choose the same."""
     before, after = (seeded(partial(_run, program), flat) for program in (plain, lowered))
     if any(step.scorer.kind == "random" for step in plain.plan.rules.steps):
         return None

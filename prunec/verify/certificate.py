@@ -1,22 +1,22 @@
-"""Proof on the user's own input that the rewriting changed nothing but which tokens go on.
+"""Proof on the user's own input that the rewritten graph differs only in which tokens go on.
 
-The rewritten graph has its counts in its selections only, so the same graph can keep everything:
+Token counts stand only in the selections of the rewritten graph, so the same graph can keep everything:
 
     identity       every selection yields 0 .. T-1 in order
     permutation    every selection yields all rows, patches in a random order, protected rows in place
 
-Both must give the outputs of the module itself, not only of what was captured from it. A table that was not
-gathered, an index that is off by the prefix, an order that is not restored before a dense head: each shows
-under the permutation, where keeping everything in the old order would hide it.
+Both must give the outputs of the module itself, not only of its captured graph. A table that was not
+gathered, an index that is off by the prefix, an order that is not restored before a dense head: the
+permutation shows each, where keeping everything in the old order would hide it.
 
-    own counts     the program as it is, beside the dense graph with the same tokens left out (verify/)
+    own counts     the program as it is, and the dense graph with the same tokens left out (own_counts.py)
 
-Where nothing is left out nothing is stale, fused, merged or shorter, and whatever is wrong with that is wrong
-only here. What must be true of any selection is checked there too.
+Where nothing is left out, nothing is stale, fused, merged or shorter: mistakes in these show only at the
+program's own counts. What must be true of any selection is checked there too.
 
-Rounding to 16 bits hides small mistakes, and in some models alone exceeds what may differ: sums of tokens in
-another order round differently. So a 16-bit program keeps everything in order as it is, and is permuted in
-float32, where the same graph must give the same outputs as the captured one to float32's tolerance.
+Rounding to 16 bits hides small mistakes, and in some models exceeds the tolerance by itself, because sums of
+tokens in another order round differently. So a 16-bit program is compared in order in its own precision, and
+permuted in float32, where it must give the outputs of the captured graph to float32's tolerance.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Certificate:
 
 
 def own_words(difference: float | None, unproven: str | None) -> str:
-    """`own counts: 1.2e-07`, or why that is not known; nothing for a record that does not say."""
+    """`own counts: 1.2e-07`, or why that is not known; empty if a record has neither."""
     if difference is None:
         return f"not proven at its own counts: {unproven}" if unproven else ""
     return f"own counts: {difference:.1e}"
@@ -103,8 +103,8 @@ def certify(
     Args:
         dense: the captured program, nothing inserted.
         pruned: the same with its selections.
-        inputs: flat inputs; the example when left out. More than one image, or a mix-up between them hides.
-        original: the module itself. Without it the captured program stands for it.
+        inputs: flat inputs, by default the example. With one image alone no mix-up of images can show.
+        original: the module itself; by default the captured program takes its place.
     """
     start = time.perf_counter()
     flat = pruned.interface.example if inputs is None else inputs
@@ -191,11 +191,11 @@ class _Keeping(fx.Interpreter):
 
 
 def _padding(dense: Recognised, pruned: Planned, flat: tuple[Any, ...], batch: int) -> float | None:
-    """A batch of images that keep different numbers of tokens beside each image by itself.
+    """The difference between a batch whose images keep different numbers of tokens, and each image alone.
 
-    None where every image keeps as many, or where none runs by itself as it does in the batch: it is fixed,
-    the code joins images, or random numbers are drawn. A budget that images share is set aside: what one of
-    them keeps then depends on the others, but what it computes from that must not.
+    None where all images keep as many, or where an image alone cannot give the same: the batch is fixed, the
+    code joins images, or random numbers are drawn. A budget shared by the batch is ignored: which tokens an
+    image keeps depends on the others then, but what it computes from them must not.
     """
     ragged = any(node.target in ops.RAGGED for node in pruned.graph.nodes)
     if not ragged or pruned.interface.batch != batch or batch < 2 or runs.random_call(dense) is not None:

@@ -1,10 +1,10 @@
-"""What the sites of a program chose in one run: read off its own selections, so scoring stays the policy's.
+"""What the sites of a program chose in one run, taken from its selections: scoring is not checked here.
 
-    score -- passing -- joined -- pack -- index          FIXED selections read the score themselves
-      |        kept     staying
-    pairs -- partner -- members                          merging reads a partner for each row
+    score -- topk_mask -- with_best_dropped -- pack -- index      FIXED selections read the score itself
+      |        kept           staying
+    pairs -- partner -- members                                   merging reads a partner for each row
 
-Rows of a stream go by the number of their token in the whole stream from here on.
+From here on a row is named by the number of its token in the whole stream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prunec.policy.site_plan import Site as PlannedSite
 
 
 def refuse(site: PlannedSite, what: str, image: int | None = None) -> NoReturn:
-    """The error that says what is wrong with the rows that a site lets go on."""
+    """Raise the error that says what is wrong with the rows that a site keeps."""
     whose = "" if image is None else f" of image {image}"
     raise VerificationError(f"the rows{whose} that go on {what}", where=f"site {site}", remedy=REPORT)
 
@@ -37,10 +37,10 @@ class Choice:
     kept: Tensor  # which of them go on by themselves: bool
     place: int | None  # the token in whose place the fused one stands
     rows: Tensor  # tokens in the order of the rows that go on; padding left out: [n]
-    where: Tensor  # the row that each token had among those that entered
+    where: Tensor  # the row that each token had before the site
     score: Tensor
     partner: Tensor | None = None  # the token that each would be merged into
-    alike: Tensor | None = None  # how like its partner it is
+    alike: Tensor | None = None  # its similarity to its partner
     classes: Tensor | None = None  # class scores: [T, K]
 
     @property
@@ -58,17 +58,17 @@ class Choice:
 class Site:
     """The nodes of one selection, by name, and its raw values in one run."""
 
-    index: fx.Node | None  # None where all rows stay in place, masked, and nobody asks how many
-    kept: fx.Node | None  # which rows go on by themselves; None where as many of every image do
-    staying: fx.Node | None  # the same with the place of the fused token
+    index: fx.Node | None  # None in mode masked, where all rows stay in place
+    kept: fx.Node | None  # the mask of kept rows; None where every image keeps as many
+    staying: fx.Node | None  # the same with the row of the fused token
     score: fx.Node
     partner: fx.Node | None
-    alike: fx.Node | None  # a pair of likeness and partner
+    alike: fx.Node | None  # a pair of similarity and partner
     classes: fx.Node | None
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """Those whose values are wanted."""
+        """The nodes whose values are needed."""
         found = (self.index, self.kept, self.staying, self.score, self.partner, self.alike, self.classes)
         return [node for node in found if node is not None]
 
@@ -111,22 +111,22 @@ def _in_place(chosen: fx.Node) -> Site:
 
 
 def _then(mask: fx.Node, target: object) -> fx.Node:
-    """What an operation makes of a mask, or the mask where there is none."""
+    """The result of an operation on a mask, or the mask where the operation is missing."""
     made = (user for user in mask.users if user.target is target and arguments.operand(user, "kept") is mask)
     return next(made, mask)
 
 
 def _scores(chosen: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """What rows are chosen by, and the class scores that that was made of."""
+    """The scores by which rows are chosen, and the class scores that these are made of."""
     score = arguments.operand(chosen, "score")
     return score, arguments.operand(score, "logits") if score.target is ops.doubt else None
 
 
 def whole_calls(dense: Recognised, program: Planned) -> set[str]:
-    """Calls that the program gives the whole stream where others would do with the rows that are left.
+    """Calls to which the program gives the whole stream, and not the rows that are left.
 
-    Attention whose bias is made of a grid of all queries; and where images keep different numbers of tokens,
-    whatever lets padding meet the others, such as a norm of the rows of all images at once.
+    This is attention whose bias is made of a grid of all queries, and, where images keep different numbers of
+    tokens, whatever would mix padding with other rows, such as a norm of the rows of all images at once.
     """
     cores, fixed = program.anatomy.cores, program.plan.lowering.fixed
     before, short = graph.by_name(dense.graph), short_calls(program)
@@ -137,17 +137,17 @@ def whole_calls(dense: Recognised, program: Planned) -> set[str]:
         and (node.name in cores or not fixed)
         and node.name not in short
         and node.name in before
-        and _sizes(node) == _sizes(before[node.name])  # not cut to the rows that somebody reads
+        and _sizes(node) == _sizes(before[node.name])  # not shortened by the pass liveness
     }
 
 
 def short_calls(program: Planned) -> set[str]:
-    """Calls that the program gives as many rows as a site leaves."""
+    """Calls to which the program gives only the rows that a site has left."""
     index = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
     counts = {compat.expression(node.meta["val"].shape[1]) for node in index}
 
     def short(node: fx.Node) -> bool:
-        """What has no type may have."""
+        """A value without a type may have them."""
         if not isinstance(node.meta.get("val"), Tensor):
             return "val" not in node.meta
         return any(compat.expression(size).free_symbols & counts for size in graph.shape(node))
@@ -161,7 +161,7 @@ def _sizes(node: fx.Node) -> list[Any]:
 
 
 def choices(program: Planned, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:
-    """For each site and image what was chosen, out of the values of its nodes."""
+    """For each site and image what was chosen, from the values of the site's nodes."""
     tokens, anew = program.anatomy.tokens, program.plan.rules.reactivate
     before: tuple[Tensor, Tensor] | None = None
     found = []
@@ -182,7 +182,7 @@ def choices(program: Planned, sites: Sequence[Site], values: Mapping[str, Any]) 
 
 
 class _Raw:
-    """One site's values in rows, on their way to tokens."""
+    """One site's values by row, to be turned into values by token."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _Raw:
         return None if node is None else self.values[node.name][image]
 
     def _by_token(self, image: int, value: Any) -> Any:
-        """What each row has, by token; only rows that count."""
+        """A value by row as a value by token, for valid rows."""
         if value is None:
             return None
         counts = self.entering[image]
@@ -247,7 +247,7 @@ class _Raw:
 
 
 def _check_rows(site: PlannedSite, index: Tensor, batch: int, length: int) -> None:
-    """An index is [B, n], within the stream that the site chooses from, and names no row twice."""
+    """Check that an index is [B, n], within the stream that the site chooses from, and holds no row twice."""
     if index.dim() != 2 or len(index) != batch or index.dtype != torch.int64:
         refuse(site, f"are {index.dtype}{list(index.shape)}, expected int64[{batch}, n]")
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < length:

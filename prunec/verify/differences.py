@@ -1,4 +1,4 @@
-"""How far two runs are apart, relative to the scale of what they yield, and how far they may be."""
+"""The difference between two runs, relative to the scale of their outputs, and how large it may be."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Narrow = TypeVar("Narrow", bound=Program)
 
 
 def seeded(call: Callable[..., Any], flat: tuple[Any, ...]) -> Any:
-    """The call's result; random numbers that the model draws repeat themselves."""
+    """The call's result, with the same random numbers each time."""
     torch.manual_seed(0)
     return call(*flat)
 
 
 def tolerance_of(program: Program) -> float:
-    """That of the coarsest precision anywhere in the graph."""
+    """The tolerance of the lowest precision in the graph."""
     values = (node.meta.get("val") for node in program.graph.nodes)
     kinds = {value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()}
     return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
@@ -81,10 +81,10 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().double(), expected.detach().double()
     scale = expected.abs().max().clamp_min(1e-12)
     difference = float((found - expected).abs().max() / scale)
-    return float("inf") if math.isnan(difference) else difference  # no comparison with NaN holds
+    return float("inf") if math.isnan(difference) else difference  # a comparison with NaN is always false
 
 
 def one(leaf: Any, image: int, batch: int) -> Any:
-    """What belongs to one image of a flat input."""
+    """The part of a flat input that belongs to one image."""
     is_batch = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
     return leaf[image : image + 1] if is_batch else leaf

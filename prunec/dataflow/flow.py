@@ -1,4 +1,4 @@
-"""The flow of image data through a graph, and the residual adds in it.
+"""The data flow from the image through a graph, and the residual adds in it.
 
 s ----------------(+)-- s'        a residual add: its state s dominates its branch, that is, every value
  '-- branch --------'             of the branch that depends on the pixels comes through s
@@ -16,9 +16,9 @@ from prunec.errors import RecognitionError
 from prunec.ir import graph
 
 NORMS = {"layer_norm", "rms_norm", "rsqrt", "batch_norm", "group_norm"}
-#: What may stand between two links of one chain of residual adds.
+#: Operators that may stand between two residual adds of one chain.
 LIGHT = {"dropout", "to", "clone", "contiguous", "type_as", "mul", "add", "permute", "transpose"} | NORMS
-#: What takes rows apart and puts them together again: s[:, :1] | s[:, 1:] + f(other).
+#: Operators that split rows and join them again: s[:, :1] | s[:, 1:] + f(other).
 JOINS = {"cat", "slice"}
 
 
@@ -104,7 +104,7 @@ def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link
     for skip, branch in (
         operands,
         operands[::-1],
-    ):  # something older enters the branch too: look at the operands
+    ):  # the branch also reads an earlier value: look at the operands
         if graph.shape(skip) == graph.shape(node) and branch is not skip:
             region = flow.region(skip, branch)
             if any(skip in flow.inputs(inner) for inner in region):
@@ -113,7 +113,7 @@ def _residual(node: fx.Node, flow: DataFlow, found: dict[fx.Node, Link]) -> Link
 
 
 def _unscaled(skip: fx.Node, flow: DataFlow) -> fx.Node:
-    """The state behind a skip that is scaled by a learned vector: x * scale + f(x)."""
+    """The state whose skip is scaled by a learned vector: x * scale + f(x)."""
     if graph.op(skip) != "mul":
         return skip
     inputs = flow.inputs(skip)
@@ -122,7 +122,7 @@ def _unscaled(skip: fx.Node, flow: DataFlow) -> fx.Node:
 
 
 def chains(links: Sequence[Link], flow: DataFlow) -> list[list[Link]]:
-    """Residual adds in sequence: each starts from what the one before it made."""
+    """Sequences of residual adds, each of which starts from the result of the one before."""
     found: list[list[Link]] = []
     for link in links:
         for chain in found:
@@ -136,7 +136,7 @@ def chains(links: Sequence[Link], flow: DataFlow) -> list[list[Link]]:
 
 
 def leads(before: fx.Node, state: fx.Node, flow: DataFlow) -> bool:
-    """Whether `state` is `before`, a norm (or the like) of it, or it with something added to its rows."""
+    """Whether `state` is `before`, a norm or the like of it, or has the same rows with something added."""
     same_rows = graph.shape(state) == graph.shape(before)
     light = LIGHT | JOINS if same_rows else LIGHT
     queue, seen = [state], {state}

@@ -1,4 +1,4 @@
-"""What is known of the values of a padded program that is to be packed: which have two forms, and why not."""
+"""Which values of a padded program have a packed form too, and which calls may run on it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class Space:
     valid: fx.Node  # [B, n]
     rows: fx.Node  # [1, S]
     slots: fx.Node  # [B, n]
-    made: dict[Any, fx.Node] = field(default_factory=dict)  # places, each made once
+    made: dict[Any, fx.Node] = field(default_factory=dict)  # calls that are written once
 
 
-#: What hides padding, or makes no difference of it.
+#: Operations that put certain values into padding rows.
 _FILLING = (ops.key_mask, ops.mask_keys, ops.key_bias, ops.bias_keys, ops.fill)
 
 
 class Forms:
-    """Looks at the old graph's values; `open` tells it of selections, in order."""
+    """What is known of the values of the padded graph; `open` adds its selections in order."""
 
     def __init__(self) -> None:
         self.spaces: dict[sympy.Symbol, Space] = {}
         self.batch: sympy.Expr | None = None
-        self.filled: dict[fx.Node, int | None] = {}  # axes on which padding holds something
-        self.alike: dict[Any, bool] = {}  # calls that were watched
+        self.filled: dict[fx.Node, int | None] = {}  # axes on which padding holds certain values
+        self.alike: dict[Any, bool] = {}  # results of trial runs
 
     def open(self, space: Space) -> None:
-        """Another selection."""
+        """Add a selection."""
         self.spaces[space.padded] = space
         self.batch = compat.expression(space.selection.meta["val"].shape[0])
 
@@ -52,7 +52,7 @@ class Forms:
         return next(space for space in self.spaces.values() if space.selection is selection)
 
     def space(self, node: fx.Node) -> Space | None:
-        """Of the selections that a value's rows went through, the last one."""
+        """The last selection that a value's rows went through."""
         found = [symbol for symbol in self.symbols(node) if symbol in self.spaces]
         return self.spaces[max(found, key=list(self.spaces).index)] if found else None
 
@@ -63,11 +63,11 @@ class Forms:
         return {symbol for leaf in tensors for size in sizes_of(leaf) for symbol in size.free_symbols}
 
     def counts_images(self, node: fx.Node) -> bool:
-        """Whether a value has an axis of images."""
+        """Whether a value has a batch axis."""
         return bool(self.symbols(node) & self.batch.free_symbols) if self.batch is not None else False
 
     def has_both_forms(self, node: fx.Node) -> bool:
-        """Whether a value is rows of each image: floating-point numbers, tokens and images an axis each."""
+        """Whether a value is floating-point rows, with one axis of tokens and one of images."""
         space, leaves = self.space(node), compat.tree_leaves(node.meta["val"])
         wanted = sorted([str(space.padded), str(self.batch)]) if space else []
         return bool(leaves) and all(
@@ -78,7 +78,7 @@ class Forms:
         )
 
     def filled_axis(self, node: fx.Node) -> int | None:
-        """The axis, from the end, on which padding rows of a value hold something on purpose."""
+        """The axis, from the end, on which padding rows of a value must keep their values."""
         if graph.op(node) == "scaled_dot_product_attention":
             return None
         (value, *_) = compat.tree_leaves(node.meta.get("val"))
@@ -101,7 +101,7 @@ class Forms:
         return sizes.index(space.padded), sizes.index(self.batch)
 
     def treats_rows_alike(self, node: fx.Node, pruned: list[fx.Node]) -> bool:
-        """Whether a call on these operands does the same to each row; found by watching it."""
+        """Whether a call on these operands does the same to each row, by a trial run."""
         if isinstance(node.target, ops.Learned):
             return not node.target.context
         key = (node.target, signature(node.args), signature(node.kwargs))

@@ -1,7 +1,7 @@
-"""Where a model says of every token what it is: the class scores that an early exit may paint over.
+"""Where a model has class scores of each token, which those of an early exit may replace.
 
 last state -- norm -- linear -- [B, N, K] -- reshape -- upsample -- out
-                                '-- scores: nothing learned comes after, and row i depends on token i alone
+                                '-- scores: no parameter comes after them, and row i depends on token i alone
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def class_scores(program: Recognised) -> ClassScores | NoMatch:
     state = names[anatomy.states[-1]]
     node = _last_learned(program.graph, state)
     if node is None:
-        return _miss("no layer behind the last block makes class scores", graph.output_node(program.graph))
+        return _miss("no layer after the last block makes class scores", graph.output_node(program.graph))
     values = _Watching(program, anatomy)
     for axis, all_tokens in _layouts(node.meta["val"], anatomy):
         if values.is_local(node, axis):
@@ -50,7 +50,7 @@ def _miss(reason: str, node: fx.Node) -> NoMatch:
 
 
 def _last_learned(target: fx.Graph, state: fx.Node) -> fx.Node | None:
-    """The last product with a matrix of weights, bias added: what comes after it learns nothing."""
+    """The last product with a weight matrix, bias added; no parameter comes after it."""
     behind = graph.reachable([state])
     outputs = [node for node in graph.output_node(target).all_input_nodes if node in behind]
     node = next((node for node in outputs if node.meta["val"].is_floating_point()), state)
@@ -65,14 +65,14 @@ def _last_learned(target: fx.Graph, state: fx.Node) -> fx.Node | None:
             found = node
         if max(weights, default=0) > 1:
             return found
-        if weights and graph.op(node) != "add":  # a norm or a scale: nothing that makes classes of channels
+        if weights and graph.op(node) != "add":  # a norm or a scale, which makes no classes of channels
             return None
         node = inputs[0]
     return None
 
 
 def _layouts(value: Any, anatomy: Anatomy) -> Iterator[tuple[int, bool]]:
-    """Axes that may be the classes', the last one first: all others together count the tokens."""
+    """Axes that may hold the classes, the last one first: the sizes of the others multiply to the tokens."""
     sizes = [size if isinstance(size, int) else None for size in value.shape]
     for axis in reversed(range(1, len(sizes))):
         rest = [size for place, size in enumerate(sizes[1:], 1) if place != axis]
@@ -110,7 +110,7 @@ class _Watching(fx.Interpreter):
         return value
 
     def run_node(self, n: fx.Node) -> Any:
-        """As it is, but for one row."""
+        """The node's value, with one row of the last state changed."""
         value = super().run_node(n)
         if self.row is None or n.name != self.anatomy.states[-1]:
             return value
@@ -118,5 +118,5 @@ class _Watching(fx.Interpreter):
         row = changed.select(self.anatomy.token_dim, self.row)
         row += torch.linspace(
             -1, 1, row.shape[-1], dtype=row.dtype, device=row.device
-        ).exp()  # no norm's shift
+        ).exp()  # which no norm undoes
         return changed

@@ -1,10 +1,10 @@
-"""Which of a model's streams hold tokens of the image, and which are left alone.
+"""Which of a model's streams hold tokens of the image, and which stay dense.
 
     image --> encoder [B, N, C] --keys, values--> decoder [B, Q, C] --> boxes
               row i is made of patch i            row i is made of query i, a learned one
 
-Rows of queries look at the image, but none of them stands for a part of it. They are told apart by an
-exchange: with the learned rows in another order queries come out in that order, tokens of an image do not.
+Queries attend to the image, but none of them stands for a part of it. A test run separates the two: with the
+learned rows in reverse order queries come out in that order, tokens of an image do not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch import Tensor, fx
 from prunec.dataflow.flow import DataFlow
 from prunec.ir import graph
 
-#: Rows have come out in another order where what is left of a difference is less than this share of that
-#: between one row and another.
+#: Two runs agree if their difference is less than this share of the difference between rows.
 _LEFT_OVER = 0.05
 _ATTENTION = {"scaled_dot_product_attention", "softmax", "_softmax"}
 
@@ -29,8 +28,8 @@ def holds_image_tokens(
 ) -> bool:
     """Whether the rows of a state along `dim` come from the image, and not from learned queries.
 
-    Queries that learned rows and places picked from the image make together are queries. Tokens that a model
-    picks from the image by their numbers, and goes on with, are tokens.
+    Queries made of learned rows and of places picked from the image are queries. Tokens that a model picks
+    from the image by index are tokens.
     """
     rows = graph.shape(state)[dim]
     if not any(_axes(source, rows) for source in _learned(state, flow)):
@@ -47,13 +46,13 @@ def _near(found: Tensor, expected: Tensor, apart: float) -> bool:
 
 
 def _learned(state: fx.Node, flow: DataFlow) -> Iterator[fx.Node]:
-    """What enters on the way from the image to a state and does not depend on the image."""
+    """Values between the image and a state that do not depend on the image."""
     for node in graph.ancestors(state) & flow.reached:
         yield from (source for source in graph.data_inputs(node) if source not in flow.reached)
 
 
 def _axes(node: fx.Node, rows: int | torch.SymInt) -> list[int]:
-    """Where a value may have its rows; a parameter with two such axes is the kernel of a convolution."""
+    """The axes on which a value may have rows; a parameter with two of them is a convolution's kernel."""
     if not graph.is_tensor(node):
         return []
     axes = [axis for axis, size in enumerate(graph.shape(node)) if isinstance(size, int) and size == rows]
@@ -61,14 +60,14 @@ def _axes(node: fx.Node, rows: int | torch.SymInt) -> list[int]:
 
 
 class _Exchanged(fx.Interpreter):
-    """Runs a graph in which what the image meets has its rows in the opposite order."""
+    """Runs a graph in which the learned rows that meet image data are in reverse order."""
 
     def __init__(
         self, module: fx.GraphModule, flow: DataFlow, rows: int | torch.SymInt, floating: Collection[bool]
     ) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.flow, self.rows = flow, rows
-        self.floating = floating  # whether that is done to learned rows, to numbers, or both
+        self.floating = floating  # reverse floating-point values, integers, or both
 
     def value(self, state: fx.Node, inputs: Sequence[Any]) -> Tensor:
         """A value of the graph."""
@@ -84,7 +83,7 @@ class _Exchanged(fx.Interpreter):
         return found.float()
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        """What a node is given."""
+        """The arguments of a node."""
         meets = n in self.flow.reached and _is_floating(n)
 
         def given(source: fx.Node) -> Any:
@@ -103,11 +102,11 @@ def _is_floating(node: fx.Node) -> bool:
     return not isinstance(value, Tensor) or value.is_floating_point()
 
 
-# --- what is left alone -----------------------------------------------------------------------
+# --- attention that stays dense ---------------------------------------------------------------
 
 
 def left_alone(source: fx.Graph, cores: Collection[str], flow: DataFlow) -> Iterator[str]:
-    """What to say where another image, or another view of it, goes through attention that stays dense.
+    """Notes for the user where another image, or another call on it, has attention that stays dense.
 
     Args:
         source: the graph.
@@ -124,8 +123,8 @@ def left_alone(source: fx.Graph, cores: Collection[str], flow: DataFlow) -> Iter
             f"transform(..., submodule={part!r}) prunes all calls" if part else "give all images as one batch"
         )
         yield (
-            f"the blocks of this stream are called {times} times, and pruned is what the "
-            f"{'first' if first else 'last'} call makes, the rest stays dense: {remedy} "
+            f"the blocks of this stream are called {times} times, and only the "
+            f"{'first' if first else 'last'} call is pruned, the others stay dense: {remedy} "
             f"({graph.place(again[0])})"
         )
     images = [node for node in source.nodes if node is not flow.pixels and _is_like(node, flow.pixels)]
@@ -134,8 +133,8 @@ def left_alone(source: fx.Graph, cores: Collection[str], flow: DataFlow) -> Iter
         alone = [node for node in others if node in behind and node not in again]
         if alone:
             yield (
-                f"the image {image.name} goes through attention of its own, which stays dense "
-                f"({graph.place(alone[0])}): pruned is what {flow.pixels.name} goes through"
+                f"the image {image.name} has attention of its own, which stays dense "
+                f"({graph.place(alone[0])}): only that of {flow.pixels.name} is pruned"
             )
 
 
@@ -146,7 +145,7 @@ def _is_like(node: fx.Node, pixels: fx.Node) -> bool:
 
 
 def _called_again(mine: Sequence[fx.Node], others: Sequence[fx.Node]) -> list[fx.Node]:
-    """Attention that the same modules make in other calls, if all of them are called again."""
+    """The attention of other calls of the same modules, if all of them are called again."""
     calls = {_stack(node)[-1][0] for node in mine if _stack(node)}
     paths = {graph.module_path(node) for node in mine} - {""}
     again = [node for node in others if graph.module_path(node) in paths and _stack(node)[-1][0] not in calls]
@@ -159,13 +158,13 @@ def _stack(node: fx.Node) -> list[tuple[str, str]]:
 
 
 def _most(nodes: Sequence[fx.Node]) -> int:
-    """How often the module is called that is called most often."""
+    """The largest number of calls of one module."""
     paths = [graph.module_path(node) for node in nodes]
     return max(map(paths.count, paths))
 
 
 def _taking_images(mine: Sequence[fx.Node], again: Sequence[fx.Node], pixels: fx.Node) -> str:
-    """The outermost module that is called with an image around all of this attention, and called again."""
+    """The outermost module that takes an image, holds all of this attention, and is called again."""
     takes = {path for user in pixels.users for _, path in _stack(user)}
     calls = {call for node in mine for call, _ in _stack(node)}
     around = [[path for call, path in _stack(node) if call not in calls] for node in again]

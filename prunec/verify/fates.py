@@ -1,7 +1,7 @@
-"""What becomes of tokens, written down once more: one image, tokens by their number, nothing of prunec/ops.
+"""The fates once more, independent of prunec/ops: one image, in plain PyTorch, tokens by their number.
 
-alive     goes on as a row of its own
-left out  has the value that it had when it left (stale), a mixture of its like (nearest), or its group's
+alive     has a row of its own in the stream
+left out  has the value it had when it left (stale), a mixture of similar tokens (nearest), or its group's
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Epoch:
-    """What holds between one site and the next; tokens by number."""
+    """The state of all tokens between one site and the next."""
 
     alive: Tensor  # [T] bool
     held: Tensor  # [T, C]: what tokens were when they left
     group: Tensor | None = None  # [T]: the token that stands for each, where tokens merge
-    base: Tensor | None = None  # [T, C]: by what tokens are alike, where they come back as mixtures
-    inner: tuple[int, int] = (0, 0)  # where patches begin and end
+    base: Tensor | None = None  # [T, C]: values whose similarity decides, where mixtures restore tokens
+    inner: tuple[int, int] = (0, 0)  # the first patch, and the one after the last
 
     def whole(self, x: Tensor) -> Tensor:
-        """All tokens of a state [T, C] whose dead rows hold nothing."""
+        """A state [T, C] with its dead rows restored."""
         if self.group is not None:
             return x[self.group]
         left_out = self.held if self.base is None else self._mixtures(self.base, x)
         return torch.where(self.alive[:, None], x, left_out)
 
     def _mixtures(self, base: Tensor, x: Tensor, near: int = 20, sharpness: float = 20.0) -> Tensor:
-        """Each token as a mean of the living patches that are nearest to it: exp(-sharpness * distance^2)."""
+        """Each token as a mean of the nearest living patches, weighted by exp(-sharpness * distance^2)."""
         patches = self.alive.clone()
         patches[: self.inner[0]] = patches[self.inner[1] :] = False
         unit = base / base.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -63,7 +63,7 @@ def fused(x: Tensor, choice: Choice, step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged stream: values, how many tokens each stands for, and which one stands for each."""
+    """A merged stream: values, how many tokens each stands for, and the token that stands for each."""
 
     x: Tensor
     size: Tensor
@@ -78,7 +78,7 @@ def merged(
     planned: tuple[int, int],
     inner: tuple[int, int],
 ) -> Merged:
-    """Each token that leaves goes into its partner; `planned`: how many patches stay, and how many leave."""
+    """Tokens that leave merge into their partners; `planned`: how many patches stay, and how many leave."""
     assert choice.partner is not None and choice.alike is not None
     rule, leaving, entering = step.merging, choice.leaving, choice.entering
     numbers = torch.arange(len(leaving), device=x.device)
@@ -100,7 +100,7 @@ def merged(
 
 
 def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
-    """The cosine of each token that leaves with each patch that stays: [n, T], lowest where there is none."""
+    """The cosine of each token that leaves with each patch that stays: [n, T]; -inf for all other tokens."""
     x = x.masked_fill(~choice.entering[:, None], 0)
     unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
     there = choice.kept.clone()
@@ -110,7 +110,7 @@ def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
 
 
 def _remembered(choice: Choice, count: int, inner: tuple[int, int]) -> Tensor:
-    """Tokens that stay, and whichever others are among the `count` best patches."""
+    """The mask of tokens that stay or are among the `count` best patches."""
     score = choice.score.masked_fill(~choice.entering, float("-inf"))
     best = score[slice(*inner)].sort(descending=True, stable=True).indices[:count] + inner[0]
     return choice.kept.index_fill(0, best, True)

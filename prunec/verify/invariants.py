@@ -1,4 +1,4 @@
-"""What must be true of every selection, whatever the scores: VerificationError where it is not."""
+"""Checks of every selection, whatever its scores; a wrong one raises VerificationError."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _check_protected(site: Site, image: int, choice: Choice, ends: tuple[int, in
 
 
 def _check_order(site: Site, plan: Plan, image: int, choice: Choice, ends: tuple[int, int]) -> None:
-    """As they stood before; where patches merge in pairs, those at even places before those at odd ones."""
+    """Rows keep their order; where patches merge in pairs, even places come before odd ones."""
     rows = choice.rows[ends[0] : len(choice.rows) - ends[1]]
     if choice.place is not None:
         rows = rows[rows != choice.place]

@@ -1,4 +1,4 @@
-"""What may be wrong before anything is rewritten: with the example, the weights, the model or its capture."""
+"""Faults that are there before any rewriting: in the example, the weights, the model or its capture."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from prunec.verify.differences import seeded, worst
 def check_original(
     itself: Callable[..., Any], dense: Recognised, flat: tuple[Any, ...], tolerance: float
 ) -> None:
-    """The error that tells why no rewriting of this model could be compared with it, if there is a reason.
+    """Raise the error that explains why no rewriting of this model could pass, if there is such a reason.
 
     Args:
         itself: the model, on flat inputs.
         dense: its capture.
         flat: the example.
-        tolerance: how far two runs of it may be apart.
+        tolerance: the largest relative difference between two runs of it.
     """
     _check_finite(itself, dense, flat)
     with torch.no_grad(), torch.random.fork_rng():
@@ -31,14 +31,14 @@ def check_original(
     if apart > tolerance:
         raise VerificationError(
             f"two runs of the model itself on the same input differ by {apart:.1e}: it draws random numbers "
-            "that no seed of torch repeats, or keeps something from call to call",
+            "that torch.manual_seed does not control, or keeps state from call to call",
             remedy="make its forward in eval mode depend on its inputs and weights alone",
         )
     if captured > tolerance:
         raise VerificationError(
             f"the graph that torch.export captured differs from the model itself: {captured:.1e}, "
             f"at most {tolerance:.0e} is allowed",
-            remedy="the fault is before any rewriting: the model does something else while it is exported",
+            remedy="no rewriting is at fault: the model behaves in another way while torch.export traces it",
         )
 
 
@@ -56,7 +56,7 @@ def _check_finite(itself: Callable[..., Any], dense: Recognised, flat: tuple[Any
     if wrong := list(_not_finite(dense.module.named_parameters())):
         raise UsageError(
             f"the model's weights hold NaN or infinity: {first_few(wrong)}",
-            remedy="load weights that are finite; those of a training that diverged are none",
+            remedy="load finite weights; a training that diverged leaves NaN",
         )
     raise UsageError(
         "the model's outputs on the example are not finite, so nothing can be compared with them",
@@ -65,7 +65,7 @@ def _check_finite(itself: Callable[..., Any], dense: Recognised, flat: tuple[Any
 
 
 def _not_finite(named: Iterable[tuple[str, Any]]) -> Iterator[str]:
-    """The names of floating-point tensors that hold NaN or infinity."""
+    """The names of floating-point tensors with NaN or infinity in them."""
     for name, value in named:
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             yield name

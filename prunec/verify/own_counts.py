@@ -1,4 +1,4 @@
-"""A program at its own counts beside the dense graph with the same choices, one image at a time."""
+"""A program at its own token counts, compared with the dense graph with the same choices, image by image."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def difference(
 ) -> tuple[float | None, str | None]:
     """The largest difference of any output, or why there is nothing to compare with.
 
-    VerificationError where it is too large, or a selection is not what every selection must be. Thresholds
-    that are not set yet may let everything pass: then once more, each image with a share of its tokens.
-    Outputs must have the shapes and precisions of `shapes`.
+    VerificationError where it is too large, or where a selection breaks an invariant. If a site drops nothing
+    (its threshold is not calibrated yet), a second run keeps a random share of each image's tokens there.
+    Outputs must have the shapes and dtypes of `shapes`.
     """
     runs.check_pixel_free(dense, program.anatomy, flat)
     most = 0.0
@@ -64,7 +64,7 @@ def difference(
 def _references(
     dense: Recognised, program: Planned, chosen: list[list[Choice]], flat: Sequence[Any]
 ) -> list[Reference]:
-    """The dense graph's run with these choices, for each image; UnprovenError where there is none."""
+    """For each image a run of the dense graph with these choices; UnprovenError where that cannot be."""
     batch = images_in(flat)
     if batch > 1 and dense.interface.batch != batch:
         raise UnprovenError("the model's own code fixes the batch, so no image runs by itself")
@@ -74,7 +74,7 @@ def _references(
     counting = next((node for node in dense.graph.nodes if operands_that_follow(node)), None)
     if counting is not None:
         raise UnprovenError(
-            f"a number of the model follows how many tokens there are: {graph.place(counting)}"
+            f"a number of the model depends on how many tokens there are: {graph.place(counting)}"
         )
     scores = heads.class_scores(dense) if program.plan.fate == "exit" else None
     scores = scores if isinstance(scores, heads.ClassScores) else None
@@ -94,9 +94,9 @@ def _references(
 
 
 def _incomparable(dense: Recognised, flat: Sequence[Any], tolerance: float) -> str | None:
-    """Why even the dense graph gives something else for one image by itself."""
+    """The reason why even the dense graph gives another output for an image alone than in its batch."""
     expected, images = dense.module(*flat), images_in(flat)
-    if worst(dense.module(*flat), expected) > tolerance:  # random numbers, for they are not drawn anew
+    if worst(dense.module(*flat), expected) > tolerance:  # two equal calls differ
         return "the model draws random numbers"
     alone = [dense.module(*(one(leaf, image, images) for leaf in flat)) for image in range(images)]
     if worst(together(alone, expected, partial(_shared, dense, flat)), expected) > tolerance:
@@ -105,7 +105,7 @@ def _incomparable(dense: Recognised, flat: Sequence[Any], tolerance: float) -> s
 
 
 def _shared(dense: Recognised, flat: Sequence[Any], place: int) -> Shared:
-    """How the dense graph makes an output of all images together."""
+    """How the dense graph combines all images into one output."""
     images = images_in(flat)
     alone = [dense.module(*(one(leaf, image, images) for leaf in flat))[place] for image in range(images)]
     return how_shared(alone, dense.module(*flat)[place], place)
@@ -118,7 +118,7 @@ def _first_difference(
     chosen: list[list[Choice]],
     tolerance: float,
 ) -> str | None:
-    """The first state of the stream in which a row that goes on is not what the dense graph has there."""
+    """The first state of the stream in which a kept row differs from the dense graph's."""
     dim, names = program.anatomy.token_dim, graph.by_name(program.graph)
     recorder = graph.Recorder(program.module, set(program.anatomy.states))
     recorder.run(*flat)

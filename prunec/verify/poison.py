@@ -1,11 +1,11 @@
-"""Dead rows hold NaN: what they reach is seen, and nothing can read them unnoticed.
+"""Rows of tokens that have left hold NaN, so whatever reads them is seen.
 
     x [1, T, C], rows 3 and 5 NaN        one dead axis: alive(x) == {1: [0, 1, 2, 4, 6, ..]}
     q @ k.T      [h, T, T]               two dead axes
     x.mean(1)    [1, C], all NaN         rows met
-    x as a grid  [1, H, W, C]            NaN, and no axis is dead: it is no stream of tokens any more
+    x as a grid  [1, H, W, C]            NaN, and no axis is dead: this is no stream of tokens any more
 
-No operator has a rule. A call runs as it is on all rows; whether rows met in it is read off its result.
+No operator has a rule. A call runs as it is on all rows; its result shows whether rows met in it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def poisoned(value: Any) -> bool:
 
 
 def holds_nan(x: Tensor) -> bool:
-    """Whether its numbers are such as may be NaN."""
+    """Whether its dtype has a NaN."""
     return x.is_floating_point() or x.is_complex()
 
 
 def alive(x: Tensor) -> Alive | None:
-    """The axes of which some slices are all NaN, with the others' places; None if that is not all the NaN."""
+    """The axes on which some slices are all NaN, with the other slices' places; None if there is more NaN."""
     dead = x.isnan()
     lost = int(dead.count_nonzero())
     if not lost or lost == x.numel():
@@ -56,7 +56,7 @@ class Memory:
         self.seen: dict[int, tuple[weakref.ref[Tensor], Alive | None]] = {}
 
     def __call__(self, x: Any) -> Alive | None:
-        """Nothing is dead in what holds no fractions."""
+        """Integers and masks have no dead rows."""
         if not isinstance(x, Tensor) or not holds_nan(x):
             return {}
         known = self.seen.get(id(x))
@@ -66,14 +66,14 @@ class Memory:
 
 
 def shortened(x: Tensor, places: Alive) -> Tensor:
-    """Only what is alive."""
+    """The rows that are alive."""
     for axis, index in places.items():
         x = x.index_select(axis, index)
     return x
 
 
 def put_back(short: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tensor | None:
-    """A result on what is alive in the shape of `like`, NaN elsewhere; `places` by the size of an axis."""
+    """A result on living rows in the shape of `like`, with NaN elsewhere; `places` by the size of an axis."""
     if short.dim() != like.dim():
         return None
     for axis, (found, wanted) in enumerate(zip(short.shape, like.shape, strict=True)):
@@ -90,14 +90,14 @@ def put_back(short: Tensor, like: Tensor, places: Mapping[int, Tensor]) -> Tenso
 def on_living(
     call: Callable[..., Any], args: Any, kwargs: Any, as_is: Any, streams: Sequence[tuple[Tensor, Alive]]
 ) -> Any:
-    """A call on living rows alone, its result in the places that it has `as_is`; None if that cannot be."""
+    """A call on living rows alone, with its result put back in the shape of `as_is`; None if that fails."""
     places = _common(streams)
     if places is None:
         return None
     short = {id(x): shortened(x, {axis: places[x.shape[axis]] for axis in dead}) for x, dead in streams}
 
     def living(leaf: Tensor) -> Tensor:
-        """A table by token has as many rows as there are tokens on one axis."""
+        """The living rows of a table that is indexed by token on one axis."""
         axes = [axis for axis, size in enumerate(leaf.shape) if size in places]
         return shortened(leaf, {axes[0]: places[leaf.shape[axes[0]]]}) if len(axes) == 1 else leaf
 
@@ -118,7 +118,7 @@ def on_living(
 
 
 def _common(streams: Sequence[tuple[Tensor, Alive]]) -> dict[int, Tensor] | None:
-    """The living places on axes of each size: where a value is from before a site, those left behind it."""
+    """The living places on axes of each size: of two values, one from before a site, those after it."""
     places: dict[int, Tensor] = {}
     for x, dead in streams:
         for axis, index in dead.items():
@@ -155,10 +155,10 @@ def meet(call: Callable[..., Any], args: Any, kwargs: Any) -> bool:
 
 
 def picked(call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int) -> list[list[int]] | None:
-    """For each tensor of the result the rows of `x` that it is made of; None if the call does more than move.
+    """For each tensor of the result the rows of `x` that it consists of; None if the call does not only move.
 
-    Run on rows that hold numbers in three orders, of which no row has the same place in two: or a maximum, or
-    a middle, would pass for a row.
+    The call runs on numbered rows in three orders, in which no row has the same rank twice: with one order a
+    maximum or a median would look like a row.
     """
     length = x.shape[axis]
     ranks = torch.randperm(length, generator=torch.Generator().manual_seed(0))
@@ -170,7 +170,7 @@ def picked(call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: in
 def _moved(
     call: Callable[..., Any], args: Any, kwargs: Any, x: Tensor, axis: int, ranks: Tensor
 ) -> list[list[int]] | None:
-    numbers = (1 + ranks / (2 * len(ranks))).to(x.dtype)  # no two alike
+    numbers = (1 + ranks / (2 * len(ranks))).to(x.dtype)  # all different
     shape = [1] * x.dim()
     shape[axis] = -1
     numbered = numbers.to(x.device).view(shape).expand(x.shape).contiguous()

@@ -1,14 +1,14 @@
 """The dense graph, interpreted for one image with the choices of another program's run.
 
-All rows are there at all times, so the sizes that tracing burnt in fit as they are, and a token has one
-number throughout. What a site leaves out is NaN from there on (see poison.py):
+All rows stay, so the sizes that tracing burnt in fit, and a token keeps its number. Tokens that a site leaves
+out are NaN from there on (see poison.py):
 
     s3 -- choice: rows 3, 5 leave -- s3 with rows 3, 5 NaN -- norm -- linear -- .. -- attention
 
-A call runs as it is. Where rows meet in it, it runs on the living rows alone (attention; a mean, if what
-leaves is lost for good) and its result is put back in place, or on the whole stream (a convolution, an
-output, a mean if what leaves is only set aside). Whole means: computed anew from the last state, with its
-dead rows restored as the policy says (see fates.py).
+A call runs as it is. Where rows meet in it, it runs on the living rows alone and its result is put back in
+place (attention; a mean, if tokens that leave are lost), or on the whole stream (a convolution, an output; a
+mean, if they are only set aside). The whole stream is computed from the last state, with its dead rows
+restored as the policy says (see fates.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from prunec.verify.fates import NAN, Epoch, Merged
 
 
 class UnprovenError(Exception):
-    """Why there is no reference for a program."""
+    """A program cannot be compared with the dense graph; the reason says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -44,7 +44,7 @@ class Reference(fx.Interpreter):
 
     Args:
         dense: the recognised program.
-        program: what was made of it; only its plan, its anatomy and what gets the whole stream are read.
+        program: the pruned one, of which only plan, anatomy and the calls on the whole stream are read.
         chosen: what each site chose for this image.
         scores: where tokens that have exited are painted over.
     """
@@ -70,7 +70,7 @@ class Reference(fx.Interpreter):
         self.states: dict[fx.Node, tuple[Tensor, Epoch | None]] = {}
         self.restored: dict[fx.Node, Any] = {}  # inputs, and states in front of a site
         self.hurt: set[fx.Node] = set()  # values with dead rows
-        self.found: dict[str, tuple[Tensor, int]] = {}  # state -> its value, and how many sites it is behind
+        self.found: dict[str, tuple[Tensor, int]] = {}  # state -> its value, and after how many sites it is
         self.behind = 0
         self._alive = poison.Memory()
         self.outputs: Any = None
@@ -96,7 +96,7 @@ class Reference(fx.Interpreter):
         return value
 
     def whole(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        """A value with every row in it, computed from the last states if need be."""
+        """A value with all its rows, computed from the last states where rows of it are dead."""
         if node in self.restored:
             return self.restored[node]
         if node in self.states:
@@ -125,7 +125,7 @@ class Reference(fx.Interpreter):
         return self.whole(n, {}) if found is None else found
 
     def _on_rows(self, n: fx.Node, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Any:
-        """What a call yields on the rows that are there; None where it gets the whole stream instead."""
+        """The result of a call on living rows; None where it gets the whole stream instead."""
         streams = [(x, places) for x in tensors if (places := self._alive(x)) is not None]
         if len(streams) < len(tensors):  # rows on two axes of a grid
             return None
@@ -221,7 +221,7 @@ class Reference(fx.Interpreter):
 
     @property
     def _log_size(self) -> Tensor | None:
-        """By how much more a token counts as a key, where it stands for several: [T]."""
+        """The logarithm of the number of tokens that each stands for, added to its logits as a key: [T]."""
         weighs = self.plan.rules.attention == "proportional" and self.merged is not None
         return self.merged.size.log() if weighs else None  # type: ignore[union-attr]
 
@@ -237,12 +237,12 @@ class Reference(fx.Interpreter):
         return x
 
     def _chosen(self, n: fx.Node, x: Tensor, number: int, site: Site, choice: Choice) -> Tensor:
-        """A state behind its site."""
+        """A state after its site."""
         step = self.plan.step(site)
         whole = self._rows(self.whole(n, {}))
         rows = whole if step.reactivate else self._rows(x)
         if not torch.equal(~rows.isnan().any(dim=1), choice.entering):
-            raise UnprovenError(f"the site {site} has other tokens to choose from than the dense graph")
+            raise UnprovenError(f"site {site} chooses among other tokens than the dense graph has there")
         base = whole if self.plan.rules.restored == "nearest" else None
         group = None
         if step.fate == "fuse":
@@ -265,11 +265,11 @@ class Reference(fx.Interpreter):
         return made
 
     def _check_partners(self, rows: Tensor, site: Site, choice: Choice) -> None:
-        """Where scores alone choose, each token that leaves goes into the patch that it is most like."""
+        """Check that each token that leaves is merged into the patch it is most similar to."""
         likeness = fates.likeness(rows, choice, self.inner)
         found = likeness.gather(1, choice.partner[choice.leaving, None])  # type: ignore[index]
         if found.numel() and bool((found[:, 0] < likeness.max(dim=1).values - 1e-4).any()):
-            refuse(site, "are merged into others than those that they are most like")
+            refuse(site, "are not those that dropped tokens are most similar to")
 
     def _exit(self, choice: Choice) -> None:
         assert choice.classes is not None
@@ -277,7 +277,7 @@ class Reference(fx.Interpreter):
         self.canvas = torch.where(choice.leaving[:, None], choice.classes, canvas)
 
     def _painted(self, scores: Tensor) -> Tensor:
-        """The head's class scores, but of tokens that have exited those that they left with."""
+        """The head's class scores, and for tokens that have exited the scores they exited with."""
         assert self.scores is not None
         if self.canvas is None or self.epoch is None:
             return scores
@@ -299,9 +299,9 @@ class Reference(fx.Interpreter):
 
 
 def _check_no_numbers(n: fx.Node, result: Any) -> None:
-    """Places of tokens (an order, the best) would be those of other rows here than in the program."""
+    """Refuse numbers of rows, such as an argsort's: they would name other rows here than in the program."""
     if isinstance(result, tuple | list):
         result = [result[user.args[1]] for user in n.users if graph.is_getitem(user) and user.users]  # type: ignore[index]
     for leaf in compat.tree_leaves(result):
         if isinstance(leaf, Tensor) and leaf.numel() and not poison.holds_nan(leaf):
-            raise UnprovenError(f"{graph.place(n)} makes whole numbers of tokens")
+            raise UnprovenError(f"{graph.place(n)} computes integers from tokens, which may be row numbers")

@@ -1,4 +1,4 @@
-"""One run of a program with its selections read off and checked."""
+"""One run of a program, whose selections are recorded and checked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from prunec.verify import invariants
 from prunec.verify.choices import Choice, choices, sites_of
 from prunec.verify.scattering import Scattering
 
-#: What a dense graph may hold that counts as random and, in eval mode, is not.
+#: Operators that PyTorch tags as random and that are not, in eval mode.
 _QUIET = ("scaled_dot_product_attention", "dropout", "dropout_", "feature_dropout", "rrelu")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A program's outputs at its own counts, and for each site and image what it chose."""
+    """A program's outputs at its own token counts, and what each site chose for each image."""
 
     outputs: Sequence[Any]
     chosen: list[list[Choice]]
@@ -37,7 +37,7 @@ class Run:
 
 
 class _Recorder(Scattering):
-    """Runs a program with its own selections, or with sets of tokens that scores do not choose."""
+    """Runs a program with its own selections, or with random ones."""
 
     def __init__(self, program: Planned, batch: int, wanted: set[str], *, scattered: bool) -> None:
         super().__init__(program, range(batch))
@@ -45,23 +45,23 @@ class _Recorder(Scattering):
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """As it is, remembering what is wanted."""
+        """The node's value, recorded if it is wanted."""
         value = super().run_node(n)
         if n.name in self.wanted:
             self.values[n.name] = value
         return value
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Selections by their scores or not; all else as it is."""
+        """The call as it is, but for selections if they are random."""
         if self.scattered:
             return super().call_function(target, args, kwargs)
         return fx.Interpreter.call_function(self, target, args, kwargs)
 
 
 def run(program: Planned, flat: Sequence[Any], *, scattered: bool = False) -> Run:
-    """One run; VerificationError where it breaks off, or a selection is not what it must be.
+    """One run; VerificationError where it fails, or a selection breaks an invariant.
 
-    Where images keep as many tokens as they need, they keep a share of their own if `scattered`.
+    If `scattered`, sites whose counts may differ keep a random share of each image's tokens.
     """
     sites = sites_of(program)
     wanted = {node.name for site in sites for node in site.nodes}
@@ -75,7 +75,7 @@ def run(program: Planned, flat: Sequence[Any], *, scattered: bool = False) -> Ru
 
 
 def unbroken(call: Callable[..., Any], *flat: Any) -> Any:
-    """What a rewritten graph yields; VerificationError where it breaks off."""
+    """The outputs of a rewritten graph; VerificationError where it fails."""
     try:
         return call(*flat)
     except (RuntimeError, IndexError) as error:
@@ -85,7 +85,7 @@ def unbroken(call: Callable[..., Any], *flat: Any) -> Any:
 
 
 def runs_on(dense: Recognised, flat: Sequence[Any]) -> bool:
-    """Whether the dense graph takes these inputs: one image of a batch, where its code joins several."""
+    """Whether the dense graph runs on these inputs: on one image it may not, if its code joins several."""
     try:
         dense.module(*flat)
     except (RuntimeError, IndexError, ZeroDivisionError):
@@ -94,13 +94,13 @@ def runs_on(dense: Recognised, flat: Sequence[Any]) -> bool:
 
 
 def random_call(dense: Recognised) -> fx.Node | None:
-    """A call that draws random numbers, of which an image by itself gets others than in a batch."""
+    """A call that draws random numbers: an image alone gets others than in a batch."""
     calls = (node for node in dense.graph.nodes if compat.is_random(node.target))
     return next((node for node in calls if graph.op(node) not in _QUIET), None)
 
 
 def check_pixel_free(dense: Recognised, anatomy: Anatomy, flat: Sequence[Any]) -> None:
-    """Rows at either end that no pixel reaches, such as a class token, must be protected ones."""
+    """Check that rows at both ends that do not depend on pixels, such as a class token, are protected."""
     names = [node.name for node in dense.graph.nodes if node.op == "placeholder"]
     place, generator = names.index(anatomy.pixels), torch.Generator().manual_seed(0)
     blank = [torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf for leaf in flat]
@@ -132,7 +132,7 @@ def _first_state(dense: Recognised, name: str, flat: Sequence[Any]) -> Tensor:
 
 
 def check_outputs(found: Any, expected: Any) -> None:
-    """At its own counts a program must yield outputs of the original's shapes, and numbers."""
+    """Check that outputs at own counts have the original's shapes and dtypes, and are finite."""
     for place, (made, other) in enumerate(zip(found, expected, strict=True)):
         if isinstance(other, Tensor) and (made.shape != other.shape or made.dtype != other.dtype):
             raise VerificationError(

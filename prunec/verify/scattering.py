@@ -1,7 +1,7 @@
-"""Runs a program in which every image keeps tokens of its own, whatever their scores.
+"""Runs a program in which every image keeps a random share of its tokens, whatever their scores.
 
-Which ones depends on the image and the token alone, not on the rows that a mode has them in: so a batch, each
-image by itself, and every mode of the same program keep the same, and can be compared.
+Which tokens these are depends on the image and the token alone, not on the layout of rows in a mode. So a
+batch, each image alone, and every mode of the same program keep the same tokens and can be compared.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from prunec.ir.program import Planned
 
 
 class Scattering(fx.Interpreter):
-    """Runs a program with selections of its own choice.
+    """Runs a program with random selections.
 
     Args:
         program: a program whose images may keep different numbers of tokens.
-        images: what the images of the batch are called: the same name keeps the same tokens.
-        budgets: leave a budget that a batch shares as it is: its total must be met, by whatever images.
+        images: a number for each image of the batch; images of the same number keep the same tokens.
+        budgets: leave selections with a budget for the whole batch as they are, so that its total is met.
     """
 
     def __init__(self, program: Planned, images: Iterable[int], *, budgets: bool = True) -> None:
         super().__init__(program.module, garbage_collect_values=True)
         self.images, self.tokens, self.site = tuple(images), program.anatomy.tokens, 0
         self.untouched = (ops.topk_mask_of_batch,) if budgets else ()
-        self.tokens_of: list[tuple[Tensor, Tensor]] = []  # which rows count, and which token each row is
+        self.tokens_of: list[tuple[Tensor, Tensor]] = []  # masks, and the token of each row
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Everything as it is, but which rows pass: a share of an image's tokens that is its own."""
+        """The call as it is, but for masks: these keep a random share of an image's tokens."""
         if target is ops.valid_mask:
             made = super().call_function(target, args, kwargs)
             given = arguments.bind_call(target, args, kwargs)
@@ -60,12 +60,12 @@ class Scattering(fx.Interpreter):
         return kept
 
     def _tokens(self, rows: Tensor) -> Tensor:
-        """Which token each row of a stream is, by what says which of its rows count."""
+        """The token of each row of a stream, which is known by the mask of its valid rows."""
         known = (tokens for valid, tokens in self.tokens_of if valid is rows)
         return next(known, torch.arange(rows.shape[1], device=rows.device).expand(rows.shape))
 
     def _chance(self, name: int) -> Tensor:
-        """Others are merged into rows of infinite score, so these stay; of the rest the positive ones do."""
+        """A number for each token; tokens with a positive one are kept."""
         generator = torch.Generator().manual_seed(1000 * self.site + name)
-        share = 0.8 if (name + self.site) % 2 else 0.3  # neighbours differ, or nothing would pad
+        share = 0.8 if (name + self.site) % 2 else 0.3  # so that counts differ, and rows are padded
         return torch.rand(self.tokens, generator=generator) - (1 - share)

@@ -1,4 +1,4 @@
-"""The outputs of single images as those of one batch.
+"""The outputs of single images, put together as those of one batch.
 
 logits [1, 7], [1, 7]   ->  [2, 7]     side by side, along the axis that counts images
 a loss of each          ->  their mean or their sum, as the dense graph makes one of them
@@ -23,12 +23,12 @@ Shared = Callable[[Sequence[Tensor]], Tensor]  # an output of all images from th
 def together(
     alone: Sequence[Sequence[Any]], like: Sequence[Any], shared: Callable[[int], Shared]
 ) -> list[Any]:
-    """The outputs of single images as one batch.
+    """Put the outputs of single images together.
 
     Args:
         alone: for each image its outputs.
         like: the outputs of the batch.
-        shared: how the output at a place is made of all images, where no axis of it counts them.
+        shared: how the output at a place combines all images, where it has no batch axis.
     """
     return [
         _joined([outputs[place] for outputs in alone], whole, partial(shared, place))
@@ -47,13 +47,12 @@ def _joined(parts: list[Any], whole: Any, shared: Callable[[], Shared]) -> Any:
 
 
 def how_shared(alone: Sequence[Tensor], whole: Tensor, place: int) -> Shared:
-    """The mean or the sum over the images, whichever it is; UnprovenError where it is neither."""
+    """The mean or the sum over images, whichever the output is; UnprovenError where it is neither."""
     for shared in (_mean, _sum):
         if relative_difference(shared(alone), whole) <= 10 * TOLERANCE.get(whole.dtype, 1e-5):
             return shared
     raise UnprovenError(
-        f"output {place} is made of all images together, and is neither the mean nor the sum of what each "
-        "gives by itself"
+        f"output {place} combines all images, and is neither the mean nor the sum of their own outputs"
     )
 
 

@@ -187,8 +187,8 @@ def test_a_tower_for_two_images_says_that_one_call_is_pruned_and_how_to_prune_bo
     model, x, y = Pair(shared=True).eval(), pixels(), pixels()
     (note,) = anatomy(model, x, y).notes
     assert note.startswith(
-        "the blocks of this stream are called 2 times, and pruned is what the first call makes, the rest "
-        "stays dense: transform(..., submodule='tower') prunes all calls (node "
+        "the blocks of this stream are called 2 times, and only the first call is pruned, the others "
+        "stay dense: transform(..., submodule='tower') prunes all calls (node "
         "scaled_dot_product_attention_2 "
     )
     with pytest.warns(UserWarning, match="the blocks of this stream are called 2 times"):
@@ -202,13 +202,13 @@ def test_a_tower_for_two_images_says_that_one_call_is_pruned_and_how_to_prune_bo
 
 def test_without_a_module_around_both_calls_one_batch_is_the_way() -> None:
     (note,) = anatomy(Looped(shared=True), pixels(), pixels()).notes
-    assert "the rest stays dense: give all images as one batch (node " in note
+    assert "the others stay dense: give all images as one batch (node " in note
 
 
 def test_a_tower_of_its_own_for_the_second_image_is_told() -> None:
     (note,) = anatomy(Pair(shared=False), pixels(), pixels()).notes
-    assert note.startswith("the image y goes through attention of its own, which stays dense (node ")
-    assert note.endswith("pruned is what x goes through")
+    assert note.startswith("the image y has attention of its own, which stays dense (node ")
+    assert note.endswith("only that of x is pruned")
 
 
 def test_a_second_image_without_attention_is_nothing_to_tell() -> None:

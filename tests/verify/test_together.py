@@ -38,4 +38,4 @@ def test_a_loss_is_what_the_dense_graph_makes_of_the_images(loss: Any) -> None:
 def test_a_product_of_images_is_neither() -> None:
     with pytest.raises(UnprovenError) as caught:
         how_shared([torch.tensor(2.0), torch.tensor(5.0)], torch.tensor(10.0), 3)
-    assert caught.value.reason.startswith("output 3 is made of all images together, and is neither the mean")
+    assert caught.value.reason.startswith("output 3 combines all images, and is neither the mean")

@@ -81,10 +81,17 @@ class Program:
         return dataclasses.replace(self, **changes)
 
     def recorded(
-        self, name: str, seconds: float, counts: Mapping[str, int], notes: tuple[str, ...] = ()
+        self,
+        name: str,
+        seconds: float,
+        counts: Mapping[str, int],
+        notes: tuple[str, ...] = (),
+        *,
+        rewritten: bool = False,
     ) -> Self:
-        """The same program, with a record of the step that made it."""
-        stage = Stage(name, seconds, dict(counts), notes, graph.text(self.graph))
+        """The same program, with a record of the step that made it; `rewritten`: in its graph."""
+        text = graph.text(self.graph) if rewritten or not self.stages else self.stages[-1].graph
+        stage = Stage(name, seconds, dict(counts), notes, text)
         return self.replace(stages=(*self.stages, stage))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:

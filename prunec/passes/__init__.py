@@ -71,4 +71,5 @@ def run_pass(step: Pass[Before, After], program: Before) -> After:
     made, counts = step.run(program)
     graph.tidy(made.module)
     step.ensures(made)
-    return made.recorded(step.name, time.perf_counter() - start, counts, counts.notes)
+    seconds, rewritten = time.perf_counter() - start, made.module is not program.module
+    return made.recorded(step.name, seconds, counts, counts.notes, rewritten=rewritten)

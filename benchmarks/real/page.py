@@ -103,9 +103,13 @@ def _table(dense: Row, resized: Row, rows: Sequence[Row]) -> list[str]:
     ]
     for row in sorted(rows, key=lambda row: row["figures"]["l2"]["mean"]):
         pairs = zip(_figures(row["figures"]), _figures(row["random"]), strict=True)
-        name = f"`{row['preset']}`" + (", nearest" if row["restore"] == "nearest" else "")
+        name = f"`{row['preset']}`" + _restoring(row)
         body.append([name, *_cost(row), *(f"{one} / {other}" for one, other in pairs), *_wins(row)])
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
+
+
+def _restoring(row: Row) -> str:
+    return ", nearest" if row["restore"] == "nearest" and ":" not in row["preset"] else ""
 
 
 def _cost(row: Row) -> list[str]:

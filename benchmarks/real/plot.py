@@ -36,8 +36,9 @@ def svg(record: Mapping[str, Any]) -> str:
     ]
     for loss in (0.0, 0.25, 0.5, 0.75, 1.0):
         _, y = place(low, loss)
+        more = " up" if loss == HIGHEST else ""
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="20" y="{y + 4:.1f}">{loss:.2f}</text>')
+        parts.append(f'<text x="20" y="{y + 4:.1f}">{loss:.2f}{more}</text>')
     for budget in record["budgets"]:
         x, y = place(budget, 0)
         parts.append(f'<text x="{x - 40:.1f}" y="{y + 22:.1f}">{budget:.0%} of FLOPs</text>')

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backbone import WIDTH
 from torch import Tensor
 
-from prunec.calibration.calibrate import needs_calibration
-from prunec.compiler import fit, plan
+from prunec.calibration.calibrate import calibrate, needs_calibration
+from prunec.compiler import plan
 from prunec.errors import PolicyError
 from prunec.frontend.sources import ImageSet
 from prunec.ir.program import Planned, Recognised
@@ -64,21 +65,28 @@ def at_budget(policy: Policy, budget: float, bench: Bench) -> Built:
         PruneError: it does not go with the model.
     """
     policy = restored(policy, bench.dense)
-    aim, nearest = budget, None
+    tried: list[tuple[float, Built]] = []  # beside what the plan was asked for
     for _ in range(BUILDS):
-        rate = rate_for(policy, aim, bench)
-        if nearest is not None and rate == nearest.rate:
+        aim = _next_aim(budget, [(asked, built.flops) for asked, built in tried])
+        built = _built(policy, rate_for(policy, aim, bench), bench)
+        tried.append((aim, built))
+        if abs(built.flops - budget) <= (FAR if policy.ragged else NEAR):
             break
-        built = _built(policy, rate, bench)
-        if nearest is None or abs(built.flops - budget) < abs(nearest.flops - budget):
-            nearest = built
-        if abs(nearest.flops - budget) <= (FAR if policy.ragged else NEAR):
-            break
-        aim += budget - built.flops
-    assert nearest is not None
+    nearest = min((built for _, built in tried), key=lambda built: abs(built.flops - budget))
     if abs(nearest.flops - budget) > FAR:
         raise FarError(f"it comes no nearer than {nearest.flops:.0%}, at a rate of {nearest.rate:.3f}")
     return nearest if policy.ragged else _calibrated(nearest, bench)
+
+
+def _next_aim(budget: float, tried: Sequence[tuple[float, float]]) -> float:
+    """What share to ask of the plan, from what was asked before and what came of it."""
+    if not tried:
+        return budget
+    asked, came = tried[-1]
+    slope = 1.0
+    if len(tried) > 1 and came != tried[-2][1]:
+        slope = (asked - tried[-2][0]) / (came - tried[-2][1])
+    return min(1.0, asked + slope * (budget - came))
 
 
 def restored(policy: Policy, dense: Recognised) -> Policy:
@@ -143,8 +151,8 @@ def _calibrated(built: Built, bench: Bench) -> Built:
     """With its learned parts and thresholds fitted."""
     if not needs_calibration(built.program):
         return built
-    fitted = fit(bench.dense, built.program, built.policy, bench.fitted_on)
-    program = built.program.with_values(fitted.values)
+    fitted = calibrate(bench.dense, built.program, bench.fitted_on.images, bench.fitted_on.name)
+    program = fitted.put_into(built.program)
     return dataclasses.replace(built, program=program, calibration=str(fitted.calibration))
 
 

@@ -9,8 +9,8 @@ share of the dense FLOPs that the same model does on a smaller picture, so that 
 them; a preset is searched to come as near. Nothing is trained; what needs calibration gets pictures of
 other files.
 
-Writes results/real.json, docs/real.md and docs/real.svg after each row. Where a wheel cannot be had it says
-why, and exits with 0.
+Writes results/real.json, docs/real.md and docs/real.svg after each row, and goes on from there another
+time. Where a wheel cannot be had it says why, and exits with 0.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ ROOT = Path(__file__).parents[2]
 RECORD, TABLE = ROOT / "benchmarks" / "results" / "real.json", ROOT / "docs" / "real.md"
 GRIDS = (13, 11, 14)  # patches a side of the smaller pictures, in the order that budgets are judged in
 BASELINE = "tome"  # the preset that all others stand beside
+ALIKE = ("device", "threads", "torch", "prunec", "size", "seeds", "wheels")  # or rows are measured again
 
 Row = dict[str, Any]
 
@@ -151,21 +152,25 @@ def prepared(cache: Path, size: Size) -> tuple[Judge, Row]:
 # --- the rows ------------------------------------------------------------------------------
 
 
-def judged(judge: Judge, chosen: Mapping[str, Policy], budgets: Sequence[float]) -> Iterator[Row]:
+def judged(
+    judge: Judge, chosen: Mapping[str, Policy], budgets: Sequence[float], held: Sequence[Row] = ()
+) -> Iterator[Row]:
     """The baseline first; those that are calibrated last, for they take longest.
 
-    A preset that does not fit is a row with the reason.
+    A preset that does not fit is a row with the reason; rows that are held already are not measured again.
     """
     names = sorted(chosen, key=lambda name: (name != BASELINE, chosen[name].calibrated))
     parts = [[name for name in names if chosen[name].calibrated == wanted] for wanted in (False, True)]
+    known = {(row["preset"], row.get("budget")): row for row in held}
     refused: set[str] = set()
     for part in parts:
         for budget in budgets:
             for name in part:
                 if name in refused:
                     continue
-                row = _row(judge, name, chosen, budget)
-                if "refused" in row and "budget" not in row:
+                row = known.get((name, budget)) or known.get((name, None))
+                row = row or _row(judge, name, chosen, budget)
+                if "budget" not in row:
                     refused.add(name)
                 yield row
 
@@ -181,6 +186,8 @@ def _row(judge: Judge, name: str, chosen: Mapping[str, Policy], budget: float) -
         return {"preset": name, "budget": budget, "refused": str(error)}
     except PruneError as error:
         return {"preset": name, "refused": str(error).splitlines()[0]}
+    except RuntimeError as error:  # torch's: the others are to be judged all the same
+        return {"preset": name, "budget": budget, "refused": f"it failed: {str(error).splitlines()[0]}"}
 
 
 def compared(row: Row, resized: Row, baseline: Row | None) -> dict[str, dict[str, int]]:
@@ -196,34 +203,45 @@ def compared(row: Row, resized: Row, baseline: Row | None) -> dict[str, dict[str
 
 def run(judge: Judge, chosen: Mapping[str, Policy], record: Row, options: argparse.Namespace) -> None:
     """Measure, and write after each row; when the time is over, say what is left."""
-    start = time.perf_counter()
-    record["resize"] = {}
-    for grid in judge.size.grids:
-        found = judge.resized(grid)
-        record["resize"][f"{found['flops']:.4f}"] = found
+    start, longest = time.perf_counter(), 0.0
+    before = {"resize": {}, "rows": []} if options.fresh else held(options.output, record)
+    record["resize"] = {
+        str(grid): before["resize"].get(str(grid)) or judge.resized(grid) for grid in judge.size.grids
+    }
     budgets = {each["flops"]: each for each in record["resize"].values()}
-    record["budgets"] = list(budgets)
-    record["rows"], baselines, last = [], {}, 0.0
-    wanted = len(chosen) * len(budgets)
-    before, worked = time.perf_counter(), time.process_time()
-    for row in judged(judge, chosen, list(budgets)):
+    record |= {"budgets": list(budgets), "rows": []}
+    baselines: dict[float, Row] = {}
+    clock, worked = time.perf_counter(), time.process_time()
+    for row in judged(judge, chosen, list(budgets), before["rows"]):
         if "figures" in row:
             if row["preset"] == BASELINE:
                 baselines[row["budget"]] = row
             row["wins"] = compared(row, budgets[row["budget"]], baselines.get(row["budget"]))
         now, cpu = time.perf_counter(), time.process_time()
-        row["seconds"], row["cpu_seconds"], before, worked = now - before, cpu - worked, now, cpu
-        last = max(last, row["seconds"])
+        row.setdefault("seconds", now - clock)
+        row.setdefault("cpu_seconds", cpu - worked)
+        clock, worked, longest = now, cpu, max(longest, now - clock)
         record["rows"].append(row)
-        record["seconds"] = now - start
         print(said(row), flush=True)
         write(record, options)
-        if options.minutes and now - start + last > 60 * options.minutes:
-            record["note"] = (
-                f"ended after {options.minutes:g} minutes, with {len(record['rows'])} of {wanted} rows"
-            )
+        if options.minutes and now - start + longest > 60 * options.minutes:
+            record["note"] = f"ended after {options.minutes:g} minutes, with {len(record['rows'])} rows"
             break
     write(record, options)
+
+
+def held(path: Path, record: Row) -> Row:
+    """What a record holds that was measured alike: its rows, and the smaller pictures."""
+    nothing: Row = {"resize": {}, "rows": []}
+    if not path.exists():
+        return nothing
+    found = json.loads(path.read_text(encoding="utf-8"), object_hook=_spread)
+    alike = json.loads(json.dumps({name: record[name] for name in ALIKE}))
+    return found if alike == {name: found.get(name) for name in ALIKE} else nothing
+
+
+def _spread(found: Row) -> Any:
+    return Spread(tuple(found["seeds"])) if set(found) == {"mean", "spread", "seeds"} else found
 
 
 def said(row: Row) -> str:
@@ -263,6 +281,7 @@ def main() -> int:
     known = {name: policy for name, policy in presets().items() if name != "none"}
     parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="one budget, fewer pictures")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the record holds")
     parser.add_argument("--cells", type=int, help="cells that the probe is tried on")
     parser.add_argument("--crops", type=int, help="crops of photographs for each seed")
     parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")

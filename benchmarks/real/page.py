@@ -35,7 +35,8 @@ READING = """
   correlation.
 - *accuracy*, *AUC*, *agreement*: of a logistic probe (class token beside the mean patch) that tells
   defective solar cells of ELPV from others. It is fitted to the dense model's features and not fitted
-  again; agreement is with what it says of those. Cells are run in bfloat16, the dense model too.
+  again; agreement is with what it says of those. Cells are run in bfloat16, the dense model
+  too, and in single precision where a program cannot run so.
 - *better than*: in how many of the seeds, on the same pictures, by L2 and by agreement; a draw is
   no win.
 - *time*: one picture, operator by operator, as a share of the dense program's in the same rounds. FLOPs

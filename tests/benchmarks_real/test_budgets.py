@@ -28,6 +28,13 @@ def test_a_preset_comes_near_a_budget_by_what_it_does(bench: budgets.Bench, name
     assert built.policy.name == name
 
 
+def test_the_next_aim_follows_the_slope_that_was_seen() -> None:
+    assert budgets._next_aim(0.6, []) == 0.6
+    assert budgets._next_aim(0.6, [(0.6, 0.5)]) == pytest.approx(0.7)
+    assert budgets._next_aim(0.6, [(0.6, 0.5), (0.7, 0.55)]) == pytest.approx(0.8)
+    assert budgets._next_aim(0.9, [(0.9, 0.5)]) == 1.0
+
+
 def test_a_budget_that_cannot_be_reached_is_told_with_the_nearest(bench: budgets.Bench) -> None:
     with pytest.raises(budgets.FarError, match=r"it comes no nearer than \d+%, at a rate of 0.01"):
         budgets.at_budget(Policy.load("norm", blocks=[5]), 0.3, bench)

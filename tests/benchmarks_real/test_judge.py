@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,8 @@ class Rows:
         self.asked.append((name, budget))
         if name == "dtop":
             raise PolicyError("it has no scores", where="fate")
+        if name == "evit":
+            raise RuntimeError("shapes differ\nmore")
         if budget < 0.5 and name == "norm":
             raise judge.FarError("it comes no nearer than 60%")
         return {"preset": name, "budget": budget}
@@ -58,6 +61,36 @@ def test_the_baseline_comes_first_and_what_never_fits_is_asked_once() -> None:
         "dtop": "it has no scores",
         "svit": "without training it is the same as `dynamic`",
     }
+
+
+def test_what_is_held_is_not_measured_again_and_what_fails_is_a_row() -> None:
+    rows = Rows()
+    chosen = {name: Policy.load(name) for name in ("tome", "evit")}
+    kept = {"preset": "tome", "budget": 0.6, "held": True}
+    found = list(judge.judged(rows, chosen, [0.6], [kept]))
+    assert rows.asked == [("evit", 0.6)]
+    assert found == [kept, {"preset": "evit", "budget": 0.6, "refused": "it failed: shapes differ"}]
+
+
+def test_a_record_is_held_only_if_it_was_measured_alike(tmp_path: Path) -> None:
+    path, figure = tmp_path / "real.json", measures.Spread((1.0, 3.0))
+    record: dict[str, Any] = dict.fromkeys(judge.ALIKE, "same")
+    assert judge.held(path, record)["rows"] == []
+    rows = [{"preset": "tome", "figures": {"l2": figure.as_dict()}}]
+    path.write_text(json.dumps({**record, "resize": {}, "rows": rows}), encoding="utf-8")
+    assert judge.held(path, record)["rows"] == [{"preset": "tome", "figures": {"l2": figure}}]
+    assert judge.held(path, {**record, "torch": "another"})["rows"] == []
+
+
+def test_cells_are_run_in_single_precision_where_bfloat16_is_refused() -> None:
+    def picky(images: torch.Tensor, seed: int) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("Expected self.dtype to be equal to src.dtype")
+        return images.flatten(2)
+
+    images = torch.randn(3, 4, 2, 2)
+    expected = measures.features(images.flatten(2))
+    assert torch.equal(contenders.of_cells(picky, images, 0), expected)
 
 
 def test_wins_are_counted_against_each_control_but_not_against_itself() -> None:

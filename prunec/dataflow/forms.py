@@ -13,7 +13,9 @@ from prunec import compat, ops
 from prunec.ir import arguments, graph
 from prunec.ir.calls import signature
 from prunec.ir.sizes import sizes_of
-from prunec.probing.watch import treats_rows_alike
+from prunec.probing.lengths import Lengths
+from prunec.probing.probe import Probe
+from prunec.probing.questions import treats_rows_alike
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Forms:
                 symbol: compat.hint(space.selection.meta["val"].shape[1])
                 for symbol, space in self.spaces.items()
             }
-            self.alike[key] = treats_rows_alike(node, axes, self.axes(node)[0], lengths)
+            probe = Probe(node, Lengths(lengths))
+            self.alike[key] = bool(treats_rows_alike(probe, axes, self.axes(node)[0]))
         return self.alike[key]
 
     def packed_size(self, size: sympy.Expr, space: Space) -> sympy.Expr:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from prunec.ir import graph
 from prunec.ir.program import Recognised
+from prunec.probing.replay import Replay
 from prunec.structure import Anatomy, NoMatch
 
 
@@ -37,9 +38,8 @@ def class_scores(program: Recognised) -> ClassScores | NoMatch:
     node = _last_learned(program.graph, state)
     if node is None:
         return _miss("no layer after the last block makes class scores", graph.output_node(program.graph))
-    values = _Watching(program, anatomy)
     for axis, all_tokens in _layouts(node.meta["val"], anatomy):
-        if values.is_local(node, axis):
+        if _is_local(program, node, axis):
             return ClassScores(node.name, axis, int(node.meta["val"].shape[axis]), all_tokens)
     sizes = list(node.meta["val"].shape[1:])
     return _miss(f"the head's last learned value {sizes} is not one vector for each token", node)
@@ -82,41 +82,27 @@ def _layouts(value: Any, anatomy: Anatomy) -> Iterator[tuple[int, bool]]:
                 yield axis, count == anatomy.tokens
 
 
-class _Watching(fx.Interpreter):
-    """Runs the program, with one token of the last state changed or not."""
+def _is_local(program: Recognised, node: fx.Node, axis: int) -> bool:
+    """Whether the scores of a token change when, and only when, the token does."""
+    anatomy = program.anatomy
+    row = anatomy.prefix + anatomy.grid // 3
+    state = graph.by_name(program.graph)[anatomy.states[-1]]
+    changes = {state: lambda value: _with_another(value, anatomy.token_dim, row)}
+    before, after = (
+        Replay(program.module).value(node, program.interface.example, each).movedim(axis, -1)
+        for each in (None, changes)
+    )
+    differs = (before != after).flatten(1, -2).any(dim=-1)  # [B, N or T]
+    place = row if differs.shape[1] == anatomy.tokens else row - anatomy.prefix
+    here = torch.zeros_like(differs)
+    here[:, place] = True
+    return bool((differs == here).all())
 
-    def __init__(self, program: Recognised, anatomy: Anatomy) -> None:
-        super().__init__(program.module, garbage_collect_values=False)
-        self.program, self.anatomy = program, anatomy
-        self.row: int | None = None
 
-    def is_local(self, node: fx.Node, axis: int) -> bool:
-        """Whether the scores of a token change when, and only when, the token does."""
-        row = self.anatomy.prefix + self.anatomy.grid // 3
-        before, after = (self._value(node, changed).movedim(axis, -1) for changed in (None, row))
-        differs = (before != after).flatten(1, -2).any(dim=-1)  # [B, N or T]
-        place = row if differs.shape[1] == self.anatomy.tokens else row - self.anatomy.prefix
-        here = torch.zeros_like(differs)
-        here[:, place] = True
-        return bool((differs == here).all())
-
-    def _value(self, node: fx.Node, row: int | None) -> Tensor:
-        self.row = row
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.run(*self.program.interface.example)
-        value = self.env[node]
-        assert isinstance(value, Tensor)
-        return value
-
-    def run_node(self, n: fx.Node) -> Any:
-        """The node's value, with one row of the last state changed."""
-        value = super().run_node(n)
-        if self.row is None or n.name != self.anatomy.states[-1]:
-            return value
-        changed = value.clone()
-        row = changed.select(self.anatomy.token_dim, self.row)
-        row += torch.linspace(
-            -1, 1, row.shape[-1], dtype=row.dtype, device=row.device
-        ).exp()  # which no norm undoes
-        return changed
+def _with_another(value: Tensor, dim: int, row: int) -> Tensor:
+    """A state with one row changed, by other amounts in each channel: no norm takes that away."""
+    changed = value.clone()
+    channels = value.shape[-1]
+    step = torch.linspace(-1, 1, channels, dtype=value.dtype, device=value.device).exp()
+    changed.select(dim, row).add_(step)
+    return changed

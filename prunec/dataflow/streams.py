@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from prunec.dataflow.flow import DataFlow
 from prunec.ir import graph
+from prunec.probing.replay import Replay
 
 #: Two runs agree if their difference is less than this share of the difference between rows.
 _LEFT_OVER = 0.05
@@ -35,7 +36,9 @@ def holds_image_tokens(
     if not any(_axes(source, rows) for source in _learned(state, flow)):
         return True
     kinds = ((True, False), (False,), ())  # learned rows and numbers, numbers alone, nothing
-    queries, picked, plain = (_Exchanged(module, flow, rows, each).value(state, inputs) for each in kinds)
+    queries, picked, plain = (
+        _Exchanged(module, flow, rows, each).value(state, inputs).float() for each in kinds
+    )
     expected = plain.flip(dim)
     apart = float((expected - plain).abs().max()) * _LEFT_OVER
     return not _near(queries, expected, apart) or _near(picked, expected, apart)
@@ -59,28 +62,15 @@ def _axes(node: fx.Node, rows: int | torch.SymInt) -> list[int]:
     return axes if node.op != "get_attr" or len(axes) == 1 else []
 
 
-class _Exchanged(fx.Interpreter):
+class _Exchanged(Replay):
     """Runs a graph in which the learned rows that meet image data are in reverse order."""
 
     def __init__(
         self, module: fx.GraphModule, flow: DataFlow, rows: int | torch.SymInt, floating: Collection[bool]
     ) -> None:
-        super().__init__(module, garbage_collect_values=False)
+        super().__init__(module)
         self.flow, self.rows = flow, rows
         self.floating = floating  # reverse floating-point values, integers, or both
-
-    def value(self, state: fx.Node, inputs: Sequence[Any]) -> Tensor:
-        """A value of the graph."""
-        self.args_iter = iter(inputs)
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            for node in state.graph.nodes:
-                self.env[node] = self.run_node(node)
-                if node is state:
-                    break
-        found = self.env[state]
-        assert isinstance(found, Tensor)
-        return found.float()
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
         """The arguments of a node."""

@@ -6,6 +6,7 @@ value, and putting the original length back for the token counts gives exactly w
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import sympy
@@ -14,6 +15,11 @@ from torch import fx
 
 from prunec import compat
 from prunec.ir.sizes import sizes_of
+
+log = logging.getLogger(__name__)
+
+#: What an operator raises for operands that it does not take, and PyTorch's shape functions with it.
+OPERATOR_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AssertionError)
 
 
 class CallTypes:
@@ -36,7 +42,8 @@ class CallTypes:
         values = fx.map_arg((args, kwargs), lambda source: source.meta["val"])
         try:
             result, forced = compat.evaluate(self.mode, target, values[0], values[1])
-        except Exception:  # noqa: BLE001  a call that does not type raises what its operator raises
+        except OPERATOR_ERRORS as error:
+            log.debug("%s does not type: %s: %s", target, type(error).__name__, error)
             return None
         found, expected = compat.tree_leaves(result), compat.tree_leaves(recorded)
         fits = len(found) == len(expected) and all(map(self._same, found, expected))

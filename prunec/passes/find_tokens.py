@@ -19,12 +19,15 @@ import torch
 from torch import fx
 
 from prunec import ops
-from prunec.compat import fake_mode_of, hint
+from prunec.compat import fake_mode_of
 from prunec.errors import RecognitionError, first_few
 from prunec.ir import graph
 from prunec.passes.liveness import Needs
-from prunec.probing.boxes import Box, Lengths, Span
+from prunec.probing.boxes import Box, Span
+from prunec.probing.lengths import Lengths
+from prunec.probing.numbers import changed_rows
 from prunec.probing.reads import Reader
+from prunec.probing.replay import Replay, example_inputs
 from prunec.probing.rows import RowRead
 from prunec.token_axis.spaces import Repairs, TokenAxis
 
@@ -109,47 +112,9 @@ def token_dim(state: fx.Node) -> int:
 
 def _pixel_free_rows(module: fx.GraphModule, first: fx.Node, pixels: fx.Node, dim: int) -> list[bool]:
     """For each row of the first state, whether it is the same for two different images."""
-    embedding = _until(module, first)
-    results = []
-    for seed in (0, 1):
-        with torch.no_grad():
-            results.append(embedding(*example_inputs(module, pixels, seed)))
-    same = (results[0] == results[1]).movedim(dim, -1).flatten(0, -2).all(dim=0)
-    return [bool(row) for row in same]
-
-
-def example_inputs(module: fx.GraphModule, pixels: fx.Node, seed: int = 0) -> list[object]:
-    """An image of noise, and zeros for all other inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return [_example(node, generator if node is pixels else None) for node in inputs]
-
-
-def _example(node: fx.Node, generator: torch.Generator | None) -> object:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return value
-    sizes = [hint(size) for size in value.shape]
-    device = value.device
-    if generator is not None:
-        return torch.rand(sizes, generator=generator, dtype=torch.float32).to(device, value.dtype)
-    return torch.zeros(sizes, dtype=value.dtype, device=device)
-
-
-def _until(module: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
-    """The part of the graph that makes one value."""
-    part = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        mapping[node] = part.node_copy(node, lambda source: mapping[source])
-        if node is last:
-            break
-    for node in module.graph.nodes:  # inputs that come later keep their place in the call
-        if node.op == "placeholder" and node not in mapping:
-            part.node_copy(node)
-    part.output(mapping[last])
-    part.eliminate_dead_code()
-    return fx.GraphModule(module, part)
+    once, again = (Replay(module).value(first, example_inputs(module, pixels, seed)) for seed in (0, 1))
+    (differs,) = changed_rows(once, again, dim)
+    return [not row for row in differs.tolist()]
 
 
 def _ends(pixel_free: list[bool], length: int) -> tuple[int, int]:

@@ -23,7 +23,9 @@ from prunec.ir import graph
 from prunec.ir.calls import CallTypes, signature
 from prunec.ir.program import Counts, Program
 from prunec.ir.rewrite import Pass
-from prunec.probing import watch
+from prunec.probing.lengths import Lengths
+from prunec.probing.probe import Probe
+from prunec.probing.questions import treats_as_flat
 
 #: What reads the last axis as channels; of a state of four axes the two in the middle are the grid then.
 _READS_CHANNELS = {"linear", "layer_norm", "rms_norm"}
@@ -156,20 +158,7 @@ class _Flattener:
         """Whether the call makes the same numbers of flat operands as of grids."""
         key = (node.target, signature(node.args), signature(node.kwargs))
         if key not in self.alike:
-            given = {
-                operand: watch.numbers(operand.meta["val"], seed)
-                for seed, operand in enumerate(node.all_input_nodes)
-            }
-            flattened = {
-                operand: value.flatten(1, 2) if operand in grids else value
-                for operand, value in given.items()
-            }
-            try:
-                once, again = watch.run(node, given), watch.run(node, flattened)
-            except Exception:  # noqa: BLE001  what does not run on flat operands is no token-wise call
-                self.alike[key] = False
-            else:
-                self.alike[key] = torch.allclose(once.flatten(1, 2), again, rtol=1e-4, atol=1e-5)
+            self.alike[key] = bool(treats_as_flat(Probe(node, Lengths({})), grids))
         return self.alike[key]
 
     def _flat_type(self, node: fx.Node) -> Any:

@@ -20,6 +20,8 @@ its place, nothing is done.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,12 +31,16 @@ from torch import fx
 
 from prunec import compat, ops
 from prunec.ir import arguments, graph
+from prunec.ir.calls import OPERATOR_ERRORS
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import sizes_of
-from prunec.probing import watch
-from prunec.probing.boxes import Lengths, settings
-from prunec.structure import Anatomy
+from prunec.probing.lengths import IMAGES, Lengths, settings
+from prunec.probing.numbers import Noise
+from prunec.probing.probe import Probe
+from prunec.structure import Anatomy, NoMatch
+
+log = logging.getLogger(__name__)
 
 _LOUD = 1000.0  # numbers so large that a bound on them shows
 
@@ -58,7 +64,7 @@ class FoldKeyValue(Pass[Planned, Planned]):
         """The program in which such keys and values are not made."""
         if program.plan.lowering.mode in _MODES_WITH_KEYS:
             return program, Counts({"folded": 0})
-        lengths = settings(program.graph, watch.BATCH)
+        lengths = settings(program.graph, IMAGES)
         module = graph.copy(program.module)
         cores = [core for node in module.graph.nodes if (core := _core(node, lengths[0]))]
         folded = [core.node for core in cores if _rewrite(core, lengths)]
@@ -98,16 +104,13 @@ class _Made:
 
     def start(self, lengths: Lengths) -> int | None:
         """The first of these channels, which follow head by head; None if numbers do more than move."""
-        shape = lengths.shape(self.layer.meta["val"])
-        numbers = _LOUD * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        numbers = _LOUD * Noise(0).like(self.layer.meta["val"], lengths)
         given: dict[fx.Node, Any] = {self.layer: numbers}
-        try:
-            for node in self.moves:
-                sizes = filter(graph.is_size, node.all_input_nodes)
-                given |= {size: lengths.size(size.meta["val"]) for size in sizes}
-                given[node] = watch.run(node, given)
-        except Exception:  # noqa: BLE001  what does not run on such numbers does not move them
-            return None
+        for node in self.moves:
+            probe = Probe(node, lengths)
+            given[node] = probe.answer(functools.partial(probe.run, given))
+            if isinstance(given[node], NoMatch):
+                return None
         found, heads = given[self.value], graph.shape(self.value)[1]
         start = int((numbers[0, 0] == found[0, 0, 0, 0]).double().argmax())
         part = numbers[..., start : start + self.channels]  # [B, n, h * d], if there are as many
@@ -209,7 +212,8 @@ def _rewrite(core: _Core, settings: Sequence[Lengths]) -> bool:
     args = (core.query, core.keys.states, keys, values, core.scale, *mask)
     try:
         found, forced = _type(core, ops.attend_states, args)
-    except Exception:  # noqa: BLE001  whatever the operator raises
+    except OPERATOR_ERRORS as error:
+        log.debug("%s keeps its keys and values: %s", core.node, error)
         return False
     recorded = core.node.meta["val"]
     if forced or sizes_of(found) != sizes_of(recorded) or found.dtype != recorded.dtype:

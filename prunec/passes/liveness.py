@@ -46,11 +46,12 @@ from prunec.probing.boxes import (
     merged,
     operation,
     ordered,
-    settings,
     shape_of,
     within,
 )
-from prunec.probing.reads import Reader, Reads, unit_of
+from prunec.probing.lengths import settings
+from prunec.probing.reads import Reader
+from prunec.probing.units import Reads, unit_of
 from prunec.structure import Anatomy
 
 

@@ -28,7 +28,8 @@ from prunec.errors import RecognitionError
 from prunec.ir import graph
 from prunec.ir.program import Counts, Program, Recognised
 from prunec.ir.rewrite import Pass
-from prunec.passes.find_tokens import example_inputs, find_tokens, token_dim
+from prunec.passes.find_tokens import find_tokens, token_dim
+from prunec.probing.replay import example_inputs
 from prunec.structure import Anatomy, Block, Branch, BranchKind, Core, NoMatch, NormPlace
 
 PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm"}

@@ -10,14 +10,18 @@ the same rows each time, it moves rows by position; a mean or a maximum does not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import fx
+from torch import Tensor, fx
 
 from prunec import compat
+from prunec.probing.probe import Probe
+from prunec.structure import NoMatch
+
+_RUNS = 4
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,41 @@ class RowRead:
 
 
 def rows_picked(
-    node: fx.Node, source: fx.Node, axis: int, length: int, element: int | None = None
-) -> tuple[int, ...] | None:
-    """The rows of `source` along `axis` that come out of the node, in order; None if it computes values.
+    probe: Probe, source: fx.Node, axis: int, element: int | None = None
+) -> tuple[int, ...] | NoMatch:
+    """The rows of `source` along `axis` that come out of the call, in order; a reason if it computes values.
 
-    Of a node that yields a tuple, the rows of one element, if one is asked for.
+    Of a call that yields a tuple, the rows of one element, if one is asked for.
     """
-    found = {_watch(node, source, axis, length, seed, element) for seed in range(4)}
-    return found.pop() if len(found) == 1 else None
+    value = source.meta["val"]
+    length = probe.lengths.size(value.shape[axis])
+    shape = [1] * value.dim()  # the other dimensions do not matter to an operator that moves rows
+    shape[axis] = length
+    found = set()
+    for _ in range(_RUNS):
+        numbered = probe.noise.row_numbers(length).view(shape)
+        result = probe.answer(functools.partial(probe.run, {source: numbered}))
+        if isinstance(result, NoMatch):
+            return result
+        found.add(_picked(numbered, result if element is None else result[element]))
+    rows = found.pop() if len(found) == 1 else None
+    return (
+        probe.unknown("what comes out are no rows, or not the same ones each time") if rows is None else rows
+    )
+
+
+def _picked(numbered: Tensor, result: Any) -> tuple[int, ...] | None:
+    """Which rows the numbers are that came out; None where others did."""
+    row_of = {number: row for row, number in enumerate(numbered.flatten().tolist())}
+    rows: list[int] = []
+    for output in compat.tree_leaves(result):
+        if not isinstance(output, Tensor):
+            return None
+        values = list(dict.fromkeys(output.flatten().tolist()))
+        if any(value not in row_of for value in values):
+            return None
+        rows.extend(row_of[value] for value in values)
+    return tuple(rows)
 
 
 def rows_apart(
@@ -62,36 +93,3 @@ def rows_apart(
     front = [row + 1 + cut for row in apart if row < length / 2]
     back = [length - row + missing - cut for row in apart if row >= length / 2]
     return RowRead(name, max(front, default=0), max(back, default=0), tuple(rows))
-
-
-def _watch(
-    node: fx.Node, source: fx.Node, axis: int, length: int, seed: int, element: int | None
-) -> tuple[int, ...] | None:
-    numbers = torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    shape = [1] * source.meta["val"].dim()
-    shape[axis] = length
-    numbered = numbers.view(shape)  # the other dimensions do not matter to an operator that moves rows
-    args, kwargs = fx.map_arg(
-        (node.args, node.kwargs), lambda given: numbered if given is source else _size(given)
-    )
-    assert callable(node.target)
-    try:
-        result = node.target(*args, **kwargs)
-    except Exception:  # noqa: BLE001  what does not run on such rows does not move them
-        return None
-    outputs = compat.tree_leaves(result if element is None else result[element])
-    row_of = {float(number): row for row, number in enumerate(numbers)}
-    rows: list[int] = []
-    for output in outputs:
-        values = (
-            list(dict.fromkeys(output.flatten().tolist())) if isinstance(output, torch.Tensor) else [None]
-        )
-        if any(value not in row_of for value in values):
-            return None
-        rows.extend(row_of[value] for value in values if value is not None)
-    return tuple(rows)
-
-
-def _size(node: fx.Node) -> Any:
-    value = node.meta["val"]
-    return 2 if isinstance(value, torch.SymInt) else value

@@ -16,7 +16,9 @@ from prunec.errors import PolicyError
 from prunec.ir.calls import signature
 from prunec.ir.graph import is_tensor, op, place
 from prunec.ir.sizes import at, sizes_of
-from prunec.probing import watch
+from prunec.probing.lengths import Lengths
+from prunec.probing.probe import Probe
+from prunec.probing.questions import runs
 
 
 def check_enough(graph: fx.Graph, left: Mapping[sympy.Symbol, int], tokens: int) -> None:
@@ -50,10 +52,4 @@ def _asked(node: fx.Node, left: Mapping[sympy.Symbol, int], tokens: int) -> Iter
 
 
 def _runs(node: fx.Node, counts: Mapping[sympy.Symbol, int]) -> bool:
-    operands = node.all_input_nodes
-    given = {source: watch.numbers(source.meta["val"], 0, counts) for source in operands}
-    try:
-        watch.run(node, given)
-    except (RuntimeError, IndexError):
-        return False
-    return True
+    return bool(runs(Probe(node, Lengths(counts))))

@@ -30,7 +30,9 @@ from prunec.ir.sizes import (
     substitutions,
     with_sizes,
 )
-from prunec.probing.watch import keeps_order
+from prunec.probing.lengths import Lengths
+from prunec.probing.probe import Probe
+from prunec.probing.questions import keeps_order
 
 _MAX_ATTEMPTS = 48
 
@@ -93,7 +95,11 @@ class Literals:
 
     def _keeps_rows(self, node: fx.Node, shapes: Sequence[tuple[sympy.Expr, ...]], value: Any) -> bool:
         """Whether a reshape with this result has its rows where they were; sizes alone cannot always tell."""
-        if len(shapes) != 1 or not isinstance(value, torch.Tensor) or not keeps_order(node):
+        if (
+            len(shapes) != 1
+            or not isinstance(value, torch.Tensor)
+            or not keeps_order(Probe(node, Lengths({})))
+        ):
             return True
         return all(same_stride(shapes[0], sizes_of(value), symbol) for symbol in self.hints)
 

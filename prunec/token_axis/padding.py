@@ -22,7 +22,11 @@ from prunec import compat, ops
 from prunec.errors import PolicyError
 from prunec.ir.calls import signature
 from prunec.ir.graph import is_getitem, is_size, is_tensor, op, place, shape
-from prunec.probing.watch import Neutral, is_row_local, keeps_row_order, keeps_zero, neutral, rows_before
+from prunec.probing.lengths import Lengths
+from prunec.probing.neutral import Neutral, neutral
+from prunec.probing.probe import Probe
+from prunec.probing.questions import is_row_local, keeps_row_order, keeps_zero, rows_before
+from prunec.structure import NoMatch
 from prunec.token_axis.tables import Space
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
@@ -61,9 +65,8 @@ class Padding:
             watched = [
                 (source, found[0]) for source, found in inputs.items() if found and not is_size(source)
             ]
-            self.local[key] = all(
-                is_row_local(made, source, (axis, axes[0]), self.sizes()) for source, axis in watched
-            )
+            probe = self._probe(made)
+            self.local[key] = all(is_row_local(probe, source, (axis, axes[0])) for source, axis in watched)
         return not self.local[key]
 
     def without(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node | None:
@@ -86,7 +89,7 @@ class Padding:
             )
             if key not in self.neutral:
                 lengths = (axis, result[0] if result else None)
-                self.neutral[key] = neutral(made, operand, lengths, self.sizes())
+                self.neutral[key] = neutral(made, operand, lengths, Lengths(self.sizes()))
             found = self.neutral[key]
             if found is not None:
                 return self._filled(node, made, operand, (axis, images, each), found, space)
@@ -155,7 +158,7 @@ class Padding:
         if keys is None:
             return made
         images, each = images_of(made, space)
-        if images is not None and not keeps_zero(made, list(given), self.sizes()):
+        if images is not None and not keeps_zero(self._probe(made), list(given)):
             args = (made, self._valid_keys(node, None, made, keys, space), 0.0, keys, images, each)
             made = self.call(ops.fill, args, f"{node.name}_valid")
         self.weights[made] = keys
@@ -163,7 +166,7 @@ class Padding:
 
     def _stays(self, made: fx.Node, source: fx.Node, keys: int, axis: int) -> bool:
         """Whether the keys of a value stand on this axis of what is made of it."""
-        return rows_before(made, source, (keys, axis), self.sizes()) == 0
+        return rows_before(self._probe(made), source, (keys, axis)) == 0
 
     def _valid_keys(
         self, node: fx.Node, made: fx.Node | None, value: fx.Node, axis: int, space: Space
@@ -208,13 +211,17 @@ class Padding:
         for source in value.all_input_nodes:
             axes = () if is_size(source) else self.axes(source.meta.get("val"))
             for own in axes:
-                before = rows_before(value, source, (own, axis), self.sizes())
-                if before is None and keeps_row_order(value, source, (own, axis), self.sizes()):
+                probe = self._probe(value)
+                before = rows_before(probe, source, (own, axis))
+                if isinstance(before, NoMatch) and keeps_row_order(probe, source, (own, axis)):
                     before = 0
-                front = None if before is None else self._front(source, own, count)
-                if before is not None and front is not None:
+                front = None if isinstance(before, NoMatch) else self._front(source, own, count)
+                if not isinstance(before, NoMatch) and front is not None:
                     return before + front
         return None
+
+    def _probe(self, made: fx.Node) -> Probe:
+        return Probe(made, Lengths(self.sizes()))
 
 
 def _equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:

@@ -34,7 +34,10 @@ from prunec.ir import arguments
 from prunec.ir.calls import CallTypes, signature
 from prunec.ir.graph import is_getitem, is_size, operand, place, with_graph
 from prunec.ir.sizes import SizeNodes, sizes_of
+from prunec.probing.lengths import Lengths
+from prunec.probing.probe import Probe
 from prunec.probing.rows import RowRead, rows_apart, rows_picked
+from prunec.structure import NoMatch
 from prunec.token_axis.counted import Given, Numbers
 from prunec.token_axis.literals import Literals
 from prunec.token_axis.padding import Padding
@@ -363,8 +366,9 @@ class TokenAxis:
             return None
         element = node.args[1] if call is not node else None
         assert element is None or isinstance(element, int)
-        picked = rows_picked(call, source, axes[0], int(length), element)
-        if picked is None:
+        probe = Probe(call, Lengths(dict.fromkeys(self.spaces, self.tokens)))
+        picked = rows_picked(probe, source, axes[0], element)
+        if isinstance(picked, NoMatch):
             return None
         follows = any(self._axes(leaf) for leaf in outputs)
         return rows_apart(node.name, picked, int(length), self.tokens, self.prefix, follows=follows)

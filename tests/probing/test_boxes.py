@@ -7,7 +7,6 @@ import torch
 from prunec.probing.boxes import (
     WHOLE,
     Box,
-    Lengths,
     Span,
     cut,
     fixed,
@@ -18,6 +17,7 @@ from prunec.probing.boxes import (
     span,
     within,
 )
+from prunec.probing.lengths import Lengths
 
 LENGTHS = Lengths({})
 VALUE = torch.empty(2, 100, 30)

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunec.ir import graph
-from prunec.probing.boxes import WHOLE, Box, Lengths, Span
-from prunec.probing.reads import Reader, Reads, unit_of
+from prunec.probing.boxes import WHOLE, Box, Span
+from prunec.probing.lengths import Lengths
+from prunec.probing.reads import Reader
+from prunec.probing.units import Reads, unit_of
 from tests import tiny
 
 ROW = Span(0, 1)

@@ -19,7 +19,7 @@ from prunec.artefact.manifest import KEYS
 from prunec.compiler import compile_source
 from prunec.errors import SourceError, UsageError
 from prunec.frontend import sources
-from prunec.frontend.sources import Source
+from prunec.frontend.sources import Asked, Source
 from prunec.ir.program import Program
 from prunec.policy.lowering import from_dict
 from prunec.policy.policy import Policy
@@ -102,14 +102,13 @@ def _source_of(
             f"{folder} was made from a module in Python, which no SOURCE names",
             remedy="give that module: prunec.load(folder, model=...)",
         )
-    return sources.load_named(
-        manifest.get("arch") or manifest["source"],
-        folder,
+    asked = Asked(
         pretrained=False,
-        trust_source=trust_source,
         allow_pickle=allow_pickle,
         example=(manifest["example"] or None) if example is None else example,
     )
+    named = manifest.get("arch") or manifest["source"]
+    return sources.load_named(named, folder, asked, trust_source=trust_source)
 
 
 def _load_state(module: nn.Module, state: Mapping[str, torch.Tensor], folder: str | Path) -> None:

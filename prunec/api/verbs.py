@@ -63,42 +63,54 @@ def transform(
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
     chosen = Chosen.of(policy, mode)
-    lowering = chosen.lowering()
+    chosen.lowering()  # what cannot run is told before a model is read
     image_set = None if calibration is None else ImageSet(calibration, None, "images")
-    if calibration is not None and not calibrate:
+    _check_calibration(image_set, calibrate=calibrate, submodule=submodule)
+    if submodule is None:
+        return _pruned(sources.from_module(model, example), chosen, image_set, calibrate=calibrate)
+    return with_submodule(
+        model,
+        submodule,
+        example,
+        lambda part, call: _pruned(Source(submodule, part, *call, "given"), chosen, calibrate=calibrate),
+    )
+
+
+def _check_calibration(image_set: ImageSet | None, *, calibrate: bool, submodule: str | None) -> None:
+    if image_set is None:
+        return
+    if not calibrate:
         raise UsageError(
             "there are images to calibrate on, and calibrate=False says not to",
             where="calibration=, calibrate=",
             remedy="leave one of them out",
         )
-    if submodule is not None and image_set is not None:
+    if submodule is not None:
         raise UsageError(
             "a part of a model cannot be calibrated on images: it sees what the rest makes of them",
             where=f"submodule={submodule!r}",
             remedy="transform the whole model, or use a policy without learned parts",
         )
 
-    def pruned(source: Source) -> nn.Module:
-        dense = recognise(source)
-        compiled = compile_recognised(
-            source.module, dense, chosen.on(dense), image_set, calibrate=calibrate, lowering=lowering
-        )
-        if image_set is not None and compiled.calibration is None and compiled.pruned.plan.sites:
-            raise UsageError(
-                f"policy {chosen.policy.name!r} has nothing to calibrate: no learned parts, no thresholds",
-                where="calibration=",
-                remedy="leave calibration out",
-            )
-        doubts = compiled.calibration.doubts if compiled.calibration else ()
-        for told in (*dense.anatomy.notes, *doubts):
-            warnings.warn(told, stacklevel=5)
-        return ProgramModule(compiled.pruned, source.module)
 
-    if submodule is None:
-        return pruned(sources.from_module(model, example))
-    return with_submodule(
-        model, submodule, example, lambda part, call: pruned(Source(submodule, part, *call, "given"))
+def _pruned(
+    source: Source, chosen: Chosen, image_set: ImageSet | None = None, *, calibrate: bool
+) -> nn.Module:
+    """The model of a source with fewer tokens."""
+    dense = recognise(source)
+    compiled = compile_recognised(
+        source.module, dense, chosen.on(dense), image_set, calibrate=calibrate, lowering=chosen.lowering()
     )
+    if image_set is not None and compiled.calibration is None and compiled.pruned.plan.sites:
+        raise UsageError(
+            f"policy {chosen.policy.name!r} has nothing to calibrate: no learned parts, no thresholds",
+            where="calibration=",
+            remedy="leave calibration out",
+        )
+    doubts = compiled.calibration.doubts if compiled.calibration else ()
+    for told in (*dense.anatomy.notes, *doubts):
+        warnings.warn(told, stacklevel=5)
+    return ProgramModule(compiled.pruned, source.module)
 
 
 def anatomy(model: nn.Module, *, example: Any = None) -> Anatomy:

@@ -55,19 +55,34 @@ def optimize(
             tokens of every image.
         measure: on which target, at which batch, and how.
     """
+    wanted = None if goal is None else (goal, Search(mode=mode))
+    return optimized(source, policy, wanted, images=images, example=example, mode=mode, measure=measure)
+
+
+def optimized(
+    source: SourceLike,
+    policy: PlanLike,
+    wanted: tuple[Goal, Search] | None = None,
+    *,
+    images: str | Path | None = None,
+    example: Any = None,
+    mode: ModeLike | None = None,
+    measure: Measure | None = None,
+) -> Result:
+    """`optimize` with a search of one's own beside the goal."""
     measure = measure or Measure()
     backend = targets.load(measure.target)
-    chosen = Chosen.of(policy if goal is None else to_plan(policy), mode)
-    search = Search(mode=mode) if goal is not None else None
+    chosen = Chosen.of(policy if wanted is None else to_plan(policy), mode)
     chosen.lowering(measure.batch, backend.modes)  # what cannot run is told before a model is read
     given = as_source(source, example, measure.preprocess)
     with measure.on_threads():
         image_set, fitted_on = image_set_of(given, images), None
-        if goal is not None or chosen.planned is not None or _calibrates(chosen.policy, measure):
+        if wanted is not None or chosen.planned is not None or _calibrates(chosen.policy, measure):
             image_set, fitted_on = split_off(given, image_set)
         measure.progress("capture, recognise")
         dense = recognise(given)
-        if goal is not None and search is not None and fitted_on is not None:
+        if wanted is not None and fitted_on is not None:
+            goal, search = wanted
             request = request_of(chosen.policy, fitted_on, search, measure)
             chosen = Chosen.of(plan_schedule(given, dense, goal, request), None)
         if not _calibrates(chosen.policy, measure):

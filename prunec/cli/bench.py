@@ -27,7 +27,7 @@ from prunec.cli.options import (
     ThreadsOption,
 )
 from prunec.cli.printing import out, print_json, progress, warn
-from prunec.cli.values import inputs_of, writable
+from prunec.cli.values import inputs_of, read_source, writable
 
 if TYPE_CHECKING:
     from prunec.latency.roofline import Ceilings
@@ -53,7 +53,9 @@ def bench(
             help="measure nothing: estimate for a device that sustains this (±30%)",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="what that device is called")] = "elsewhere",
+    device: Annotated[
+        str | None, typer.Option("--device", help="with --estimate: what that device is called")
+    ] = None,
     random_weights: RandomWeights = False,
     arch: ArchOption = None,
     example: ExampleOption = None,
@@ -65,21 +67,23 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's latency table: its blocks at every stream length, and what a site costs."""
+    if device is not None and estimate is None:
+        raise typer.BadParameter("--device names the device of an --estimate: give both, or leave it out")
+
     import torch
 
     from prunec.api import verbs
-    from prunec.frontend import sources
     from prunec.measure import cost
     from prunec.measure.measure import Measure
 
-    ceilings = None if estimate is None else replace(_ceilings(estimate), name=device)
+    ceilings = None if estimate is None else replace(_ceilings(estimate), name=device or "elsewhere")
     file = None if table is None else writable(table, "--table")
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=not random_weights,
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size, mean, std, crop),
+        inputs=inputs_of(example, image_size, mean, std, crop),
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.latency_table(

@@ -21,7 +21,7 @@ from prunec.cli.options import (
     SourceArgument,
 )
 from prunec.cli.printing import out, print_json
-from prunec.cli.values import inputs_of, numbers
+from prunec.cli.values import inputs_of, numbers, read_source
 
 if TYPE_CHECKING:
     from prunec.report.graph_diff import Diff
@@ -60,19 +60,18 @@ def graph(
         raise typer.BadParameter("--diff needs a --policy to compare with")
 
     from prunec.compiler import compile_source, recognise
-    from prunec.frontend import sources
     from prunec.policy.lowering import choose
     from prunec.policy.policy import Policy
     from prunec.report.graph_diff import compare, without_changes
     from prunec.report.stage_diff import between
 
     with_weights = pretrained or source == "shapes"
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=with_weights,
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size),
+        inputs=inputs_of(example, image_size),
     )
     if policy is None:
         dense = after = recognise(given)
@@ -108,14 +107,13 @@ def explain(
 ) -> None:
     """Say what is recognised in a model, what is not, and why."""
     from prunec.compiler import recognise
-    from prunec.frontend import sources
 
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=source == "shapes",
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size),
+        inputs=inputs_of(example, image_size),
     )
     anatomy = recognise(given).anatomy
     if as_json:

@@ -42,7 +42,7 @@ from prunec.cli.options import (
     ThreadsOption,
 )
 from prunec.cli.printing import out, print_json, progress, show_report, warn
-from prunec.cli.values import folder_of, inputs_of, numbers
+from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 if TYPE_CHECKING:
     from prunec.ir.program import Planned
@@ -102,10 +102,9 @@ def optimize(
     import torch
 
     from prunec import targets
-    from prunec.api import verbs
+    from prunec.api.verbs_optimize import optimized
     from prunec.artefact import artefact
     from prunec.compiler import compile_source
-    from prunec.frontend import sources
     from prunec.measure import cost
     from prunec.measure.measure import Measure
     from prunec.planner.planned import Search
@@ -122,12 +121,12 @@ def optimize(
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=not random_weights,
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size, mean, std, crop),
+        inputs=inputs_of(example, image_size, mean, std, crop),
     )
     if dry_run:
         compiled = compile_source(given, chosen, calibrate=False, lowering=lowering)
@@ -138,24 +137,18 @@ def optimize(
             target=target, batch=batch, rounds=rounds, calibrate=calibrate, progress=say, warn=warn
         )
         if planned:
-            found = verbs.plan(
-                given,
-                chosen,
-                Goal(latency, speedup, max_drop),
-                images=images,
-                search=Search(
-                    first=first,
-                    sites=sites,
-                    fast=fast,
-                    blocks=numbers(blocks),
-                    table=None if latency_table is None else Path(latency_table),
-                    mode=asked,
-                ),
-                measure=measure,
+            search = Search(
+                first=first,
+                sites=sites,
+                fast=fast,
+                blocks=numbers(blocks),
+                table=None if latency_table is None else Path(latency_table),
+                mode=asked,
             )
-            result = verbs.optimize(given, found, images=images, measure=measure)
+            goal = (Goal(latency, speedup, max_drop), search)
+            result = optimized(given, chosen, goal, images=images, measure=measure)
         else:
-            result = verbs.optimize(given, chosen, images=images, mode=asked, measure=measure)
+            result = optimized(given, chosen, images=images, mode=asked, measure=measure)
         result.save(folder)
     show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
 

@@ -38,7 +38,7 @@ from prunec.cli.options import (
     ThreadsOption,
 )
 from prunec.cli.printing import out, print_json, progress, show_report, warn
-from prunec.cli.values import folder_of, inputs_of, numbers
+from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 
 def plan(
@@ -76,19 +76,18 @@ def plan(
     import torch
 
     from prunec.api import verbs
-    from prunec.frontend import sources
     from prunec.measure import cost
     from prunec.measure.measure import Measure
     from prunec.planner.planfile import PlanFile
     from prunec.planner.planned import Search
     from prunec.schedules.goal import Goal
 
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=not random_weights,
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size, mean, std, crop),
+        inputs=inputs_of(example, image_size, mean, std, crop),
     )
     search = Search(
         first=first,
@@ -146,6 +145,7 @@ def apply(
     from prunec.api import verbs
     from prunec.artefact import artefact
     from prunec.frontend import sources
+    from prunec.frontend.sources import Asked
     from prunec.measure import cost
     from prunec.measure.measure import Measure
     from prunec.planner.planfile import PlanFile
@@ -154,15 +154,11 @@ def apply(
     told = PlanFile.read(file)
     folder = output or folder_of(told.source, Policy.load(told.policy).name)
     artefact.check_place(folder)
-    given = sources.load_named(
-        told.source,
-        file,
-        pretrained=told.weights != "random",
-        arch=told.arch or None,
-        trust_source=trust_source,
-        allow_pickle=allow_pickle,
-        **{**inputs_of(None, None, mean, std, crop), "example": told.example or None},  # shapes, no file
+    pictures = inputs_of(None, None, mean, std, crop)["preprocess"]
+    asked = Asked(
+        told.weights != "random", told.example or None, None, pictures, told.arch or None, allow_pickle
     )
+    given = sources.load_named(told.source, file, asked, trust_source=trust_source)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
             given,

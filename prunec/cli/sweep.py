@@ -34,7 +34,7 @@ from prunec.cli.options import (
     ThreadsOption,
 )
 from prunec.cli.printing import out, print_json, progress, warn
-from prunec.cli.values import folder_of, inputs_of, numbers, writable
+from prunec.cli.values import folder_of, inputs_of, numbers, read_source, writable
 from prunec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def sweep(
     import torch
 
     from prunec.api import verbs
-    from prunec.frontend import sources
     from prunec.measure import cost
     from prunec.measure.measure import Measure
     from prunec.planner.planned import Search
@@ -85,12 +84,12 @@ def sweep(
     chosen = Policy.load(policy)
     file = writable(output or f"{folder_of(source, chosen.name)}-sweep.json", "-o")
     drawing = None if plot is None else _drawing(writable(plot, "--plot"))
-    given = sources.load(
+    given = read_source(
         source,
         pretrained=not random_weights,
         arch=arch,
         allow_pickle=allow_pickle,
-        **inputs_of(example, image_size, mean, std, crop),
+        inputs=inputs_of(example, image_size, mean, std, crop),
     )
     table = None if latency_table is None else Path(latency_table)
     search = Search(

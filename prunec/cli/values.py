@@ -6,11 +6,14 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from prunec.errors import UsageError
+
+if TYPE_CHECKING:
+    from prunec.frontend.sources import Source
 
 
 def numbers(
@@ -45,6 +48,15 @@ def inputs_of(
     said = {"mean": _channels(mean, "--mean"), "std": _channels(std, "--std"), "crop": crop}
     preprocess = {name: value for name, value in said.items() if value is not None}
     return {"example": given, "image_size": _sides(image_size), "preprocess": preprocess or None}
+
+
+def read_source(
+    source: str, *, pretrained: bool, arch: str | None, allow_pickle: bool, inputs: dict[str, Any]
+) -> Source:
+    """The model that SOURCE names, with what --arch, --allow-pickle and `inputs_of` say."""
+    from prunec.frontend import sources
+
+    return sources.load(source, pretrained=pretrained, arch=arch, allow_pickle=allow_pickle, **inputs)
 
 
 def folder_of(source: str, policy: str) -> str:

@@ -40,6 +40,8 @@ class Asked:
     example: Example | str | None = None  # an input, or its shapes as text
     image_size: tuple[int, int] | None = None  # of the input that is made up where there is no example
     preprocess: object = None  # a Preprocess, a processor, or single values by name
+    arch: str | None = None  # a SOURCE that builds the model for a file of weights
+    allow_pickle: bool = False  # whether what a file holds may run code
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -83,13 +83,17 @@ def load(
         SourceError: the model is unknown, or cannot be read, trusted or built.
         UsageError: no example input can be inferred for it, or `arch` is missing or of no use.
     """
-    asked = Asked(pretrained, example, image_size, preprocess)
+    return read(spec, Asked(pretrained, example, image_size, preprocess, arch, allow_pickle))
+
+
+def read(spec: str, asked: Asked) -> Source:
+    """Read a SOURCE string, with all else that the caller says as one value; see `load`."""
     spec = in_full(spec)
     scheme, colon, rest = spec.partition(":")
     suffix = "" if colon and scheme in _LOADERS else Path(spec).suffix
     if suffix in WEIGHT_FILES:
-        return _weight_file(spec, arch, allow_pickle, asked)
-    if arch is not None:
+        return _weight_file(spec, asked)
+    if asked.arch is not None:
         raise UsageError(
             "an architecture belongs to a file of weights",
             where=f"source {spec!r}",
@@ -98,8 +102,8 @@ def load(
     if spec == "shapes":
         return _shapes(asked)
     if suffix == ".pt2":
-        return _exported(spec, allow_pickle, asked)
-    if scheme in folders.SAFE and not allow_pickle and (folder := path_of(spec, rest)).is_dir():
+        return _exported(spec, asked)
+    if scheme in folders.SAFE and not asked.allow_pickle and (folder := path_of(spec, rest)).is_dir():
         with reading(spec):
             folders.check_weights(folder, scheme)
     if colon:
@@ -120,16 +124,7 @@ def load(
 
 
 def load_named(
-    spec: str,
-    file: str | Path,
-    *,
-    pretrained: bool = True,
-    arch: str | None = None,
-    trust_source: bool = False,
-    allow_pickle: bool = False,
-    example: Example | str | None = None,
-    image_size: tuple[int, int] | None = None,
-    preprocess: object = None,
+    spec: str, file: str | Path, asked: Asked | None = None, *, trust_source: bool = False
 ) -> Source:
     """Read a SOURCE that a file names: an artefact's manifest, or a plan.
 
@@ -139,18 +134,14 @@ def load_named(
     Args:
         spec: what the file names.
         file: that file, for the message.
-        pretrained: as for `load`.
-        arch: as for `load`; the file names it too.
+        asked: what else it names, such as `arch`, and what the caller says.
         trust_source: read whatever it names, as if it had been typed: a function is imported and called.
-        allow_pickle: as for `load`.
-        example: as for `load`; where the file names it, it is shapes.
-        image_size: as for `load`.
-        preprocess: as for `load`.
 
     Raises:
         SourceError: as for `load`, or it names something else.
     """
-    for named in (spec, arch):
+    asked = asked or Asked()
+    for named in (spec, asked.arch):
         if named and not trust_source and (runs_code(named) or runs_code(in_full(named))):
             raise SourceError(
                 f"the file names the source {named!r}, and reading that may run code",
@@ -158,15 +149,7 @@ def load_named(
                 remedy="if you trust whoever made the file, say so with --trust-source (in Python: "
                 "trust_source=True)",
             )
-    return load(
-        spec,
-        pretrained=pretrained,
-        arch=arch,
-        allow_pickle=allow_pickle,
-        example=example,
-        image_size=image_size,
-        preprocess=preprocess,
-    )
+    return read(spec, asked)
 
 
 def in_full(spec: str) -> str:
@@ -231,7 +214,8 @@ def _shapes(asked: Asked) -> Source:
     return made("shapes", module, "random", (random_note("as asked"),), asked)
 
 
-def _weight_file(spec: str, arch: str | None, allow_pickle: bool, asked: Asked) -> Source:
+def _weight_file(spec: str, asked: Asked) -> Source:
+    arch, allow_pickle = asked.arch, asked.allow_pickle
     path = path_of(spec, spec)
     if path.suffix == ".safetensors":
         content: nn.Module | files.State = files.read_safetensors(path)
@@ -251,13 +235,7 @@ def _weight_file(spec: str, arch: str | None, allow_pickle: bool, asked: Asked) 
             where=f"source {spec!r}",
             remedy="say what they are of: --arch timm:ID, or --arch with any other SOURCE",
         )
-    build = partial(
-        load,
-        pretrained=False,
-        example=asked.example,
-        image_size=asked.image_size,
-        preprocess=asked.preprocess,
-    )
+    build = partial(read, asked=dataclasses.replace(asked, pretrained=False, arch=None, allow_pickle=False))
     notes: tuple[str, ...] = ()
     model = build(arch)
     if model.spec.partition(":")[0] == "timm" or ":" not in model.spec:
@@ -281,8 +259,8 @@ def _beside(spec: str, path: Path) -> Mapping[str, Any] | None:
         ) from error
 
 
-def _exported(spec: str, allow_pickle: bool, asked: Asked) -> Source:
-    exported = files.read_exported(path_of(spec, spec), allow_pickle=allow_pickle)
+def _exported(spec: str, asked: Asked) -> Source:
+    exported = files.read_exported(path_of(spec, spec), allow_pickle=asked.allow_pickle)
     if asked.example is not None or asked.image_size is not None:
         raise UsageError(
             "a program in a .pt2 file has inputs of its own",

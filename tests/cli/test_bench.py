@@ -91,3 +91,9 @@ def test_a_file_that_cannot_be_written_is_known_before_the_work(
     )
     assert "where: -o" in failure(call("sweep", *PLANNED, "-o", "file/sweep.json"), 2)
     assert ". cannot be written: it is a folder" in failure(call("sweep", *PLANNED, "-o", "."), 2)
+
+
+def test_a_device_is_named_for_an_estimate_alone(call: Call) -> None:
+    said = call("bench", *PLANNED, "--device", "an H200")
+    assert (said.code, said.out) == (2, "")
+    assert "--device names the device of an --estimate" in said.err

@@ -138,6 +138,7 @@ def test_optimize_for_a_goal_reports_how_it_was_planned(
     goal = ("--max-drop", "10", "--sites", "1", "--rounds", "5")
     said = call("optimize", *PLANNED, *table, *goal, "-o", "out", "--require-speedup")
     assert said.code == 0
+    assert said.err.splitlines().count("prunec: capture, recognise") == 1  # for the plan and the model
     assert re.search(r"^planned +a loss of at most 10: block \d: \d+, mode static$", said.out, flags=re.M)
     assert re.search(r"^ +> \d\.\d+ 0\.700 ±0\.001", said.out, flags=re.M)
     report = json.loads(Path("out/report.json").read_text())

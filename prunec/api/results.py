@@ -38,7 +38,7 @@ class Result:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)
         data = report.as_dict()
-        manifest = {key: data[key] for key in (*KEYS, "arch", "example")}
+        manifest = {key: data[key] for key in (*KEYS, "submodule", "arch", "example")}
         versions = {"prunec": __version__, "torch": torch.__version__}
         files = {"report.json": json.dumps(data, indent=2) + "\n", "report.html": report.html()}
         return artefact.save(folder, {**manifest, "versions": versions}, self.module.state_dict(), files)
@@ -61,7 +61,8 @@ def load(
     """The module of an artefact: its model is built anew, the weights loaded, the plan repeated.
 
     Args:
-        folder: what `Result.save` or `prunec optimize -o` wrote.
+        folder: what `Result.save` or `prunec optimize -o` wrote. One of a part (`--submodule`) gives that
+            part, to be put in its place: `model.backbone.body = prunec.load(folder)`.
         model: the model, for artefacts of a module that no SOURCE names. It is not changed.
         example: an input of that model, as for `transform`; left out, of the shapes that the artefact names.
         target: the backend; the one the artefact was made for when left out.
@@ -82,6 +83,8 @@ def load(
         source = _source_of(manifest, folder, example, trust_source, allow_pickle)
     else:
         source = sources.from_module(model, example)
+        if manifest["submodule"]:
+            source = sources.part_of(source, manifest["submodule"])
     module = copy.deepcopy(source.module) if model is not None else source.module
     _load_state(module, state, folder)
     source = dataclasses.replace(source, module=module)
@@ -105,6 +108,7 @@ def _source_of(
     asked = Asked(
         pretrained=False,
         allow_pickle=allow_pickle,
+        submodule=manifest["submodule"] or None,
         example=(manifest["example"] or None) if example is None else example,
     )
     named = manifest.get("arch") or manifest["source"]

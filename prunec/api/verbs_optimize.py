@@ -136,6 +136,7 @@ def _built(
         latency=timed,
         notes=(*given.notes, *_calibration_notes(compiled), *told),
         arch=given.arch,
+        submodule=given.submodule,
         example=given.example,
         calibration=compiled.calibration,
         planned=chosen.planned,

@@ -91,6 +91,7 @@ class Manifest(_Record):
     policy: dict[str, Any]
     plan: PlanRecord
     certificate: CertificateRecord
+    submodule: Word = ""
     arch: Word = ""
     example: Word = ""
     versions: dict[Word, Word] = Field(default_factory=dict)

@@ -35,15 +35,20 @@ def with_submodule(model: nn.Module, path: str, example: Example | None, make: M
         make: called with the part and the inputs of its first call, whose batch is at least two.
     """
     whole = shared_copy(model).eval()
-    part = _find(whole, path)
-    args, kwargs = infer(whole) if example is None else call_inputs(example)
-    new = make(part, _seen(whole, part, path, args, kwargs))
+    part, seen = part_with_inputs(whole, path, infer(whole) if example is None else call_inputs(example))
+    new = make(part, seen)
     for name, value in vars(part).items():  # what the rest of the model may read of it, such as its config
         if not name.startswith("_") and name != "forward":
             new.__dict__.setdefault(name, value)
     for module in list(whole.modules()):
         module._modules.update({name: new for name, child in module._modules.items() if child is part})
     return whole.eval()
+
+
+def part_with_inputs(whole: nn.Module, path: str, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """A part of a model in eval mode, and the inputs of its first call when the model runs on its own."""
+    part = _find(whole, path)
+    return part, _seen(whole, part, path, *inputs)
 
 
 def shared_copy(module: nn.Module) -> nn.Module:

@@ -23,6 +23,7 @@ from prunec.cli.options import (
     RandomWeights,
     SourceArgument,
     StdOption,
+    SubmoduleOption,
     TargetOption,
     ThreadsOption,
 )
@@ -57,6 +58,7 @@ def bench(
         str | None, typer.Option("--device", help="with --estimate: what that device is called")
     ] = None,
     random_weights: RandomWeights = False,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -84,6 +86,7 @@ def bench(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size, mean, std, crop),
+        submodule=submodule,
     )
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         found = verbs.latency_table(

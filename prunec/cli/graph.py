@@ -19,6 +19,7 @@ from prunec.cli.options import (
     ModeOption,
     RestoreOption,
     SourceArgument,
+    SubmoduleOption,
 )
 from prunec.cli.printing import out, print_json
 from prunec.cli.values import inputs_of, numbers, read_source
@@ -50,6 +51,7 @@ def graph(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="load weights; the structure needs none")
     ] = False,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -72,6 +74,7 @@ def graph(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size),
+        submodule=submodule,
     )
     if policy is None:
         dense = after = recognise(given)
@@ -99,6 +102,7 @@ def _show(shown: Diff, form: Format) -> None:
 
 def explain(
     source: SourceArgument,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -114,6 +118,7 @@ def explain(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size),
+        submodule=submodule,
     )
     anatomy = recognise(given).anatomy
     if as_json:

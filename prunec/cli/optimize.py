@@ -37,6 +37,7 @@ from prunec.cli.options import (
     SourceArgument,
     SpeedupOption,
     StdOption,
+    SubmoduleOption,
     TableOption,
     TargetOption,
     ThreadsOption,
@@ -76,6 +77,7 @@ def optimize(
     max_tokens: MaxTokensOption = None,
     calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -127,6 +129,7 @@ def optimize(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size, mean, std, crop),
+        submodule=submodule,
     )
     if dry_run:
         compiled = compile_source(given, chosen, calibrate=False, lowering=lowering)

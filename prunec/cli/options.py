@@ -35,6 +35,10 @@ StdOption = Annotated[
 CropOption = Annotated[
     float | None, typer.Option("--crop", help="share of the scaled picture that the centre crop keeps")
 ]
+SubmoduleOption = Annotated[
+    str | None,
+    typer.Option("--submodule", metavar="PATH", help="only this part, as in model.named_modules()"),
+]
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
 ]

@@ -33,6 +33,7 @@ from prunec.cli.options import (
     SourceArgument,
     SpeedupOption,
     StdOption,
+    SubmoduleOption,
     TableOption,
     TargetOption,
     ThreadsOption,
@@ -63,6 +64,7 @@ def plan(
     mode: ModeOption = None,
     calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -88,6 +90,7 @@ def plan(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size, mean, std, crop),
+        submodule=submodule,
     )
     search = Search(
         first=first,
@@ -110,15 +113,7 @@ def plan(
     if as_json:
         print_json(planned.as_dict())
         return
-    file = PlanFile.of(
-        planned,
-        source=given.spec,
-        arch=given.arch,
-        example=given.example,
-        weights=given.weights,
-        target=target,
-        batch=batch,
-    )
+    file = PlanFile.of(planned, given, target=target, batch=batch)
     out.print(file.text(), end="", markup=False)
 
 
@@ -156,7 +151,12 @@ def apply(
     artefact.check_place(folder)
     pictures = inputs_of(None, None, mean, std, crop)["preprocess"]
     asked = Asked(
-        told.weights != "random", told.example or None, None, pictures, told.arch or None, allow_pickle
+        pretrained=told.weights != "random",
+        example=told.example or None,  # shapes, no file
+        preprocess=pictures,
+        arch=told.arch or None,
+        allow_pickle=allow_pickle,
+        submodule=told.submodule or None,
     )
     given = sources.load_named(told.source, file, asked, trust_source=trust_source)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:

@@ -29,6 +29,7 @@ from prunec.cli.options import (
     SitesOption,
     SourceArgument,
     StdOption,
+    SubmoduleOption,
     TableOption,
     TargetOption,
     ThreadsOption,
@@ -63,6 +64,7 @@ def sweep(
     mode: ModeOption = None,
     calibrate: CalibrateOption = True,
     random_weights: RandomWeights = False,
+    submodule: SubmoduleOption = None,
     arch: ArchOption = None,
     example: ExampleOption = None,
     image_size: ImageSizeOption = None,
@@ -90,6 +92,7 @@ def sweep(
         arch=arch,
         allow_pickle=allow_pickle,
         inputs=inputs_of(example, image_size, mean, std, crop),
+        submodule=submodule,
     )
     table = None if latency_table is None else Path(latency_table)
     search = Search(

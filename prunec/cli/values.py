@@ -51,12 +51,20 @@ def inputs_of(
 
 
 def read_source(
-    source: str, *, pretrained: bool, arch: str | None, allow_pickle: bool, inputs: dict[str, Any]
+    source: str,
+    *,
+    pretrained: bool,
+    arch: str | None,
+    allow_pickle: bool,
+    inputs: dict[str, Any],
+    submodule: str | None,
 ) -> Source:
-    """The model that SOURCE names, with what --arch, --allow-pickle and `inputs_of` say."""
+    """The model that SOURCE names, or a part of it, with what the options and `inputs_of` say."""
     from prunec.frontend import sources
+    from prunec.frontend.sources import Asked
 
-    return sources.load(source, pretrained=pretrained, arch=arch, allow_pickle=allow_pickle, **inputs)
+    asked = Asked(pretrained=pretrained, arch=arch, allow_pickle=allow_pickle, submodule=submodule, **inputs)
+    return sources.read(source, asked)
 
 
 def folder_of(source: str, policy: str) -> str:

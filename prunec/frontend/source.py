@@ -42,6 +42,7 @@ class Asked:
     preprocess: object = None  # a Preprocess, a processor, or single values by name
     arch: str | None = None  # a SOURCE that builds the model for a file of weights
     allow_pickle: bool = False  # whether what a file holds may run code
+    submodule: str | None = None  # the path of the part that is meant
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -66,11 +67,12 @@ class Source:
     example: str = ""  # the shapes of the inputs, where the model by itself would have others
     processor: Mapping[str, Any] | None = None  # what stands beside the weights about pictures, as written
     chosen: object = None  # what the caller says about pictures
+    submodule: str = ""  # which part of the model this is, where it is one
     labels: tuple[str, ...] = field(default=(), repr=False)  # the names of its classes, as far as it has any
 
     def test_images(self, count: int) -> ImageSet | None:
         """Held-out images for this model, if the source knows any."""
-        if self.spec != "shapes":
+        if self.spec != "shapes" or self.submodule:
             return None
         seed = shapes.HELD_OUT_SEEDS[0]
         images, labels = shapes.images(shapes.CLASSIFICATION, seed, 0, count)
@@ -78,7 +80,7 @@ class Source:
 
     def calibration_images(self, count: int) -> ImageSet | None:
         """Images that a policy may be fitted to, other than the test images, if the source knows any."""
-        if self.spec != "shapes":
+        if self.spec != "shapes" or self.submodule:
             return None
         images, labels = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, count)
         return ImageSet(shapes.normalize(images), labels, "other held-out Shapes images")

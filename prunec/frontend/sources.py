@@ -28,7 +28,7 @@ from torch import nn
 from prunec import compat, documents
 from prunec.capture.capturable import check_capturable
 from prunec.capture.example_inputs import Example, exported_inputs
-from prunec.capture.submodule import shared_copy
+from prunec.capture.submodule import part_with_inputs, shared_copy
 from prunec.data import tiny_vit
 from prunec.errors import SourceError, UsageError
 from prunec.files import files
@@ -88,7 +88,27 @@ def load(
 
 def read(spec: str, asked: Asked) -> Source:
     """Read a SOURCE string, with all else that the caller says as one value; see `load`."""
-    spec = in_full(spec)
+    whole = _whole(in_full(spec), asked)
+    return whole if asked.submodule is None else part_of(whole, asked.submodule)
+
+
+def part_of(source: Source, path: str) -> Source:
+    """A part of a source's model, with the inputs that it sees when the whole runs on its example.
+
+    Raises:
+        UsageError: there is no such part, or none that is called with a tensor.
+    """
+    if source.exported is not None:
+        raise UsageError(
+            "a program in a .pt2 file has no parts",
+            where=f"source {source.spec!r}",
+            remedy="leave --submodule out, or export the part",
+        )
+    part, (args, kwargs) = part_with_inputs(source.module, path, (source.args, source.kwargs))
+    return dataclasses.replace(source, module=part, args=args, kwargs=kwargs, submodule=path, labels=())
+
+
+def _whole(spec: str, asked: Asked) -> Source:
     scheme, colon, rest = spec.partition(":")
     suffix = "" if colon and scheme in _LOADERS else Path(spec).suffix
     if suffix in WEIGHT_FILES:
@@ -235,13 +255,13 @@ def _weight_file(spec: str, asked: Asked) -> Source:
             where=f"source {spec!r}",
             remedy="say what they are of: --arch timm:ID, or --arch with any other SOURCE",
         )
-    build = partial(read, asked=dataclasses.replace(asked, pretrained=False, arch=None, allow_pickle=False))
+    build = partial(_whole, asked=dataclasses.replace(asked, pretrained=False, arch=None, allow_pickle=False))
     notes: tuple[str, ...] = ()
-    model = build(arch)
+    model = build(in_full(arch))
     if model.spec.partition(":")[0] == "timm" or ":" not in model.spec:
         arch = named_for(model.spec, model.module, content)
         if arch != model.spec:
-            model, notes = build(arch), (f"the weights are of {arch}, by their sizes",)
+            model, notes = build(in_full(arch)), (f"the weights are of {arch}, by their sizes",)
     files.fill(model.module, content, path)
     said = _beside(spec, path) or model.processor
     return dataclasses.replace(model, spec=spec, weights="file", notes=notes, arch=arch, processor=said)

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from prunec import documents
 from prunec.errors import PlanError
-from prunec.frontend.sources import runs_code
+from prunec.frontend.sources import Source, runs_code
 from prunec.planner.planned import Planned
 from prunec.policy.language import MOST, Model, Word, mistakes
 from prunec.policy.policy import Policy
@@ -28,6 +28,7 @@ class PlanFile(Model):
     version: Literal[1] = 1
     source: Word
     arch: Word = ""
+    submodule: Word = ""  # the part of the model that is pruned
     example: Word = ""  # the shapes of the inputs, where the model by itself would have others
     weights: Word = "pretrained"
     policy: Annotated[dict[str, Any], Field(description="a policy, as a policy file has it")]
@@ -41,13 +42,10 @@ class PlanFile(Model):
     def of(
         cls,
         planned: Planned,
+        source: Source,
         *,
-        source: str,
-        arch: str,
-        weights: str,
         target: str,
         batch: int,
-        example: str = "",
     ) -> PlanFile:
         """The file of a plan."""
         chosen = planned.decision.chosen
@@ -58,10 +56,11 @@ class PlanFile(Model):
         known = {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
         table = planned.maps[0].table
         return cls(
-            source=source,
-            arch=arch,
-            example=example,
-            weights=weights,
+            source=source.spec,
+            arch=source.arch,
+            submodule=source.submodule,
+            example=source.example,
+            weights=source.weights,
             policy=planned.maps[0].policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             target=target,
             mode=planned.lowering.mode,

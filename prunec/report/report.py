@@ -43,6 +43,7 @@ class Report:
     notes: tuple[str, ...] = ()
     artefact: str | None = None
     calibration: Calibration | None = None
+    submodule: str = ""  # the part of the model that this is, where it is one
     arch: str = ""  # the SOURCE that weights from a file were put into
     example: str = ""  # the shapes of the inputs, where the model by itself would have others
     planned: Planned | None = None  # how the schedule was found, where it was asked to meet a goal
@@ -78,6 +79,7 @@ class Report:
         """Everything, as plain data for JSON."""
         return {
             "source": self.source,
+            "submodule": self.submodule,
             "arch": self.arch,
             "example": self.example,
             "weights": self.weights,
@@ -101,9 +103,10 @@ class Report:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Label and text, line by line, in reading order."""
+        part = f", {self.submodule} of it" if self.submodule else ""
         yield (
             "model",
-            f"{self.source} ({f'weights of {self.arch}' if self.arch else f'{self.weights} weights'})",
+            f"{self.source}{part} ({f'weights of {self.arch}' if self.arch else f'{self.weights} weights'})",
         )
         yield "recognised", self.anatomy.summary()
         if self.anatomy.unmatched and self.anatomy.blocks:

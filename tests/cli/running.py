@@ -69,6 +69,21 @@ def fixed():
 
 def convolutions():
     return Convolutions()
+
+
+class Detector(nn.Module):
+    # cannot be captured whole: what it does depends on the numbers
+    def __init__(self):
+        super().__init__()
+        self.body = vit()
+
+    def forward(self, image):
+        found = self.body(image / 2)
+        return found if float(found.sum()) > 1e9 else found + 1
+
+
+def detector():
+    return Detector().eval()
 """
 
 PLANNER_MODELS = """\

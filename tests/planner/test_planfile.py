@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
 from prunec.errors import PlanError, PolicyError
+from prunec.frontend.sources import Source
 from prunec.planner.planfile import PlanFile
 from prunec.planner.planned import Planned
 from prunec.planner.planning import Candidate, Decision
@@ -28,8 +30,9 @@ def planned(chosen: Candidate = CHOSEN, **decision: Any) -> Planned:
 
 
 def written(of: Planned | None = None, **changes: Any) -> str:
-    given = {"source": "shapes", "arch": "", "weights": "shipped", "target": "eager", "batch": 4}
-    return PlanFile.of(of or planned(), **{**given, **changes}).text("mine.yaml")
+    given = {"spec": "shapes", "weights": "shipped", **changes}
+    source = Source(module=nn.Identity(), args=(), kwargs={}, **given)
+    return PlanFile.of(of or planned(), source, target="eager", batch=4).text("mine.yaml")
 
 
 def mistake(tmp_path: Path, text: str | bytes) -> str:
@@ -90,7 +93,7 @@ def test_a_plan_without_sites_says_so_and_why(tmp_path: Path) -> None:
 
 
 def test_weights_in_a_file_come_with_their_architecture(tmp_path: Path) -> None:
-    (tmp_path / "plan.yaml").write_text(written(source="w.safetensors", arch="timm:vit_tiny_patch16_224"))
+    (tmp_path / "plan.yaml").write_text(written(spec="w.safetensors", arch="timm:vit_tiny_patch16_224"))
     assert PlanFile.read(tmp_path / "plan.yaml").arch == "timm:vit_tiny_patch16_224"
 
 

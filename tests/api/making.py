@@ -48,7 +48,7 @@ def optimize(
     example: Any = None,
     **measure: Any,
 ) -> Result:
-    chosen = prunec.Policy.load(policy, keep_per_site=keep, blocks=blocks)
+    chosen = prunec.Policy.load(policy, keep=keep, blocks=blocks)
     how = prunec.Measure(target="eager", batch=2, rounds=5, **measure)
     return prunec.optimize(source, chosen, images=images, example=example, measure=how)
 

@@ -23,7 +23,8 @@ from tests.api.making import EVIT, Odd, images, optimize, same, unchanged, value
 def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
     manifest = json.loads((saved[0] / "prunec.json").read_text(encoding="utf-8"))
     assert list(manifest) == [
-        "format", "source", "weights", "target", "policy", "plan", "certificate", "arch", "example",
+        "format", "source", "weights", "target", "policy", "plan", "certificate", "submodule",
+        "arch", "example",
         "versions", "files",
     ]  # fmt: skip
     assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit", **EVIT)

@@ -97,7 +97,7 @@ def is_random(target: object) -> bool:
 
 
 def is_unset(target: object) -> bool:
-    """Whether an operator yields memory that nobody has written to."""
+    """Whether an operator yields memory that was not written to."""
     return is_aten(target) and "empty" in op_name(target)
 
 

@@ -1,4 +1,4 @@
-"""Compute only what somebody reads.
+"""Leave out dead rows: rows of a value that no output depends on.
 
     s -- norm -- qkv[3C] -- q, k, v -- attention -- proj -- (+) -- norm -- mlp -- (+) -- norm -- [:, 0]
      '-----------------------------------------------------'
@@ -7,12 +7,12 @@ becomes
      |         '- kv[2C] -- k, v -'                     |
      '- rows -------------------------------------------'        rows: 1 of 197; k, v: 197
 
-Walked backwards, each reader says which boxes of rows it needs of its operands (see reads.py), each value
-adds up what its readers need, and what is not needed is not computed. A class token read by the head,
-detection tokens read at the end, and the rows that a selection keeps are the same thing here: where a site is
-scored by keys and one query, the other queries are gathered before its attention.
+The graph is walked backwards. Each call asks its operands for the boxes of rows that it needs (see reads.py),
+and a value is computed for the boxes that its readers ask for. It makes no difference whether the head reads
+a class token, or detection tokens at the end, or a selection keeps some rows: where keys and one query score
+a site, the other queries are gathered before its attention.
 
-Exact: the rows that are computed are computed as before. It runs by default; with the policy `none`, alone.
+The result is exact: the remaining rows are computed as before. It runs by default, also with policy `none`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from prunec.structure import Anatomy
 
 @dataclass(frozen=True)
 class Liveness(Pass[Planned, Planned]):
-    """Leave out rows that nobody reads."""
+    """Leave out dead rows."""
 
     name: ClassVar[str] = "liveness"
 
@@ -94,7 +94,7 @@ class Needs:
         self.reader, self.entire = reader, entire
         self.lengths = reader.settings[0]
         self.asked: dict[fx.Node, list[Box]] = defaultdict(list)
-        self.boxes: dict[fx.Node, list[Box]] = {}  # none: nobody reads the node
+        self.boxes: dict[fx.Node, list[Box]] = {}  # none: nothing reads the node
         self.reads: dict[tuple[fx.Node, Box], Reads | None] = {}
         for node in reversed(target.nodes):
             self._visit(node)

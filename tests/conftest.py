@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from tests import compat, goldens, sharing, versions
+from tests import compat_page as compat
+from tests import goldens, sharing, versions
 
 golden = goldens.golden
 recognised_once = pytest.fixture(scope="module")(sharing.recognised_once)

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from prunec import doctor
-from tests import compat, versions
+from tests import compat_page as compat
+from tests import versions
 
 HERE = {
     "python": "3.11.7",

@@ -105,18 +105,14 @@ class _Packing:
     def _in_padded_form(self, node: fx.Node) -> fx.Node:
         if node not in self.padded and node.target is ops.take:
             self.padded[node] = self._copy(node)  # a table: reading it again is cheaper than moving its rows
-        elif node not in self.padded:
-            space, (axis, images) = self.forms.space(node), self.forms.axes(node)
-            assert space is not None
+        elif node not in self.padded and (space := self.forms.space(node)) is not None:
             self.counts["spreads"] += 1
-            given = (self.packed[node], space.slots, axis, images)
+            given = (self.packed[node], space.slots, *self.forms.axes(node))
             self.padded[node] = self._call(ops.pad, given, f"{node.name}_padded")
         return self.padded[node]
 
     def _in_packed_form(self, node: fx.Node) -> fx.Node:
-        if node not in self.packed:
-            space = self.forms.space(node)
-            assert space is not None
+        if node not in self.packed and (space := self.forms.space(node)) is not None:
             self.counts["picks"] += 1
             given = (self.padded[node], space.rows, *self.forms.axes(node))
             self.packed[node] = self._call(ops.unpad, given, f"{node.name}_packed")

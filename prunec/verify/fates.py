@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunec.errors import REPORT, VerificationError
 from prunec.policy.rules import Step
 from prunec.verify.choices import Choice
 
@@ -79,7 +80,8 @@ def merged(
     inner: tuple[int, int],
 ) -> Merged:
     """Tokens that leave merge into their partners; `planned`: how many patches stay, and how many leave."""
-    assert choice.partner is not None and choice.alike is not None
+    if choice.partner is None or choice.alike is None:
+        raise VerificationError("tokens are to be merged, and the graph says with none", remedy=REPORT)
     rule, leaving, entering = step.merging, choice.leaving, choice.entering
     numbers = torch.arange(len(leaving), device=x.device)
     into = torch.where(leaving, choice.partner, numbers)

@@ -254,7 +254,7 @@ class Reference(fx.Interpreter):
             self.merged = fates.merged(rows, choice, step, self.merged, (site.keep, leave), self.inner)
             rows, group = self.merged.x, self.merged.group
         elif step.fate == "exit":
-            self._exit(choice)
+            self._exit(choice, site)
         self.epoch = Epoch(choice.alive, whole, group, base, self.inner)
         made = self._shaped(rows.masked_fill(~choice.alive[:, None], NAN), x)
         if group is None:
@@ -271,15 +271,15 @@ class Reference(fx.Interpreter):
         if found.numel() and bool((found[:, 0] < likeness.max(dim=1).values - 1e-4).any()):
             refuse(site, "are not those that dropped tokens are most similar to")
 
-    def _exit(self, choice: Choice) -> None:
-        assert choice.classes is not None
+    def _exit(self, choice: Choice, site: Site) -> None:
+        if choice.classes is None:
+            refuse(site, "were chosen by no class scores")
         canvas = torch.zeros_like(choice.classes) if self.canvas is None else self.canvas
         self.canvas = torch.where(choice.leaving[:, None], choice.classes, canvas)
 
     def _painted(self, scores: Tensor) -> Tensor:
         """The head's class scores, and for tokens that have exited the scores they exited with."""
-        assert self.scores is not None
-        if self.canvas is None or self.epoch is None:
+        if self.scores is None or self.canvas is None or self.epoch is None:
             return scores
         there = scores.movedim(self.scores.axis, -1)
         inner = slice(None) if self.scores.all_tokens else slice(*self.inner)

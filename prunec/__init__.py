@@ -4,6 +4,7 @@ A name is imported when it is first used (PEP 562): `import prunec` and `prunec 
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from prunec.version import __version__
@@ -113,6 +114,9 @@ _MODULES = {
     "sweep": "prunec.api.verbs",
     "transform": "prunec.api.verbs",
 }
+
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever imports prunec says what is shown
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def _built(
     measure: Measure,
 ) -> Result:
     """The model rewritten, lowered and measured."""
-    policy, say = chosen.on(dense), measure.progress
-    say("rewrite, certify")
+    policy, progress = chosen.on(dense), measure.progress
+    progress("rewrite, certify")
     lowering = chosen.lowering(measure.batch, backend.modes)
     compiled = compile_recognised(
         given.module, dense, policy, fitted_on, calibrate=measure.calibrate, lowering=lowering
@@ -114,12 +115,12 @@ def _built(
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
-    timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, say)
+    timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, progress)
     if image_set:
-        say("compare on images")
+        progress("compare on images")
     told = _told(given, dense, image_set, fitted_on, compiled.calibration)
     for doubt in told:
-        measure.warn(doubt)
+        warnings.warn(doubt, stacklevel=2)
     accuracy = figures.accuracy(dense, plain, lowered, image_set) if image_set else None
     report = Report(
         source=given.spec,

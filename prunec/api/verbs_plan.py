@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -254,7 +255,7 @@ def _request(
     given = as_source(source, example, measure.preprocess)
     _, image_set = split_off(given, image_set_of(given, images))
     for doubt in doubts(given, image_set) if images is not None else ():
-        measure.warn(doubt)
+        warnings.warn(doubt, stacklevel=2)
     return given, request_of(chosen, image_set, search, measure)
 
 
@@ -269,6 +270,5 @@ def request_of(policy: Policy, image_set: ImageSet, search: Search, measure: Mea
         calibrated=measure.calibrate,
         search=search,
         rounds=measure.rounds or ROUNDS,
-        say=measure.progress,
-        warn=measure.warn,
+        progress=measure.progress,
     )

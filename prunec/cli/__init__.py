@@ -28,8 +28,14 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show what is decided and why, and how long stages take")
+    ] = False,
+) -> None:
     """Make Vision Transformers faster by letting them look at fewer tokens."""
+    logging.getLogger("prunec").setLevel(logging.INFO if verbose else logging.WARNING)
     if version:
         out.print(f"prunec {__version__}")
         raise typer.Exit
@@ -58,10 +64,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class _Chatter(logging.Handler):
+    """Shows log records on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line for a record."""
+        chatter.print(f"prunec: {record.getMessage()}", markup=False, soft_wrap=True)
+
+
 def _quiet() -> None:
     """Keep other libraries' chatter away from people who only asked for a result."""
     os.environ.setdefault("TORCH_LOGS", "-all")  # torch, once it is imported, logs errors only
+    log = logging.getLogger("prunec")
+    if not any(isinstance(handler, _Chatter) for handler in log.handlers):
+        log.addHandler(_Chatter())
     logging.getLogger("torch").setLevel(logging.ERROR)  # and where it is imported already
+    warnings.filterwarnings("always", category=UserWarning)  # each is about a result of its own
+    warnings.filterwarnings("always", category=DeprecationWarning, module=r"prunec\b")
     warnings.filterwarnings("ignore", module=r"(torch|timm|transformers)\b")
     warnings.showwarning = _warn
 

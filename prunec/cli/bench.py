@@ -27,7 +27,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, warn
+from prunec.cli.printing import out, print_json, progress
 from prunec.cli.values import inputs_of, read_source, writable
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def bench(
             images=images,
             mode=mode,
             device=ceilings,
-            measure=Measure(target=target, batch=batch, progress=say, warn=warn),
+            measure=Measure(target=target, batch=batch, progress=say),
         )
     if file is not None:
         found.write(file)

@@ -42,7 +42,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, show_report, warn
+from prunec.cli.printing import out, print_json, progress, show_report
 from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 if TYPE_CHECKING:
@@ -136,9 +136,7 @@ def optimize(
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
-        measure = Measure(
-            target=target, batch=batch, rounds=rounds, calibrate=calibrate, progress=say, warn=warn
-        )
+        measure = Measure(target=target, batch=batch, rounds=rounds, calibrate=calibrate, progress=say)
         if planned:
             search = Search(
                 first=first,

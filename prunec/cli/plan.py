@@ -38,7 +38,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, show_report, warn
+from prunec.cli.printing import out, print_json, progress, show_report
 from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 
@@ -108,7 +108,7 @@ def plan(
             Goal(latency, speedup, max_drop),
             images=images,
             search=search,
-            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say, warn=warn),
+            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say),
         )
     if as_json:
         print_json(planned.as_dict())
@@ -170,7 +170,6 @@ def apply(
                 rounds=rounds,
                 calibrate=calibrate,
                 progress=say,
-                warn=warn,
             ),
         )
         result.save(folder)

@@ -34,7 +34,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, warn
+from prunec.cli.printing import out, print_json, progress
 from prunec.cli.values import folder_of, inputs_of, numbers, read_source, writable
 from prunec.errors import UsageError
 
@@ -105,7 +105,7 @@ def sweep(
             file,
             images=images,
             search=search,
-            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say, warn=warn),
+            measure=Measure(target=target, batch=batch, calibrate=calibrate, progress=say),
         )
     if drawing is not None:
         drawing.draw(found.as_dict(), Path(str(plot)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from prunec.ir.attributes import Attributes, Forward, signed
 from prunec.ir.interface import Interface, name_of
 from prunec.policy.site_plan import Plan
 from prunec.structure import Anatomy
+
+_LOG = logging.getLogger(__name__)
 
 
 class Counts(dict[str, int]):
@@ -92,6 +95,8 @@ class Program:
         """The same program, with a record of the step that made it; `rewritten`: in its graph."""
         text = graph.text(self.graph) if rewritten or not self.stages else self.stages[-1].graph
         stage = Stage(name, seconds, dict(counts), notes, text)
+        for line in (stage, *notes):
+            _LOG.info("%s", line)
         return self.replace(stages=(*self.stages, stage))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:

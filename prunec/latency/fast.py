@@ -42,11 +42,11 @@ def estimate(
     blocks: Collection[int],
     name: str,
     *,
-    say: Progress = lambda step: None,
+    progress: Progress = lambda step: None,
 ) -> Losses:
     """What `losses.measure` measures, estimated to first order and scaled to a few measurements."""
     start = time.perf_counter()
-    say("what each block does for each token")
+    progress("what each block does for each token")
     order, effects = _ranked(trial, sorted(blocks))
     fixed = unprunable(trial.policy, trial.anatomy)
     depth, chosen = trial.anatomy.depth, sorted(blocks)
@@ -57,7 +57,7 @@ def estimate(
     guessed, measured = [], []
     shorter = _some(counts[1:], LENGTHS)
     for block in _some(chosen, BLOCKS):
-        say(f"what is really lost from block {block} on")
+        progress(f"what is really lost from block {block} on")
         for n, real in zip(shorter, trial.shortened(block, shorter), strict=True):
             guessed.append(math.log(max(rows[block][counts.index(n)], TINY)))
             measured.append(math.log(max(real, TINY)))

@@ -104,7 +104,7 @@ def measure(
     *,
     counts: Sequence[int] | None = None,
     rounds: int = ROUNDS,
-    say: Progress = lambda step: None,
+    progress: Progress = lambda step: None,
 ) -> LatencyTable:
     """Compile the pieces of a model, and time each at every stream length.
 
@@ -118,22 +118,22 @@ def measure(
         work: what is measured, for the table.
         counts: stream lengths, descending, the dense one first; a friendly grid when left out.
         rounds: interleaved rounds of the measurement.
-        say: called with each step's name.
+        progress: called with each step's name.
     """
     start = time.perf_counter()
     counts = tuple(counts or grid(dense.anatomy, images_in(flat)))
-    say("cut the model into pieces")
+    progress("cut the model into pieces")
     pieces = Pieces(dense, policy, lowering, flat)
     calls = {
         "dense": figures.bound(target.lower(dense), flat),
         "whole": figures.bound(target.lower(_bare(dense, policy, lowering)), flat),
         **pieces.calls(counts, target),
     }
-    say("compile the pieces")
+    progress("compile the pieces")
     with torch.no_grad():
         for call in calls.values():
             call()
-    say(f"time {len(calls)} pieces")
+    progress(f"time {len(calls)} pieces")
     timings = cost.measure(calls, device=device_of(dense), rounds=rounds, warmup=1, seconds=SECONDS)
     unit = timings["dense"].median
     taken = {name: cost.ratio(timings, name, "dense") * unit for name in timings}  # so that drift cancels

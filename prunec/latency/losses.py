@@ -79,7 +79,7 @@ def measure(
     blocks: Collection[int],
     name: str,
     *,
-    say: Progress = lambda step: None,
+    progress: Progress = lambda step: None,
 ) -> Losses:
     """Shorten the stream at each block to each length, and see what the outputs lose.
 
@@ -88,7 +88,7 @@ def measure(
         counts: stream lengths, descending; the first is the dense one.
         blocks: which blocks may have a site.
         name: which images these are.
-        say: called with each step's name.
+        progress: called with each step's name.
     """
     start = time.perf_counter()
     depth, shorter = trial.anatomy.depth, _some(counts[1:])
@@ -98,7 +98,7 @@ def measure(
             following = min(block + 1, depth - 1)
             behind[block], longest[block] = behind[following], longest[following]
             continue
-        say(f"what is lost by fewer tokens from block {block} on")
+        progress(f"what is lost by fewer tokens from block {block} on")
         values = trial.shortened(block, shorter)
         behind[block] = _filled(counts, dict(zip(shorter, values, strict=True)))
         at = sorted({counts[0]: float(counts[0]), **trial.longest}.items())

@@ -84,7 +84,7 @@ def latency(
     target: Target,
     flat: tuple[Any, ...],
     rounds: int,
-    say: Progress,
+    progress: Progress,
 ) -> Latency:
     """Time the compiled dense and pruned models beside plain slices of the same lengths.
 
@@ -95,9 +95,9 @@ def latency(
     calls = {**lowered, "ideal": target.lower(ideal)}
     with torch.no_grad():
         for name, call in calls.items():
-            say(f"compile {name}")
+            progress(f"compile {name}")
             call(*flat)
-    say("measure")
+    progress("measure")
     runs = {name: bound(call, flat) for name, call in calls.items()}
     device = device_of(dense)
     timings = cost.measure(runs, device=device, rounds=rounds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -29,7 +28,6 @@ class Measure:
         {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop": 0.9}.
     calibrate: False leaves learned parts and thresholds as they are at first, for timing only.
     progress: called with each step's name.
-    warn: called with what should be known, and stops nothing.
     """
 
     target: str = "inductor"
@@ -39,7 +37,6 @@ class Measure:
     preprocess: Any = None
     calibrate: bool = True
     progress: Progress = _silent
-    warn: Progress = warnings.warn
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.batch), ("rounds", self.rounds), ("threads", self.threads)):

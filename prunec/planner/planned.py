@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,8 +71,7 @@ class Request:
     calibrated: bool = True  # learned parts and thresholds are fitted, not left as they are at first
     search: Search = field(default_factory=Search)
     rounds: int = ROUNDS  # of timing
-    say: Progress = lambda step: None
-    warn: Progress = lambda text: None
+    progress: Progress = lambda step: None
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def tables(dense: Recognised, request: Request) -> dict[Lowering, LatencyTable]:
     table.check(place, work, foreign=foreign, file=request.search.table)
     _check_shape(table, dense, request.search.table)
     if table.noise:
-        request.warn(table.noise)
+        warnings.warn(table.noise, stacklevel=2)
     return {lowering: table}
 
 
@@ -208,7 +208,7 @@ def explore(dense: Recognised, request: Request) -> Explored:
         )
     measure = estimate if search.fast else losses.measure
     counts = next(iter(known.values())).counts
-    found = measure(trial, counts, blocks, request.images.name, say=request.say)
+    found = measure(trial, counts, blocks, request.images.name, progress=request.progress)
     width = _width(dense)
     maps = tuple(
         Map(request.policy, dense.anatomy, lowering, table, found, limits, width)
@@ -242,7 +242,7 @@ def workshop_of(source: Source, explored: Explored, request: Request) -> Worksho
         explored.trial,
         request.images if request.calibrated else None,
         rounds=request.rounds,
-        say=request.say,
+        progress=request.progress,
     )
 
 
@@ -297,10 +297,10 @@ def _table(dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request
             place,
             work,
             counts=request.search.counts,
-            say=request.say,
+            progress=request.progress,
         )
 
-    return cached(place, work, measured, warn=request.warn)
+    return cached(place, work, measured, warn=warnings.warn)
 
 
 def _work(

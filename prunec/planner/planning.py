@@ -98,10 +98,10 @@ class Workshop:
         calibration: ImageSet | None,
         *,
         rounds: int = ROUNDS,
-        say: Progress = lambda step: None,
+        progress: Progress = lambda step: None,
     ) -> None:
         self.original, self.dense, self.target, self.flat = original, dense, target, flat
-        self.trial, self.calibration, self.rounds, self.say = trial, calibration, rounds, say
+        self.trial, self.calibration, self.rounds, self.progress = trial, calibration, rounds, progress
         self.calls: dict[Name, Flat] = {}
         self.losses: dict[Name, float] = {}
         self.forecasts: dict[Name, tuple[float, float]] = {}
@@ -113,7 +113,7 @@ class Workshop:
         self.forecasts.setdefault(name, (plan.share(choice), choice.loss))
         if name in self.calls:
             return
-        self.say(f"build {described(schedule)}")
+        self.progress(f"build {described(schedule)}")
         compiled = compile_recognised(
             self.original,
             self.dense,
@@ -129,11 +129,11 @@ class Workshop:
         """All that was built, timed in one interleaved run."""
         runs = {str(name): figures.bound(call, self.flat) for name, call in self.calls.items()}
         runs["dense"] = figures.bound(self.lowered, self.flat)
-        self.say(f"compile {len(runs)} programs")
+        self.progress(f"compile {len(runs)} programs")
         with torch.no_grad():
             for run in runs.values():
                 run()
-        self.say(f"time {len(self.calls)} schedules beside the dense model")
+        self.progress(f"time {len(self.calls)} schedules beside the dense model")
         timings = cost.measure(runs, device=device_of(self.dense), rounds=self.rounds, seconds=SECONDS)
         found = []
         for name, (predicted, expected) in self.forecasts.items():
@@ -212,7 +212,7 @@ def _refined(
     plan, choice = proposals[0]
     if len(choice.sites) < 2 or plan.policy.reactivate:
         return
-    workshop.say(f"what is lost behind a site at block {choice.sites[0][0]}")
+    workshop.progress(f"what is lost behind a site at block {choice.sites[0][0]}")
     better = plan.reaching(goal, among=plan.behind(choice.sites[0], workshop.trial))
     if better is not None:
         yield plan, better

@@ -62,9 +62,10 @@ def test_folders_give_labels_where_they_name_the_models_classes(
 
 
 def test_what_is_doubtful_about_pictures_is_warned_of_and_noted(tmp_path: Path) -> None:
-    folder, warned = pictures(tmp_path / "images", "cat", "dog"), []
-    report = optimize(vit(), images=folder, warn=warned.append, **EVIT).report
-    guess, labels = warned
+    folder = pictures(tmp_path / "images", "cat", "dog")
+    with pytest.warns(UserWarning, match="guess|accuracy") as warned:
+        report = optimize(vit(), images=folder, **EVIT).report
+    guess, labels = (str(warning.message) for warning in warned)
     assert report.notes == (guess, labels)
     assert guess == (
         "pictures are normalised with mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5, which is a guess: no "
@@ -74,7 +75,8 @@ def test_what_is_doubtful_about_pictures_is_warned_of_and_noted(tmp_path: Path) 
     assert report.accuracy is not None
     assert report.accuracy.dense.accuracy is None
     said = {"mean": (0.1, 0.2, 0.3), "std": 0.5}
-    report = optimize(vit(), images=folder, warn=warned.append, preprocess=said, **EVIT).report
+    with pytest.warns(UserWarning, match="accuracy is not measured"):
+        report = optimize(vit(), images=folder, preprocess=said, **EVIT).report
     assert report.notes == (labels,)
     assert report.preprocess is not None
     assert (report.preprocess.mean, report.preprocess.origin) == ((0.1, 0.2, 0.3), "the caller")

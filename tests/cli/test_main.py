@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,12 @@ def test_a_broken_pipe_is_quiet(home: Path) -> None:
     assert running.stderr.read() == ""
     running.stderr.close()
     assert running.wait() in (0, 1)
+
+
+def test_verbose_shows_stages_and_what_was_decided(call: Call) -> None:
+    graph = ("graph", "models_of_a_user:vit", "-p", "norm")
+    assert call(*graph).err == ""
+    said = call("-v", *graph)
+    assert re.search(r"^prunec: insert sites +\d+\.\d\d s ", said.err, flags=re.M)
+    assert "prunec: certify" in said.err
+    assert call(*graph).err == ""  # not from now on

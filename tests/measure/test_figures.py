@@ -149,7 +149,7 @@ def timed(found: Compiled, target: Watching, batch: int) -> tuple[figures.Latenc
     said: list[str] = []
     lowered = {"dense": target.lower(found.dense), "pruned": target.lower(found.pruned)}
     flat = figures.inputs(found.dense, batch, None)
-    result = figures.latency(found.dense, found.pruned, lowered, target, flat, rounds=5, say=said.append)
+    result = figures.latency(found.dense, found.pruned, lowered, target, flat, rounds=5, progress=said.append)
     return result, said
 
 

@@ -66,7 +66,7 @@ def test_an_unexpected_exception_is_one_message(call: Call, monkeypatch: pytest.
     def stop(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("no [red]tokens[/red]")
 
-    monkeypatch.setattr(sources, "load", stop)
+    monkeypatch.setattr(sources, "read", stop)
     said = message(call("explain", "shapes"), 1)
     assert said.what == "ZeroDivisionError: no [red]tokens[/red]"
     assert "PRUNEC_TRACEBACK=1" in said.remedy
@@ -79,7 +79,7 @@ def test_an_interrupt_is_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatc
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "load", stop)
+    monkeypatch.setattr(sources, "read", stop)
     said = call("explain", "shapes")
     assert said.code not in (0, 2, 3, 4, 5)
     assert said.out == ""

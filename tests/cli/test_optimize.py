@@ -167,7 +167,7 @@ def test_a_model_that_differs_is_never_written(
 def test_a_place_that_is_taken_is_known_before_the_work(
     call: Call, home: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr(sources, "load", None)
+    monkeypatch.setattr(sources, "read", None)
     if place == "a folder":
         (home / "out").mkdir()
     mine = home / "out" / "mine.txt" if place == "a folder" else home / "out"

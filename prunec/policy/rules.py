@@ -170,11 +170,13 @@ def rates(rules: Rules) -> str:
 
 
 def rate(step: Step) -> str:
-    """`keep_per_site 0.7`, or whatever says how many stay."""
+    """`keep 0.7 per site`, or whatever says how many stay."""
     selector = step.selector
     if isinstance(selector.keep_per_site, tuple):
-        return f"keep_per_site {', '.join(f'{share:g}' for share in selector.keep_per_site)}"
-    given = {"keep_per_site": selector.keep_per_site, "remove": selector.remove, "at": selector.at}
+        return f"keep {', '.join(f'{share:g}' for share in selector.keep_per_site)} per site"
+    if selector.keep_per_site is not None:
+        return f"keep {selector.keep_per_site:g} per site"
+    given = {"remove": selector.remove, "at": selector.at}
     return next((f"{name} {value:g}" for name, value in given.items() if value is not None), selector.kind)
 
 

@@ -63,7 +63,7 @@ def test_text_of_everything() -> None:
     assert FULL.text() == (
         "model        shapes (shipped weights)\n"
         "recognised   0/0 blocks, 25 patch tokens + 1 in front protected, head reads class token\n"
-        "policy       evit, keep_per_site 0.5, target eager\n"
+        "policy       evit, keep 0.5 per site, target eager\n"
         "mode         static\n"
         "sites        after attention of block 1: 26 -> 15 tokens\n"
         "             after attention of block 2: 15 -> 9 tokens\n"
@@ -188,7 +188,7 @@ def test_html_stands_by_itself_and_says_what_the_text_says() -> None:
     assert page.startswith("<!doctype html>\n")
     assert "<title>prunec: shapes, evit</title>" in page
     assert page.count("<tr>") == len(lines(FULL))
-    assert "<tr><th>policy</th><td>evit, keep_per_site 0.5, target eager</td></tr>" in page
+    assert "<tr><th>policy</th><td>evit, keep 0.5 per site, target eager</td></tr>" in page
     assert "{" not in page.partition("</style>")[2]
     assert "http" not in page
     assert "src=" not in page

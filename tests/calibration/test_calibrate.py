@@ -97,19 +97,6 @@ def test_nothing_to_prune_needs_no_calibration() -> None:
     assert not any(name.startswith("prunec.") for name in module.state_dict())
 
 
-def test_rank_correlation() -> None:
-    x = torch.tensor([3.0, 1.0, 2.0, 9.0])
-    assert fitting.rank_correlation(x, x.exp()) == pytest.approx(1.0)
-    assert fitting.rank_correlation(x, -x) == pytest.approx(-1.0)
-
-
-def test_importance_counts_by_its_place_between_the_median_and_the_most_of_its_image() -> None:
-    image = torch.tensor([1.0, 2.0, 4.0, 8.0, 64.0])
-    found = fitting.on_one_scale(torch.stack([image, 100 * image, image**3, torch.ones(5)]))
-    expected = torch.tensor([-0.5, -0.25, 0.0, 0.25, 1.0])
-    torch.testing.assert_close(found, torch.stack([expected, expected, expected, torch.zeros(5)]))
-
-
 def test_busy_scenes_keep_more_tokens_than_empty_ones_at_hardly_any_cost() -> None:
     """On the shipped classifier; of scenes with one object each, over all sites the counts hardly tell."""
     source = prunec.frontend.sources.load("shapes")

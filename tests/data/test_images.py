@@ -8,44 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torchvision import transforms
 
-from prunec.data import images as reading
-from prunec.data.images import SUFFIXES, ImageSet, are_numbers
-from prunec.data.preprocess import Preprocess, scaled_for
-from prunec.errors import SourceError, UsageError
+from prunec.data.images import SUFFIXES, are_numbers
+from prunec.errors import SourceError
+from tests.data.drawing import MEAN, PLAIN, STD, load_images, names_of, picture, save
 from tests.hostile import documents as hostile
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def load_images(
-    folder: Path | str, size: Any, mean: Any, std: Any, limit: int | None = None, crop: float = 1.0
-) -> ImageSet:
-    sides = (size, size) if isinstance(size, int) else size
-    return reading.load_images(folder, Preprocess(sides, mean, std, scaled_for(sides, crop)), limit)
-
-
-def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
-    """A smooth picture with some noise, so that every format and every pixel counts."""
-    numbers = torch.rand(8, 8, 3, generator=torch.Generator().manual_seed(seed)).mul(255).byte()
-    small = Image.frombytes("RGB", (8, 8), bytes(numbers.flatten().tolist()))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def save(folder: Path, *names: str) -> None:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(seed=seed).save(folder / name)
-
-
-def names_of(paths: tuple[Path, ...], folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in paths]
-
-
-# --- which files, in which order --------------------------------------------------------------------------
 
 
 def test_every_format_is_read_sorted_and_without_labels(tmp_path: Path) -> None:
@@ -109,61 +76,6 @@ def test_a_limit_takes_from_every_class(tmp_path: Path) -> None:
     assert len(load_images(tmp_path, 8, *PLAIN, limit=99)) == 12
 
 
-# --- what becomes of a picture ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(40, 30), (30, 41), (16, 16), (7, 5), (333, 127)])
-@pytest.mark.parametrize("crop", [1.0, 0.9])
-def test_it_equals_torchvision(tmp_path: Path, shape: tuple[int, int], crop: float) -> None:
-    picture(*shape).save(tmp_path / "one.png")
-    reference = transforms.Compose(
-        [
-            transforms.Resize(int(16 / crop), transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(16),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
-    found = load_images(tmp_path, 16, MEAN, STD, crop=crop).images[0]
-    torch.testing.assert_close(found, reference(picture(*shape)), rtol=0, atol=1e-6)
-
-
-def test_a_size_may_be_higher_than_wide(tmp_path: Path) -> None:
-    picture(60, 30).save(tmp_path / "wide.png")
-    picture(30, 60).save(tmp_path / "tall.png")
-    assert load_images(tmp_path, (24, 8), *PLAIN).images.shape == (2, 3, 24, 8)
-
-
-def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
-    original = picture()
-    original.convert("L").save(tmp_path / "grey.png")
-    original.convert("RGBA").save(tmp_path / "alpha.png")
-    original.convert("CMYK").save(tmp_path / "print.jpg")
-    original.convert("P").save(tmp_path / "palette.png", transparency=b"\x00\x80\xff")
-    found = load_images(tmp_path, 30, *PLAIN)
-    expected = load_images_of(original, tmp_path / "reference")
-    for path, image in zip(found.paths, found.images, strict=True):
-        reference = expected.mean(0, keepdim=True) if path.stem == "grey" else expected
-        assert (image - reference).abs().mean() < 0.1, path.name
-
-
-def load_images_of(image: Image.Image, folder: Path) -> torch.Tensor:
-    folder.mkdir()
-    image.save(folder / "one.png")
-    return load_images(folder, 30, *PLAIN).images[0]
-
-
-def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(tmp_path: Path) -> None:
-    values = [0, 16384, 32768, 65280]
-    data = b"".join(value.to_bytes(2, "little") for value in values)
-    Image.frombytes("I;16", (2, 2), data).save(tmp_path / "deep.png")
-    found = load_images(tmp_path, 2, *PLAIN).images[0, 0]
-    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 64.0, 128.0, 255.0]) / 255)
-
-
-# --- what cannot be read ------------------------------------------------------------------------------------
-
-
 def refused(folder: Path) -> SourceError:
     with pytest.raises(SourceError) as caught:
         load_images(folder, 8, *PLAIN)
@@ -213,17 +125,6 @@ def test_pillow_is_imported_only_where_it_is_used() -> None:
     code = "import sys, prunec.data.images; print('PIL' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"mean": (0.5, 0.5)}, {"std": (1.0, 1.0, 0.0)}, {"limit": 0}, {"crop": 0.0}, {"crop": 1.5}]
-)
-def test_arguments_that_cannot_be_meant(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        load_images(tmp_path, **{"size": 8, "mean": MEAN, "std": STD, **wrong})
-
-
-# --- what would take all memory, or never end ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,12 @@
-"""The Shapes world: scenes are what they claim to be, and the shipped classifier can read them."""
-
 from __future__ import annotations
 
 import math
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from prunec.data import tiny_vit
 from prunec.data.shapes import (
     BACKGROUND,
     CLASSIFICATION,
@@ -26,8 +21,7 @@ from prunec.data.shapes import (
     normalize,
     scenes,
 )
-from prunec.data.tiny_vit import TinyViT, classifier
-from prunec.errors import SourceError, UsageError
+from prunec.errors import UsageError
 
 PATCH = 8
 
@@ -49,9 +43,6 @@ def assert_same(one: Scenes, other: Scenes) -> None:
 
 def part(made: Scenes, index: slice) -> Scenes:
     return Scenes(**{field.name: getattr(made, field.name)[index] for field in fields(Scenes)})
-
-
-# --- the same numbers give the same scene ---------------------------------------------------------
 
 
 def test_a_scene_is_the_same_every_time_whatever_else_is_drawn(several: Scenes) -> None:
@@ -132,9 +123,6 @@ def test_scenes_have_not_changed(
     assert made.clutter.tolist() == clutter
 
 
-# --- annotations agree with one another -----------------------------------------------------------
-
-
 def test_shapes_and_ranges(several: Scenes) -> None:
     b, n, size = len(several), DETECTION.objects[1], DETECTION.size
     assert several.image.shape == (b, 3, size, size)
@@ -186,9 +174,6 @@ def test_an_object_has_one_colour_that_stands_out(single: Scenes) -> None:
     outside = torch.stack([image[:, ~m].mean(1) for image, m in zip(single.image, mask, strict=True)])
     colour = torch.stack([pixels.mean(1) for pixels in inside])
     assert (colour - outside).norm(dim=1).median() > 0.3
-
-
-# --- the classification task is what it is meant to be --------------------------------------------
 
 
 def test_classes_are_balanced() -> None:
@@ -249,69 +234,5 @@ def test_no_scenes_are_refused() -> None:
         scenes(CLASSIFICATION, 0, 0, 0)
 
 
-# --- the classifier -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model() -> TinyViT:
-    return classifier()
-
-
 def test_normalize_maps_the_unit_range_to_minus_one_and_one() -> None:
     assert normalize(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1.0, 0.0, 1.0]
-
-
-def test_the_classifier_is_tiny(model: TinyViT) -> None:
-    assert 1.0e6 < sum(p.numel() for p in model.parameters()) < 1.4e6
-    assert tiny_vit.WEIGHTS.stat().st_size <= 4 * 2**20
-    assert len(model.blocks) == 12
-    assert model.pos_embed.shape[1] - 1 >= 64
-    assert not model.training
-    assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-@torch.no_grad()
-def test_shipped_weights_read_held_out_scenes(model: TinyViT) -> None:
-    image, label = images(CLASSIFICATION, HELD_OUT_SEEDS[1], 0, 512)
-    accuracy = (model(normalize(image)).argmax(1) == label).float().mean()
-    assert accuracy >= 0.9
-
-
-@torch.no_grad()
-def test_the_answer_rests_on_the_object(model: TinyViT) -> None:
-    made = scenes(CLASSIFICATION, HELD_OUT_SEEDS[1], 0, 256)
-    size = CLASSIFICATION.size
-    place = torch.arange(size) + 0.5
-    centre = (made.boxes[:, 0, :2] + made.boxes[:, 0, 2:]) / 2
-    near = (place - centre[..., None]).abs() < CLASSIFICATION.radius[1] * size  # [B, x | y, size]
-    window = near[:, 0, None, :] & near[:, 1, :, None]  # larger than every object, so it shows no outline
-    hidden = made.image.masked_fill(window[:, None], 0.5)
-    accuracy = (model(normalize(hidden)).argmax(1) == made.label).float().mean()
-    assert accuracy < 0.4
-
-
-def test_untrained_weights_know_nothing_and_missing_ones_are_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(tiny_vit, "WEIGHTS", tmp_path / "absent.safetensors")
-    with pytest.raises(SourceError, match="absent"):
-        classifier()
-    assert classifier(pretrained=False)(torch.zeros(2, 3, 72, 72)).shape == (2, NUM_CLASSES)
-
-
-def test_weights_of_another_model_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"head.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    monkeypatch.setattr(tiny_vit, "WEIGHTS", tmp_path / "other.safetensors")
-    with pytest.raises(SourceError, match="cannot be read"):
-        classifier()
-
-
-def test_it_exports_with_a_dynamic_batch(model: TinyViT) -> None:
-    exported = torch.export.export(
-        model, (torch.zeros(2, 3, 72, 72),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
-    )
-    image = normalize(images(CLASSIFICATION, HELD_OUT_SEEDS[1], 0, 5)[0])
-    logits: Tensor = exported.module()(image)
-    torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)

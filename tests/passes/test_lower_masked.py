@@ -13,7 +13,7 @@ from prunec import ops
 from prunec.ir import graph
 from prunec.ir.program import Program
 from tests import moding, tiny
-from tests.passes.test_ragged import Biased
+from tests.passes.padding import Biased
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised
 from tests.watching import preset
 

@@ -1,5 +1,3 @@
-"""Rows of all images as rows of one: what runs on them, what does not, and that nothing changes."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -8,32 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from prunec import ops
 from prunec.errors import UsageError
 from prunec.ir import graph
-from prunec.ir.program import Planned, Program
-from prunec.passes import run_passes
-from prunec.passes.lower_packed import LowerPacked
-from prunec.policy.lowering import choose
+from prunec.ir.program import Program
 from tests import moding, tiny
-from tests.passes.test_ragged import Biased
-from tests.tiny import Attention, Block, Mlp, ViT, counts, pixels, recognised
+from tests.passes.packing import (
+    THRESHOLD,
+    assert_same,
+    packed,
+    padded,
+)
+from tests.tiny import ViT, counts, pixels, recognised
 
-THRESHOLD = {"selector": "threshold", "fate": "preserve", "reactivate": True}
 CHANNELWISE = ("linear", "layer_norm", "gelu")
-
-
-def padded(model: nn.Module, **choices: Any) -> Planned:
-    return moding.plain(recognised(model), tiny.policy(**{**THRESHOLD, **choices}))
-
-
-def packed(program: Program, attention: str = "rows") -> Program:
-    lowering = choose(program.plan.rules, "packed")
-    program = program.replace(plan=dataclasses.replace(program.plan, lowering=lowering))
-    return run_passes((LowerPacked(attention),), program)  # type: ignore[arg-type]
 
 
 class Shapes(moding.Tracking):
@@ -58,11 +46,6 @@ def shapes(program: Program, images: Tensor, kept: Tensor | None = None) -> list
 def kept_of(program: Program, *sizes: int) -> Tensor:
     """One site, where image n keeps its class token and the first `sizes[n] - 1` patches."""
     return torch.stack([torch.arange(26) < size for size in sizes]).unsqueeze(0)
-
-
-def assert_same(program: Program, other: Program) -> None:
-    kept, images = moding.kept_sets(program, 4), pixels(4)
-    moding.assert_modes_agree({"padded": program, "other": other}, lambda x: [x], images, kept)
 
 
 def test_a_block_behind_one_site() -> None:
@@ -125,105 +108,12 @@ def test_padded_attention_gives_what_rows_give() -> None:
     assert_same(program, other)
 
 
-# --- near misses: what stays padded -----------------------------------------------------------
-
-
-def packed_ops(program: Program) -> set[str]:
-    """Operators whose result is packed rows, as the types have it."""
-    (rows,) = (node for node in program.graph.nodes if node.target is ops.rows_of)
-    total = rows.meta["val"].shape[1]
-    return {
-        graph.op(node)
-        for node in program.graph.nodes
-        if isinstance(node.meta.get("val"), Tensor)
-        and any(size is total or str(size) == str(total) for size in node.meta["val"].shape)
-    }
-
-
-def last_block(mlp: type[nn.Module], attention: type[nn.Module] = Attention) -> ViT:
-    """Two blocks, the second one with parts of its own."""
-    model = ViT(depth=2, read=lambda x: x)
-    model.blocks[1] = Block(attention, mlp)
-    return model.eval()
-
-
-class Overwriting(Mlp):
-    """The first row is a parameter's, wherever it came from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Parameter(torch.randn(1, 1, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.first.expand(x.shape[0], -1, -1)
-        return self.down(F.gelu(self.up(torch.slice_scatter(x, first, 1, 0, 1))))
-
-
-class Prepending(Mlp):
-    """The same by cutting the row off and putting another one in front."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Parameter(torch.randn(1, 1, 16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(torch.cat([self.first.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1))))
-
-
-class Summing(Mlp):
-    """Every row sees those before it: rows meet."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x).cumsum(dim=1) / 10))
-
-
-@pytest.mark.parametrize(
-    ("mlp", "operator"), [(Overwriting, "slice_scatter"), (Prepending, "cat"), (Summing, "cumsum")]
-)
-def test_what_depends_on_places_or_lets_rows_meet_is_not_packed(mlp: type[nn.Module], operator: str) -> None:
-    model = last_block(mlp)
-    program = padded(model)
-    made = packed(program)
-    assert operator in tiny.targets_of(made)
-    assert operator not in packed_ops(made)
-    assert "gelu" in packed_ops(packed(padded(last_block(Mlp))))
-    kept, images = moding.kept_sets(program, 4), pixels(4)
-    with torch.no_grad():
-        one, other = (moding.run(each, [images], kept).result[0] for each in (program, made))
-    assert moding.difference(one, other) < moding.TOLERANCE
-
-
-class Softmaxed(Attention):
-    """Weights of keys, converted between softmax and values: they are padded, and hold zeros there."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, c = x.shape
-        query, key, value = self.qkv(x).reshape(b, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (query @ key.mT).softmax(dim=-1, dtype=torch.float64).to(x.dtype)
-        return self.proj((weights @ value).transpose(1, 2).reshape(b, t, c))
-
-
-@pytest.mark.parametrize("attention", [Softmaxed, Biased])
-def test_attention_that_is_spelled_out_or_has_a_mask_of_its_own_stays_padded(
-    attention: type[nn.Module],
-) -> None:
-    program = padded(last_block(Mlp, attention))
-    made = packed(program)
-    assert counts(made, "pack rows")["attention"] == 0
-    assert {"softmax", "matmul"}.isdisjoint(packed_ops(made))
-    assert {"gelu", "linear"} <= packed_ops(made)
-    assert_same(program, made)
-
-
 def test_a_fixed_batch_is_refused_and_other_modes_are_named() -> None:
     program = padded(ViT(depth=2))
     fixed = program.replace(interface=dataclasses.replace(program.interface, batch=None))
     with pytest.raises(UsageError, match="fixes the batch") as caught:
         packed(fixed)
     assert caught.value.remedy == "modes that can: static, padded, masked"
-
-
-# --- gradients --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["padded", "packed"])

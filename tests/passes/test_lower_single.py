@@ -13,7 +13,7 @@ from prunec.ir import graph
 from prunec.ir.program import Program
 from prunec.token_axis.padding import mask_of
 from tests import moding, tiny
-from tests.passes.test_ragged import Biased
+from tests.passes.padding import Biased
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised
 
 THRESHOLD = {"selector": "threshold", "fate": "preserve", "reactivate": True}

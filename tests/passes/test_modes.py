@@ -27,7 +27,7 @@ from prunec.ir.program import Program, Recognised
 from prunec.policy.policy import Policy, presets
 from tests import moding, tiny
 from tests.families import FAMILIES, Family
-from tests.passes.test_ragged import Biased
+from tests.passes.padding import Biased
 from tests.tiny import Block, ViT, pixels
 from tests.watching import at, preset
 

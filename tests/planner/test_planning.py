@@ -7,52 +7,20 @@ from typing import Any
 
 import pytest
 
-from prunec.errors import PlanError, UsageError
+from prunec.errors import PlanError
 from prunec.planner.planning import LEAST_GAIN, Candidate, Decision, decide
 from prunec.schedules.goal import Goal
 from tests.planner.imagined import DEPTH, Imagined, mapped, table
 
 BARE: dict[int, int] = {}
+
 FAST = Goal(latency=0.7)
+
 GENTLE = Goal(max_drop=0.0155)
 
 
 def measured(decision: Decision) -> list[Candidate]:
     return [candidate for candidate in decision.candidates if candidate.schedule]
-
-
-# Which goals there are --------------------------------------------------------------------------------------
-
-
-def test_a_goal_is_one_of_three() -> None:
-    assert (Goal(latency=0.6).share, Goal(latency=0.6).loss) == (0.6, None)
-    assert (Goal(speedup=2.0).share, Goal(speedup=2.0).loss) == (0.5, None)
-    assert (Goal(max_drop=0.01).share, Goal(max_drop=0.01).loss) == (None, 0.01)
-    assert str(Goal(None, 1.5, None)) == "at most 0.667 of the dense time"
-    assert str(Goal(None, None, 0.01)) == "a loss of at most 0.01"
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((None, None, None), "give one of latency, speedup and max_drop, got none"),
-        ((0.5, 2.0, None), "got latency and speedup"),
-        ((0.5, None, 0.1), "got latency and max_drop"),
-        ((0.0, None, None), r"in \(0, 1\), got 0"),
-        ((1.0, None, None), r"in \(0, 1\), got 1"),
-        ((float("nan"), None, None), "got nan"),
-        ((None, 1.0, None), "speedup must be above 1, got 1"),
-        ((None, float("nan"), None), "got nan"),
-        ((None, None, 0.0), "above 0, got 0"),
-        ((None, None, -1.0), "above 0, got -1"),
-    ],
-)
-def test_other_goals_are_refused(given: Any, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        Goal(*given)
-
-
-# What is chosen ---------------------------------------------------------------------------------------------
 
 
 def test_of_those_that_are_fast_enough_the_one_that_loses_least() -> None:
@@ -120,9 +88,6 @@ def test_behind_the_only_site_nothing_is_measured() -> None:
     assert workshop.built[1] == ("static", ((3, 13),))
 
 
-# The second round -------------------------------------------------------------------------------------------
-
-
 def test_what_takes_longer_than_predicted_is_planned_again_by_that() -> None:
     workshop = Imagined(lambda one: 1.2 * one.predicted)
     decision = decide([mapped()], FAST, workshop)
@@ -153,9 +118,6 @@ def test_a_prediction_that_holds_needs_no_second_round() -> None:
     assert len(set(workshop.built)) == len(workshop.built)
 
 
-# When the goal is missed ------------------------------------------------------------------------------------
-
-
 def test_the_fastest_and_a_note_where_none_is_fast_enough() -> None:
     decision = decide([mapped()], Goal(latency=0.6), Imagined(lambda one: 0.65 if one.schedule else 0.99))
     assert decision.chosen.schedule
@@ -179,9 +141,6 @@ def test_a_goal_below_the_fastest_schedule_is_an_error_and_nothing_is_built() ->
         decide([mapped()], Goal(latency=0.2), workshop)
     assert "--sites" in str(caught.value.remedy)
     assert workshop.built == []
-
-
-# When it does not pay ---------------------------------------------------------------------------------------
 
 
 def reason(decision: Decision) -> str:
@@ -234,9 +193,6 @@ def test_just_enough_gain_is_enough() -> None:
     assert decision.reason == ""
 
 
-# When no site is needed -------------------------------------------------------------------------------------
-
-
 def test_leaving_out_what_nobody_reads_may_be_enough() -> None:
     decision = decide([mapped()], FAST, Imagined(lambda one: one.predicted if one.schedule else 0.69))
     assert decision.chosen.schedule == BARE
@@ -265,9 +221,6 @@ def test_where_every_site_loses_too_much_there_is_none() -> None:
     assert reason(decide([plan], GENTLE, Imagined())) == (
         "no schedule with a site is predicted to reach a loss of at most 0.0155"
     )
-
-
-# JSON -------------------------------------------------------------------------------------------------------
 
 
 def test_a_decision_is_valid_json_also_where_nothing_was_measured() -> None:

@@ -1,4 +1,4 @@
-"""Every mistake in a policy file: its message names the place, the value, and what is allowed."""
+"""Every mistake in a part of a policy: its message names the place, the value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -8,68 +8,23 @@ from typing import Any
 
 import pytest
 
-from prunec.errors import PolicyError
-from prunec.policy import language, rules
-from prunec.policy.policy import Policy
-from tests.policies import GONE, step, written
-
-KINDS = (
-    "kind must be cls_attention, received_attention, norm, random, change, similarity, mlp, predictor, "
-    "query, pre_net or grader"
+from prunec.policy import language
+from tests.policies import GONE
+from tests.policy.mistaken import (
+    BLOCKS,
+    COUNT,
+    KINDS,
+    NO_KEEP,
+    SCORER,
+    SELECTOR,
+    TRAINING,
+    choosing,
+    losing,
+    mistake,
+    scoring,
+    trained,
 )
-SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"
-SELECTOR = "keys kind, keep_per_site, remove, at, multiple_of, least, spare, stages, budget"
-STEP = "sites, scorer, selector, fate, reactivate, weights, merge"
-TRAINING = "relaxation, temperature, detached, losses, epochs, rate, gate_rate, warm_up, freeze, required"
-COUNT = "must be a whole number from 1 to 65536"
 
-
-def scoring(kind: str, **options: Any) -> dict[str, Any]:
-    return {"scorer": {"kind": kind, **options}}
-
-
-def choosing(kind: str, **options: Any) -> dict[str, Any]:
-    return {"selector": {"kind": kind, **options}}
-
-
-def merging(**options: Any) -> dict[str, Any]:
-    return {"fate": "merge", "merge": options}
-
-
-def trained(**options: Any) -> dict[str, Any]:
-    return {"training": options}
-
-
-def losing(**options: Any) -> dict[str, Any]:
-    return trained(losses=[{"kind": "task"}, options])
-
-
-def then(**changes: Any) -> dict[str, Any]:
-    return {"then": [step(**changes)]}
-
-
-BLOCKS: dict[str, Any] = {"sites__depths": GONE}
-NO_KEEP: dict[str, Any] = {"selector__keep_per_site": GONE}
-EXITING = {"fate": "exit", **scoring("grader"), **choosing("threshold", at=0.9)}
-
-# Each row: the changes to a valid policy, and what the message must end in.
-TITLE = [
-    ({"version": 2}, "version must be 1, got 2 @ version"),
-    ({"version": True}, "version must be the number 1, got True @ version"),
-    ({"version": "1"}, "version must be the number 1, got '1' @ version"),
-    ({"version": GONE}, "version is missing, it must be 1 @ version"),
-    ({"name": "My Policy"}, "starting with a letter, got 'My Policy' @ name"),
-    (
-        {"name": 3},
-        "name must be at most 64 lower-case letters, digits, - and _, starting with a letter, got 3 @ name",
-    ),
-    ({"summary": "two\nlines"}, "summary must be one line of text, got 'two\\nlines' @ summary"),
-    ({"summary": ""}, "summary must be one line of text, got '' @ summary"),
-    ({"paper": 2202.07800}, "paper must be one line that names the paper, got 2202.078 @ paper"),
-    ({"paper": " "}, "paper must be one line that names the paper, got ' ' @ paper"),
-    ({"protect": "cls"}, "restore, then, keep, training @ protect"),
-    ({"scorers": {}}, "then, keep, training; nearest: scorer, restore, selector @ scorers"),
-]
 SITES = [
     ({"sites": [3]}, "sites must be a mapping with the keys where, blocks, depths, between, got [3] @ sites"),
     (
@@ -108,6 +63,7 @@ SITES = [
     ),
     ({**BLOCKS, "sites__between": [0.5, 1.5]}, "got 1.5 @ sites.between[1]"),
 ]
+
 SCORERS = [
     ({"scorer": GONE}, f"scorer is missing, it must be {SCORER} @ scorer"),
     ({"scorer": "norm"}, f"scorer must be {SCORER}, got 'norm' @ scorer"),
@@ -166,6 +122,7 @@ SCORERS = [
     (scoring("similarity", of="key"), "of must be keys or tokens, got 'key'; nearest: keys @ scorer.of"),
     (scoring("similarity", pairs="window"), "got 'window'; nearest: windows @ scorer.pairs"),
 ]
+
 SELECTORS = [
     ({"selector": 0.5}, f"selector must be a mapping with the {SELECTOR}, got 0.5 @ selector"),
     (
@@ -234,136 +191,7 @@ SELECTORS = [
         "budget must be image or batch, got 'images'; nearest: image @ selector.budget",
     ),
 ]
-TOGETHER = [
-    ({"fate": "fues"}, "fate must be drop, fuse, merge, preserve or exit, got 'fues'; nearest: fuse @ fate"),
-    ({"fate": GONE}, "fate is missing, it must be drop, fuse, merge, preserve or exit @ fate"),
-    ({"fate": "fuse"}, "which must be shares of attention; norm scores are not @ fate"),
-    ({"fate": "fuse", "weights": "score"}, "shares of attention; norm scores are not @ fate"),
-    (
-        {"fate": "fuse", "weights": "unifrm"},
-        "weights must be score or uniform, got 'unifrm'; nearest: uniform @ weights",
-    ),
-    ({"weights": "uniform"}, "weights belong to fate fuse, drop sums nothing up; got 'uniform' @ weights"),
-    (
-        scoring("similarity"),
-        "scorer similarity needs fate merge, got drop: it finds pairs, which nothing else merges @ fate",
-    ),
-    (
-        scoring("grader"),
-        "scorer grader needs fate exit, got drop: it says what tokens are, which is lost @ fate",
-    ),
-    (
-        {"fate": "exit"},
-        "fate exit needs scorer.kind grader, got norm: it gives no class scores @ scorer.kind",
-    ),
-    (
-        {**EXITING, **choosing("top_k", keep_per_site=0.5)},
-        "fate exit needs selector.kind threshold, got top_k: it knows no confidence @ selector.kind",
-    ),
-    (
-        {"fate": "merge", **choosing("threshold", keep_per_site=0.5)},
-        "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens "
-        "are; got threshold of norm @ selector.kind",
-    ),
-    (
-        {"fate": "merge", **scoring("similarity", pairs="windows")},
-        "pairs windows needs selector.kind threshold, got top_k: a window is merged whole @ selector.kind",
-    ),
-    (
-        choosing("adaptive"),
-        "selector.kind adaptive needs scorer similarity, norm scores have no such spread @ selector.kind",
-    ),
-    (
-        choosing("sampling", keep_per_site=0.5),
-        "selector.kind sampling needs scorer cls_attention or received_attention, whose shares add "
-        "up; norm scores do not @ selector.kind",
-    ),
-    (
-        choosing("threshold", at=0.5),
-        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), norm has none; got "
-        "0.5 @ selector.at",
-    ),
-    ({"selector__spare": 2}, "spare needs scorer grader, norm knows no classes; got 2 @ selector.spare"),
-    (
-        {"selector__stages": 3},
-        "stages needs reactivate: without it every site prunes what is left; got stages 3 @ selector.stages",
-    ),
-    ({"reactivate": "yes"}, "reactivate must be true or false, got 'yes' @ reactivate"),
-    (
-        {"reactivate": True},
-        "reactivate needs fate preserve: what drop takes away cannot come back @ reactivate",
-    ),
-    (
-        {"reactivate": True, "fate": "preserve", **scoring("change")},
-        "reactivate needs a scorer of all tokens: change scores only those that went through the "
-        "block before @ reactivate",
-    ),
-    ({"merge": {}}, "merge belongs to fate merge, not to drop @ merge"),
-    (
-        {"fate": "merge", "merge": "plain"},
-        "merge must be a mapping with the keys mean, sizes, forget, got 'plain' @ merge",
-    ),
-    (
-        merging(means="plain"),
-        "unknown key 'means', allowed: mean, sizes, forget; nearest: mean @ merge.means",
-    ),
-    (merging(mean="bysize"), "mean must be by_size or plain, got 'bysize'; nearest: by_size @ merge.mean"),
-    (
-        merging(sizes="count"),
-        "sizes must be counted or by_similarity, got 'count'; nearest: counted @ merge.sizes",
-    ),
-    (merging(forget=1), "forget must be in [0, 1), got 1 @ merge.forget"),
-    (
-        {**merging(forget=0.5), **scoring("similarity")},
-        "forget needs scores that rank all tokens, similarity ranks pairs; got 0.5 @ merge.forget",
-    ),
-    (
-        {"attention": "proportionl"},
-        "attention must be plain or proportional, got 'proportionl'; nearest: proportional @ attention",
-    ),
-    (
-        {"attention": "proportional"},
-        "attention proportional needs fate merge: drop leaves each token for itself @ attention",
-    ),
-    ({"restore": "stail"}, "unmerge or canvas, got 'stail'; nearest: stale @ restore"),
-    (
-        {"restore": "unmerge"},
-        "restore of fate drop must be none, stale, nearest or rejoin, got 'unmerge' @ restore",
-    ),
-    ({"restore": "stale", "fate": "merge"}, "restore of fate merge must be unmerge, got 'stale' @ restore"),
-    ({"restore": "none", "fate": "preserve"}, "must be stale, nearest or rejoin, got 'none' @ restore"),
-    ({"restore": "stale", **EXITING}, "restore of fate exit must be canvas, got 'stale' @ restore"),
-    (
-        {"restore": "rejoin", "fate": "preserve", "reactivate": True},
-        "restore rejoin is for tokens that are gone for good; with reactivate none is @ restore",
-    ),
-]
-THEN = [
-    ({"then": 3}, "then must be a list of further steps, each a mapping, got 3 @ then"),
-    ({"then": [3]}, f"then[0] must be a mapping with the keys {STEP}, got 3 @ then[0]"),
-    (then(restore="stale"), "reactivate, weights, merge; nearest: scorer, selector, merge @ then[0].restore"),
-    (then(name="x"), f"unknown key 'name', allowed: {STEP}; nearest: fate @ then[0].name"),
-    (then(scorer=GONE), f"scorer is missing, it must be {SCORER} @ then[0].scorer"),
-    (then(scorer__kind="nrom"), f"{KINDS}, got 'nrom'; nearest: norm, random @ then[0].scorer.kind"),
-    (
-        then(selector__keep_per_site=2),
-        "keep_per_site must be in (0, 1], got 2 @ then[0].selector.keep_per_site",
-    ),
-    ({"keep": 1.5}, "keep must be in (0, 1], got 1.5 @ keep"),
-    (then(selector__keep_per_site=GONE), "top_k needs keep_per_site or remove, got none @ then[0].selector"),
-    (then(selector__stages=2), "what is left; got stages 2 @ then[0].selector.stages"),
-    (then(sites__depths=[2]), "each in [0, 1), got 2 @ then[0].sites.depths[0]"),
-    (then(sites__depths=GONE), "give one of blocks, depths and between, got none @ then[0].sites"),
-    (then(fate="merge", merge={"forgt": 0.5}), "sizes, forget; nearest: forget @ then[0].merge.forgt"),
-    (
-        {"then": [step(), step(fate="preserve")]},
-        "fate must be drop in all steps, as in the first; got preserve @ then[1].fate",
-    ),
-    (
-        {"fate": "preserve", "reactivate": True, **then(fate="preserve")},
-        "reactivate must be true in all steps, as in the first; got false @ then[0].reactivate",
-    ),
-]
+
 TRAININGS = [
     ({"training": 3}, f"training must be a mapping with the keys {TRAINING}, got 3 @ training"),
     (trained(epoch=3), f"unknown key 'epoch', allowed: {TRAINING}; nearest: epochs @ training.epoch"),
@@ -404,14 +232,10 @@ TRAININGS = [
         "over belongs to the loss ratio, flops has no such option; got 'image' @ training.losses[1].over",
     ),
 ]
+
 MISTAKES: list[tuple[dict[str, Any], str]]
-MISTAKES = [*TITLE, *SITES, *SCORERS, *SELECTORS, *TOGETHER, *THEN, *TRAININGS]
 
-
-def mistake(changes: dict[str, Any]) -> PolicyError:
-    with pytest.raises(PolicyError) as caught:
-        Policy.load(written(**changes))
-    return caught.value
+MISTAKES = [*SITES, *SCORERS, *SELECTORS, *TRAININGS]
 
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=lambda part: None)
@@ -424,7 +248,7 @@ def test_a_mistake_names_its_place_the_value_and_what_is_allowed(changes: dict[s
 
 
 def test_every_field_of_the_language_has_its_mistake() -> None:
-    models = (rules.Rules, language.Sites, language.Scorer, language.Selector)
-    models += (language.Merge, language.Training, language.Loss)
+    models = (language.Sites, language.Scorer, language.Selector)
+    models += (language.Training, language.Loss)
     places = {re.sub(r"\[\d+\]$", "", said.rpartition(" @ ")[2]).rpartition(".")[2] for _, said in MISTAKES}
     assert {name for model in models for name in model.model_fields} - places == set()

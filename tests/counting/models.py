@@ -1,8 +1,4 @@
-"""The number of tokens as a number: a pruned model computes with the number of those that are left.
-
-Each snippet stands in a small model. What the pruned model gives must equal the model's own code run on the
-kept tokens alone, image by image, in plain PyTorch.
-"""
+"""Models that compute with the number of their tokens, in many ways, and what they are by hand."""
 
 from __future__ import annotations
 
@@ -11,25 +7,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunec
-from prunec.compiler import compile_source, recognise
 from prunec.frontend import sources
-from prunec.policy.policy import Policy
-from tests import moding
 from tests.families import difference, randomise
-from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 from tests.tiny import Attention, Block, ViT
 
 TOLERANCE = 1e-5
+
 Read = Callable[[Tensor], Tensor]
-
-
-# --- in the head: what is read of the stream x [B, N, C] -----------------------------------------
 
 
 def variance(x: Tensor) -> Tensor:
@@ -79,9 +68,6 @@ HEADS: dict[str, Read] = {
 }
 
 
-# --- in the attention: how scores [B, h, N, N] and rows become an output ---------------------------
-
-
 class Attending(Attention):
     """Attention whose scores, weights and output meet the number of tokens in ways of their own."""
 
@@ -127,9 +113,6 @@ ATTENTIONS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-# --- by position: a table of n rows, or of n x n, says where tokens were ----------------------------
-
-
 def distance(n: int) -> Tensor:
     rows = torch.arange(n)
     return -(rows[:, None] - rows[None]).abs() * 0.3
@@ -170,8 +153,6 @@ class Placed(Attention):
         scores = scores + table if table.dim() == 2 else scores
         return self.proj((scores.softmax(-1) @ value).transpose(1, 2).reshape(b, n, c))
 
-
-# --- the models, and their code on the kept tokens -------------------------------------------------
 
 TOKENS = 26
 
@@ -264,191 +245,6 @@ def check(make: Callable[[], Counting], place: int) -> None:
     assert difference(expected, dense) > 1e-3
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_counts_the_tokens_that_are_left(name: str) -> None:
-    check(heads_model, list(HEADS).index(name))
-
-
-def test_the_last_of_a_cumulative_sum_is_divided_by_the_tokens_that_are_left() -> None:
-    # It reads the last row, which is protected for that.
-    check(lambda: ready(Counting([lambda x: x.cumsum(1)[:, -1] / x.shape[1]])), 0)
-
-
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_an_attention_counts_the_tokens_that_are_left(name: str) -> None:
-    check(attentions_model, list(ATTENTIONS).index(name))
-
-
-def placed_model() -> Counting:
-    return ready(Counting(attentions=[lambda table=table: Placed(table) for table in POSITIONS.values()]))
-
-
-@pytest.mark.parametrize("name", POSITIONS)
-def test_positions_stay_what_they_were(name: str) -> None:
-    check(placed_model, list(POSITIONS).index(name))
-
-
-# --- several sites, a token that stands for the dropped ones, scores of a scaled attention -------------
-
-
-def scaled_layer(block: Block) -> Layer:
-    def attention(x: Tensor, _rows: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (heads(part, 2) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=-1))
-        y, weights = attend(q * math.log(len(x)), k, v)
-        return block.attn.proj(y), weights
-
-    return Layer(attention, lambda x: block.mlp(block.norm2(x)))
-
-
-@pytest.mark.parametrize("form", ["scale=log(n) / sqrt(d)", "scores * log(n)"])
-@pytest.mark.parametrize(("policy", "pruning"), [("evit", EVIT), ("norm", NORM)])
-def test_each_block_counts_what_its_site_left(form: str, policy: str, pruning: Pruning) -> None:
-    # evit scores by the attention, of which the scale follows too, and fuses the others into one token.
-    ways = ATTENTIONS[form]
-    model = randomise(ViT(lambda: Block(attention=lambda: Attending(**ways)), depth=4).eval(), seed=2)
-    module = prunec.transform(
-        model, prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)), example=images(2)
-    )
-    layers = [scaled_layer(block) for block in model.blocks]
-    with torch.no_grad():
-        streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]
-        expected = model.head(model.norm(torch.stack([stream.x[0] for stream in streams])))
-        assert difference(module(images()), expected) <= TOLERANCE
-        assert difference(expected, model(images())) > 1e-3
-
-
-def test_a_pruned_model_compiles_whole() -> None:
-    names = ["sum / n", "sum / torch.tensor(n)", "ones(n) / n @ x", "logsumexp - log(n)", "norm / sqrt(n)"]
-    module = pruned(heads_model(*names))
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        assert difference(compiled(images()), module(images())) <= TOLERANCE
-
-
-# --- images that keep different numbers of tokens --------------------------------------------------
-
-#: What needs one number for all images, and what the refusal names beside the line.
-ONE_FOR_ALL = {
-    "ones(n) / n @ x": "node div",
-    "full((1, n), 1 / n) @ x": "node full",
-    "x.new_full((n,), 1 / n) @ x": "node new_full",
-    "sum / full_like(.., n)": "node full_like",
-    "add(.., alpha=1 / n)": "node add_5",
-    "scale=log(n) / sqrt(d)": "scale=ways",
-    "scale=n ** -0.5": "scale=ways",
-    "scale=log_26(n) / sqrt(d)": "scale=ways",
-}
-
-
-@functools.cache
-def ragged(make: Callable[[], Counting]) -> tuple[dict[str, Tensor], Tensor]:
-    """The outputs in every mode where each image keeps a share of its own, and by hand."""
-    model, batch = make(), images(5)
-    dense = recognise(sources.from_module(model, images(2)))
-    padded = moding.unfinished(dense, Policy.load("norm").override(blocks=(1,)))
-    kept = moding.kept_sets(padded, len(batch), least=1)
-    programs = moding.in_all_modes(padded)
-    with torch.no_grad():
-        expected = torch.cat([model.by_hand(image, rows) for image, rows in zip(batch, kept[0], strict=True)])
-        return {mode: moding.run(one, (batch,), kept).result[0] for mode, one in programs.items()}, expected
-
-
-def ragged_heads() -> Counting:
-    return heads_model(*(name for name in HEADS if name not in ONE_FOR_ALL))
-
-
-def ragged_attentions() -> Counting:
-    """All but ranks among tokens: where some rows are padding, those get the whole stream, and its count."""
-    others = {*ONE_FOR_ALL, "ranks / n"}
-    return attentions_model(*(name for name in ATTENTIONS if name not in others))
-
-
-@pytest.mark.parametrize("mode", ["padded", "packed", "masked"])
-@pytest.mark.parametrize("make", [ragged_heads, ragged_attentions])
-def test_each_image_counts_its_own_tokens(make: Callable[[], Counting], mode: str) -> None:
-    outputs, expected = ragged(make)
-    worst = [difference(outputs[mode][:, way], expected[:, way]) for way in range(expected.shape[1])]
-    assert max(worst) <= TOLERANCE, worst
-
-
-@pytest.mark.parametrize("name", ONE_FOR_ALL)
-def test_one_number_for_all_images_is_refused_where_they_differ(name: str) -> None:
-    model = heads_model(name) if name in HEADS else attentions_model(name)
-    with pytest.raises(prunec.PolicyError, match="each image needs its own") as refused:
-        pruned(model, mode="padded")
-    assert ONE_FOR_ALL[name] in str(refused.value.where)
-    assert "test_token_count.py" in str(refused.value.where)
-    assert "mode static" in str(refused.value.remedy)
-
-
-# --- what follows the count in no form that is known ------------------------------------------------
-
-
-class Weighed(nn.Module):
-    """A learned weight for each token."""
-
-    def __init__(self, parted: bool) -> None:
-        super().__init__()
-        self.weight, self.parted = nn.Parameter(torch.ones(TOKENS)), parted
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight / x.shape[1] if self.parted else self.weight
-        return (x * weight[:, None]).sum(1) / (1 if self.parted else x.shape[1])
-
-
-UNKNOWN: dict[str, tuple[Read, str]] = {
-    "x.topk(n // 2)": (lambda x: x.topk(x.shape[1] // 2, dim=1).values.sum(1), "number 13 follows"),
-    "sum / (n % 7)": (lambda x: x.sum(1) / (x.shape[1] % 7 + 3), "number 8 follows"),
-    "two numbers of one tensor": (lambda x: x.sum(1) / torch.tensor([1.0, x.shape[1]] * 8), "follows"),
-    "a weight for each token / n": (Weighed(parted=True), "whether that is a position or a count"),
-}
-
-
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_a_number_that_follows_in_no_known_form_is_refused_with_its_line(name: str) -> None:
-    read, what = UNKNOWN[name]
-    with pytest.raises(prunec.RecognitionError, match=what) as refused:
-        pruned(ready(Counting([read])))
-    assert "test_token_count.py" in str(refused.value.where)
-    assert refused.value.remedy
-
-
-def test_a_learned_weight_for_each_token_moves_with_it_and_its_sum_is_divided_by_their_number() -> None:
-    class Kept(Counting):
-        def by_hand(self, image: Tensor, kept: Tensor) -> Tensor:
-            rows = kept.nonzero()[:, 0]
-            x = self.norm(self.blocks[1](self.blocks[0](self.embed(image[None]))[:, rows]))
-            weight = self.reads[0].weight[rows]
-            return self.head((x * weight[:, None]).sum(1) / len(rows))[:, None]
-
-    check(lambda: ready(Kept([Weighed(parted=False)])), 0)
-
-
-# --- what only equals the count ----------------------------------------------------------------------
-
-NEAR_MISSES: dict[str, Read] = {
-    "26": lambda x: x.sum(1) / 26,
-    "1 / 26": lambda x: x.sum(1) * (1 / 26),
-    "log(26)": lambda x: x.sum(1) / math.log(26),
-    "torch.tensor(26)": lambda x: x.sum(1) / torch.tensor(26.0),
-    "ones(26) / 26, no token's": lambda x: x.sum(1) / (torch.ones(26) / 26).sum() / 26,
-    "26 beside the count": lambda x: x.sum(1) / 26 + x.sum(1) / x.shape[1],
-    "the patches of the image at 4 pixels each way": lambda x: x.sum(1) / 25,
-}
-
-
-def near_misses() -> Counting:
-    return ready(Counting(list(NEAR_MISSES.values())))
-
-
-@pytest.mark.parametrize("name", NEAR_MISSES)
-def test_a_number_that_only_equals_the_count_stays(name: str) -> None:
-    check(near_misses, list(NEAR_MISSES).index(name))
-
-
-# --- counts that are read before there is a stream, and models that cannot be run again ----------------
-
-
 class Early(Counting):
     """Three numbers of tokens, read off the image, the grid of its patches, and the tokens at first."""
 
@@ -477,11 +273,6 @@ class Early(Counting):
         return self.divided(x, (int(kept.sum()),) * 3)
 
 
-@pytest.mark.parametrize("place", range(3), ids=["image", "grid", "tokens"])
-def test_a_count_that_is_read_before_the_blocks_follows_too(place: int) -> None:
-    check(early, place)
-
-
 def early() -> Counting:
     return ready(Early())
 
@@ -492,51 +283,7 @@ def early_of_one_size() -> Counting:
     return ready(model)
 
 
-@pytest.mark.parametrize("place", range(2), ids=["grid", "tokens"])
-def test_a_model_of_one_image_size_is_cut_at_its_patches(place: int) -> None:
-    check(early_of_one_size, place)
-
-
-def test_a_number_of_the_image_is_refused_where_the_model_takes_no_other_size() -> None:
-    with pytest.raises(prunec.RecognitionError, match="takes no other size") as refused:
-        pruned(ready(Early(image=20)))
-    assert "return self.divided(" in str(refused.value.where)
-
-
-def test_a_model_that_runs_at_one_count_only_is_refused_for_a_number_that_equals_it() -> None:
-    with pytest.raises(
-        prunec.RecognitionError, match="cannot be run at another one: AssertionError"
-    ) as refused:
-        pruned(ready(Early(tokens=TOKENS)))
-    assert "return self.divided(" in str(refused.value.where)
-
-
-def test_a_model_that_runs_at_one_count_only_is_pruned_where_no_number_equals_it() -> None:
-    class Insists(Counting):
-        def behind(self, x: Tensor) -> Tensor:
-            return super().behind(x) * 0.7
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            x = self.embed(pixels)
-            assert x.shape[1] == TOKENS
-            return self.behind(self.blocks[0](x))
-
-    check(lambda: ready(Insists()), 0)
-
-
 def exported(model: nn.Module) -> sources.Source:
     shapes = ({0: torch.export.Dim.AUTO},)
     program = torch.export.export(model, (images(2),), dynamic_shapes=shapes)
     return sources.Source("mine", model, (images(2),), {}, "given", exported=program)
-
-
-def test_a_program_without_code_is_refused_for_a_number_that_equals_the_count() -> None:
-    source = exported(heads_model("sum * (1 / n)"))
-    with pytest.raises(prunec.RecognitionError, match=r"0\.0384615 may follow .* there is only its graph"):
-        compile_source(source, Policy.load("norm").override(blocks=(1,)))
-
-
-def test_a_program_without_code_is_pruned_where_no_number_equals_the_count() -> None:
-    source = exported(ready(Counting([lambda x: x.mean(1) * 0.7])))
-    result = compile_source(source, Policy.load("norm").override(blocks=(1,)))
-    assert result.certificate.identity <= TOLERANCE

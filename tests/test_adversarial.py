@@ -16,8 +16,7 @@ import prunec
 from prunec.compiler import Compiled
 from prunec.ir.program import ProgramModule
 from tests.families import difference
-from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
-from tests.test_own_models import (
+from tests.own_models import (
     HEADS,
     WIDTH,
     Block,
@@ -31,6 +30,7 @@ from tests.test_own_models import (
     ready,
     right,
 )
+from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 
 TOLERANCE = 1e-5
 POLICIES = pytest.mark.parametrize(("policy", "pruning"), [("evit", EVIT), ("norm", NORM)])
@@ -305,7 +305,7 @@ def test_blocks_past_a_drop_of_the_models_own_are_refused_by_name(drop: Callable
     found = prunec.anatomy(model, example=images(2))
     assert (found.depth, len(found.unmatched)) == (2, 2)
     assert all("this attention is in another stream" in miss.reason for miss in found.unmatched)
-    with pytest.raises(prunec.PolicyError, match="block 2 does not exist, the model has blocks 0 to 1"):
+    with pytest.raises(prunec.PolicyError, match=r"block 2 .* 0 to 1"):
         compiled(model, blocks=(1, 2))
 
 

@@ -35,7 +35,7 @@ def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
 
 
 def test_an_example_in_any_form_is_an_artefacts_own(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a Source has its example and preprocessing already"):
+    with pytest.raises(UsageError, match=r"Source .*already"):
         optimize(sources.from_module(vit()), example="2x3x20x20")
     source = sources.load("timm:test_vit?dynamic_img_size=true", pretrained=False, image_size=(96, 96))
     folder = optimize(source, keep=0.5, blocks=(2,)).save(tmp_path / "out")
@@ -81,7 +81,7 @@ def test_load_calls_the_users_function_again(tmp_path: Path, factory: str) -> No
         result.module.get_parameter("head.bias").fill_(3.0)
     folder = result.save(tmp_path / "out")
     assert json.loads((folder / "prunec.json").read_text(encoding="utf-8"))["source"] == factory
-    with pytest.raises(SourceError, match=f"names the source '{factory}', and reading that may run code"):
+    with pytest.raises(SourceError, match=f"'{factory}'.* may run code"):
         prunec.load(folder)
     assert same(prunec.load(folder, trust_source=True), result.module, images())
 

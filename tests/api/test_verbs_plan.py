@@ -60,7 +60,7 @@ def test_a_plan_file_is_what_transform_takes() -> None:
     mode = prunec.Padded(buckets=(16, 24))
     plan = prunec.transform(vit(), plan_file(), example=pixels(), mode=mode).__dict__["program"].plan
     assert plan.lowering.buckets == (16, 24)
-    with pytest.raises(PolicyError, match="there is no block 9, the model has blocks 0 to 3"):
+    with pytest.raises(PolicyError, match=r"block 9.* 0 to 3"):
         prunec.transform(vit(), plan_file(schedule={9: 12}), example=pixels())
 
 

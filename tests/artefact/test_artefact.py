@@ -7,28 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from prunec.artefact import artefact, placing
 from prunec.errors import PruneError, SourceError, UsageError
-from prunec.policy.policy import Policy
-
-MANIFEST: dict[str, Any] = {
-    "source": "shapes", "weights": "shipped", "target": "eager", "plan": {}, "certificate": {},
-    "policy": Policy.load("norm").model_dump(mode="json"),
-}  # fmt: skip
-
-
-def state(value: float = 1.0) -> dict[str, Tensor]:
-    return {"a.weight": torch.full((2, 3), value), "steps": torch.tensor(7)}
-
-
-def save(folder: Path, value: float = 1.0, **files: str) -> Path:
-    return artefact.save(folder, MANIFEST, state(value), files)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+from tests.artefact.saving import MANIFEST, content, save, state
 
 
 def failing(*_: Any, **__: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from prunec.artefact import artefact, placing
 from prunec.errors import PruneError, UsageError
-from tests.artefact.test_artefact import MANIFEST, content, save, state
+from tests.artefact.saving import MANIFEST, content, save, state
 
 
 def value(folder: Path) -> float:
@@ -226,7 +226,7 @@ def test_a_save_that_fails_behind_a_killed_one_leaves_the_old_artefact(
 KILLED = """
 import json, os, pathlib, sys
 from prunec.artefact import artefact
-from tests.artefact.test_artefact import save
+from tests.artefact.saving import save
 from tests.artefact.test_placing import value
 
 home = pathlib.Path(sys.argv[1])

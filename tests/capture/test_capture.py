@@ -101,7 +101,7 @@ class Lists(ViT):
 
 def test_images_in_a_list_are_a_batch_that_is_fixed_by_the_example() -> None:
     images = list(pixels(2))
-    with pytest.warns(UserWarning, match="one by one in a list: the result takes as many as the example"):
+    with pytest.warns(UserWarning, match="one by one in a list"):
         made = captured(Lists(), images)
     assert made.interface.batch is None
     module = ProgramModule(made)
@@ -138,7 +138,7 @@ def test_a_dataclass_that_pytorch_does_not_know_is_to_be_registered() -> None:
         def forward(self, pixels: Tensor) -> Unknown:
             return Unknown(super().forward(pixels))
 
-    with pytest.raises(CaptureError, match="does not look into all that Returns takes and returns") as caught:
+    with pytest.raises(CaptureError, match="Returns takes and returns") as caught:
         captured(Returns())
     assert caught.value.remedy == ("register the dataclass first: torch.export.register_dataclass(Unknown)")
 
@@ -184,7 +184,7 @@ def test_a_batch_that_the_model_fixes_is_a_warning_with_the_line() -> None:
 
 
 def test_a_line_of_pytorch_is_not_taken_for_one_of_the_model() -> None:
-    with pytest.warns(UserWarning, match="at a line that PyTorch did not record; the result runs at this"):
+    with pytest.warns(UserWarning, match="PyTorch did not record"):
         captured(FixedInside(), torch.randn(2, 4))
 
 
@@ -215,9 +215,7 @@ def test_an_error_of_the_model_itself_is_told_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError("no tokens left")
 
-    with pytest.raises(
-        CaptureError, match="Broken does not run on the example: ZeroDivisionError: no tokens left"
-    ) as caught:
+    with pytest.raises(CaptureError, match="ZeroDivisionError: no tokens left") as caught:
         captured(Broken(), torch.randn(2, 4))
     assert line_of(__file__, "raise ZeroDivisionError") in (caught.value.where or "")
 
@@ -252,7 +250,7 @@ class Chooses(nn.Module):
 
 
 def test_rows_whose_number_depends_on_values_are_refused_with_the_line() -> None:
-    with pytest.raises(CaptureError, match="how many rows this line gives depends on the values") as caught:
+    with pytest.raises(CaptureError, match="depends on the values") as caught:
         captured(Chooses(), torch.randn(2, 4))
     assert line_of(__file__, "(x.sum(1) > 0).nonzero()") in (caught.value.where or "")
     assert "torch.topk" in (caught.value.remedy or "")

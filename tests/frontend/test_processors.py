@@ -132,5 +132,5 @@ def test_what_is_not_done_is_told() -> None:
     ],
 )
 def test_what_cannot_be_meant(said: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match="what the model says of its pictures cannot be meant"):
+    with pytest.raises(SourceError, match="pictures"):
         processors.preprocess_of(said, (32, 32), "here")

@@ -132,7 +132,7 @@ def test_a_processor_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(SourceError, match=r"preprocessor_config\.json is not valid JSON"):
         sources.load(f"hf:{folder}")
     (folder / "preprocessor_config.json").write_text('{"image_mean": ["a"], "size": 32}')
-    with pytest.raises(SourceError, match="what the model says of its pictures cannot be meant"):
+    with pytest.raises(SourceError, match="pictures"):
         assert sources.load(f"hf:{folder}").preprocess
 
 

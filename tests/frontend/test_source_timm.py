@@ -134,7 +134,7 @@ def test_a_checkpoint_of_other_sizes_is_read_as_what_it_is(tmp_path: Path, suffi
     assert torch.equal(source.module.head.weight, model.head.weight)
     assert source.args[0].shape == (2, 1, 96, 96)
     assert sources.load(str(path), arch=arch).notes == ()
-    with pytest.raises(SourceError, match=r"do not fit the model: size mismatch for head.weight") as caught:
+    with pytest.raises(SourceError, match=r"size mismatch for head.weight") as caught:
         sources.load(str(path), arch=f"timm:{VIT}?num_classes=11")  # what is said is not overruled
     assert "timm:ID?num_classes=10" in str(caught.value.remedy)
 
@@ -157,5 +157,5 @@ def test_weights_may_say_how_pictures_are_normalised(tmp_path: Path) -> None:
     beside = sources.load(str(tmp_path / "plain.safetensors"), arch="shapes").preprocess
     assert (beside.mean, beside.size) == ((0.7, 0.8, 0.9), (72, 72))
     (tmp_path / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(SourceError, match="what stands beside the weights about pictures holds no mapping"):
+    with pytest.raises(SourceError, match="holds no mapping"):
         sources.load(str(tmp_path / "plain.safetensors"), arch="shapes")

@@ -21,7 +21,7 @@ from prunec.policy.policy import Policy
 from prunec.schedules.schedule import shortest
 from prunec.targets.eager import Eager
 from tests import tiny
-from tests.latency.test_pieces import FAMILY, dense_of
+from tests.latency.small import FAMILY, dense_of
 from tests.planner.anatomies import anatomy
 
 DEVICE = torch.device("cpu")

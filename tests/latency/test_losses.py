@@ -20,7 +20,7 @@ from prunec.policy.lowering import Lowering, choose
 from prunec.policy.policy import Policy
 from prunec.policy.site_plan import make_plan
 from prunec.schedules.schedule import last_block, scheduled, shortest
-from tests.latency.test_pieces import FAMILY, dense_of, model_of
+from tests.latency.small import FAMILY, dense_of, model_of
 
 VIT, MEAN, DETECTOR = "timm_vit", "timm_beit", "hf_yolos"
 IMAGES = 8

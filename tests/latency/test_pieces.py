@@ -1,9 +1,6 @@
-"""A program cut at its token stream: its pieces, one after the other, are the program."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunec.compiler import recognise
-from prunec.frontend.sources import from_module
 from prunec.ir import graph
-from prunec.ir.program import Program, Recognised
+from prunec.ir.program import Program
 from prunec.latency.pieces import Piece, cut, signature
 from prunec.latency.probe import lengths, opened, probe
 from prunec.passes import BACK
@@ -23,22 +18,9 @@ from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy
 from prunec.targets.eager import Eager
 from tests import tiny
-from tests.families import FAMILIES
+from tests.latency.small import FAMILY, dense_of, model_of
 
 NAMES = ("timm_vit", "timm_eva02", "timm_dinov3", "timm_beit", "hf_vit")
-FAMILY = {family.name: family for family in FAMILIES}
-
-
-@cache
-def model_of(name: str) -> nn.Module:
-    return FAMILY[name].model()
-
-
-@cache
-def dense_of(name: str) -> Recognised:
-    """A family's recognised program; its example has two images."""
-    args, kwargs = FAMILY[name].call(FAMILY[name].images(2))
-    return recognise(from_module(model_of(name), kwargs or args))
 
 
 def states_of(program: Program) -> list[str]:
@@ -174,9 +156,6 @@ def test_a_piece_is_a_program_that_a_target_lowers() -> None:
     with torch.no_grad():
         (found,) = Eager().lower(program)(*given)
     assert torch.equal(found, values[states[2]])
-
-
-# Signatures -------------------------------------------------------------------------------------------------
 
 
 class Odd(tiny.Block):

@@ -16,7 +16,7 @@ from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy, presets
 from prunec.policy.site_plan import make_plan
 from prunec.schedules.schedule import check_schedulable, scheduled, unprunable
-from tests.latency.test_pieces import FAMILY, dense_of
+from tests.latency.small import FAMILY, dense_of
 from tests.planner.anatomies import anatomy as an_anatomy
 
 PLANNABLE = (

@@ -21,7 +21,7 @@ from torch import Tensor
 from prunec.ir.program import Program
 from tests import moding, tiny
 from tests.families import difference
-from tests.passes.test_ragged import Biased
+from tests.passes.padding import Biased
 from tests.tiny import Attention, Block, ViT, pixels
 
 

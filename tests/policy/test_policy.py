@@ -77,7 +77,7 @@ def test_toml_without_a_reader_says_what_to_install(tmp_path: Path, monkeypatch:
 
 
 def test_something_that_is_no_policy_at_all() -> None:
-    with pytest.raises(PolicyError, match=r"a policy is a mapping of keys to values, got 0\.5"):
+    with pytest.raises(PolicyError, match=r"mapping of keys to values, got 0\.5"):
         Policy.load(0.5)  # type: ignore[arg-type]
 
 
@@ -353,7 +353,7 @@ def test_site_blocks_follow_the_depth(layers: int, blocks: tuple[int, ...]) -> N
 
 
 def test_a_block_outside_the_model_is_refused() -> None:
-    with pytest.raises(PolicyError, match="block 8 does not exist, the model has blocks 0 to 7") as caught:
+    with pytest.raises(PolicyError, match=r"block 8 .* 0 to 7") as caught:
         Policy.load("evit").override(blocks=[0, 8]).site_blocks(8)
     assert caught.value.where == "policy evit"
     assert "depths" in (caught.value.remedy or "")

@@ -188,7 +188,7 @@ def test_two_steps_may_not_meet_in_one_place() -> None:
         **step,
         "then": [step],
     }
-    with pytest.raises(PolicyError, match="two sites with no block between them, at block 2"):
+    with pytest.raises(PolicyError, match=r"two sites .* block 2"):
         make_plan(Policy.load(twice), anatomy())
     attending = {**step, "scorer": {"kind": "cls_attention"}}
     late = {**step, "sites": {"where": "after_attention", "blocks": [1]}}
@@ -212,12 +212,12 @@ def test_a_rate_for_each_site() -> None:
     plan = make_plan(Policy.load(data), anatomy(25))
     assert [(site.block, site.keep) for site in plan.sites] == [(1, 20), (3, 10)]
     data["selector"]["keep_per_site"] = [0.8, 0.5]
-    with pytest.raises(PolicyError, match="keep_per_site lists 2 shares, and there are 3 sites"):
+    with pytest.raises(PolicyError, match=r"2 shares.* 3 sites"):
         make_plan(Policy.load(data), anatomy(25))
 
 
 def test_a_block_that_does_not_exist_is_named() -> None:
-    with pytest.raises(PolicyError, match="block 12 does not exist, the model has blocks 0 to 11"):
+    with pytest.raises(PolicyError, match=r"block 12 .* 0 to 11"):
         make_plan(policy(blocks=[12]), anatomy())
 
 
@@ -254,7 +254,7 @@ def test_counts_that_differ_are_not_followed_by_one_that_does_not() -> None:
     def mine(first: dict[str, Any], second: dict[str, Any]) -> Policy:
         return Policy.load({**title, **first, "then": [second]})
 
-    with pytest.raises(PolicyError, match="keeps as many tokens of every image at block 4, where") as caught:
+    with pytest.raises(PolicyError, match="at block 4") as caught:
         make_plan(mine(merging(1, "threshold"), merging(4, "top_k")), anatomy())
     assert caught.value.where == "then[0].selector.kind"
     with pytest.raises(PolicyError, match="at block 4, where images have different numbers") as caught:

@@ -33,5 +33,5 @@ def test_as_many_selections_as_sites(half: Planned) -> None:
     program = half.replace(module=graph.copy(half.module))
     node = next(node for node in program.graph.nodes if node.target is ops.select)
     node.target = torch.topk
-    with pytest.raises(VerificationError, match="the plan has 2 sites, the rewritten graph selects 1 times"):
+    with pytest.raises(VerificationError, match=r"2 sites.* 1 times"):
         sites_of(program)

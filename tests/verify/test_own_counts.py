@@ -22,7 +22,7 @@ def test_the_first_state_that_differs_is_named(dense: Recognised, half: Planned)
         made = program.graph.call_function(shrunk, (hidden, index))
     hidden.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
     graph.tidy(program.module)
-    with pytest.raises(VerificationError, match="at its own counts differs from the dense graph") as caught:
+    with pytest.raises(VerificationError, match="own counts") as caught:
         certify(dense, program)
     assert "blocks.1" in str(caught.value.where)
 

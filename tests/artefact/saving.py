@@ -1,0 +1,29 @@
+"""A small artefact, saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunec.artefact import artefact
+from prunec.policy.policy import Policy
+
+MANIFEST: dict[str, Any] = {
+    "source": "shapes", "weights": "shipped", "target": "eager", "plan": {}, "certificate": {},
+    "policy": Policy.load("norm").model_dump(mode="json"),
+}  # fmt: skip
+
+
+def state(value: float = 1.0) -> dict[str, Tensor]:
+    return {"a.weight": torch.full((2, 3), value), "steps": torch.tensor(7)}
+
+
+def save(folder: Path, value: float = 1.0, **files: str) -> Path:
+    return artefact.save(folder, MANIFEST, state(value), files)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

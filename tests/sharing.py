@@ -5,7 +5,8 @@ own that holds the weights of its own model, so what it does to them stays with 
 never kept.
 
 Test files ask for it: `pytestmark = pytest.mark.usefixtures("recognised_once")`. Those that change the first
-stages of the compiler, or look at how they come about, must not.
+stages of the compiler, or look at how they come about, must not. `tests.tiny.recognised` shares what
+torch.export gives, and runs the passes each time.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import inspect
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunec import compiler
+from prunec.capture.capture import capture
 from prunec.frontend.sources import Source
 from prunec.ir.program import Program, with_tensors
 
@@ -37,51 +40,57 @@ TABLES = {"_parameters", "_buffers", "_modules"}
 
 @dataclass
 class Shared:
-    """The programs that were recognised, by what they were made of."""
+    """The programs that one stage made, by what they were made of."""
 
-    recognise: Callable[[Source], Any]
     kept: dict[Hashable, tuple[Any, set[str]]] = field(default_factory=dict)
     #: What keys name by identity must live as long as they do.
     alive: list[Any] = field(default_factory=list)
 
-    def __call__(self, source: Source) -> Any:
-        """What the compiler recognises in a source, found before or now."""
-        if source.exported is not None or _numbers(source.module) > MOST:
-            return self.recognise(source)
-        key = _key(source)
-        if key not in self.kept:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                found = self.recognise(source)
-            for warning in caught:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-            if caught:
-                return found
-            own = _tensors(source.module)
+    def of(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], make: Callable[[], Any]
+    ) -> Any:
+        """The program that `make` makes of this model and example, made before or now."""
+        if _numbers(module) > MOST:
+            return make()
+        key = _key(module, args, kwargs)
+        if key in self.kept:
+            program, names = self.kept[key]
+            return _with_weights(program, {name: _tensors(module)[name] for name in names})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = make()
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if not caught:
+            own = _tensors(module)
             names = {name for name, tensor in _tensors(found.module).items() if own.get(name) is tensor}
             self.kept[key] = copy.deepcopy(found), names
-            self.alive.append((source.module, source.args, source.kwargs))
-            return found
-        program, names = self.kept[key]
-        return _with_weights(program, {name: _tensors(source.module)[name] for name in names})
+            self.alive.append((module, args, kwargs))
+        return found
+
+
+_CAPTURED, _RECOGNISED = Shared(), Shared()
+
+
+def captured_once(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """`capture`, where what it makes is only what a test starts from."""
+    return _CAPTURED.of(module, args, kwargs, lambda: capture(module, args, kwargs))
 
 
 def recognised_once() -> Iterator[None]:
-    """Everybody who calls the compiler's `recognise` calls this one instead."""
+    """Everybody who calls the compiler's `recognise` gets what it found in an equal source before."""
     original = compiler.recognise
-    holders = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.split(".")[0] in ("prunec", "tests") and vars(module).get("recognise") is original
-    ]
-    for module in holders:
-        module.recognise = _SHARED
-    yield
-    for module in holders:
-        module.recognise = original
 
+    def recognise(source: Source) -> Any:
+        if source.exported is not None:
+            return original(source)
+        return _RECOGNISED.of(source.module, source.args, source.kwargs, lambda: original(source))
 
-_SHARED = Shared(compiler.recognise)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in ("prunec", "tests") and vars(module).get("recognise") is original:
+                patch.setattr(module, "recognise", recognise)
+        yield
 
 
 def _with_weights(program: Program, weights: dict[str, Tensor]) -> Program:
@@ -104,17 +113,17 @@ def _numbers(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in _tensors(module).values())
 
 
-def _key(source: Source) -> Hashable:
+def _key(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     parts = tuple(
         (name, _class(type(part)), _settings(part))
-        for name, part in source.module.named_modules(remove_duplicate=False)
+        for name, part in module.named_modules(remove_duplicate=False)
     )
     ties: dict[int, str] = {}
     tensors = tuple(
         (name, ties.setdefault(id(tensor), name), _content(tensor))
-        for name, tensor in _tensors(source.module).items()
+        for name, tensor in _tensors(module).items()
     )
-    leaves, tree = pytree.tree_flatten((source.args, dict(source.kwargs)))
+    leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
     mode = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     return parts, tensors, tuple(map(_value, leaves)), str(tree), mode
 

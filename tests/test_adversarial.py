@@ -32,6 +32,8 @@ from tests.own_models import (
 )
 from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 TOLERANCE = 1e-5
 POLICIES = pytest.mark.parametrize(("policy", "pruning"), [("evit", EVIT), ("norm", NORM)])
 

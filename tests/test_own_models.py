@@ -41,6 +41,8 @@ from tests.own_models import (
 )
 from tests.references import EVIT, NORM, Layer, Pruning, attend, heads
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 
 def spelled_layer(block: Block) -> Layer:
     def attention(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

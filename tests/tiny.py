@@ -23,6 +23,7 @@ from prunec.passes.normalise import Normalise
 from prunec.passes.repair_tokens import RepairTokens
 from prunec.policy.policy import Policy
 from prunec.policy.site_plan import make_plan
+from tests.sharing import captured_once
 
 Make = Callable[[], nn.Module]
 
@@ -130,19 +131,22 @@ def pixels(batch: int = 2, side: int = 5) -> Tensor:
 
 def captured(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
     """The captured program of a model; the default input when none is given."""
-    if not args and not kwargs:
-        args = (pixels(),)
-    return capture(model.eval(), args, kwargs)
+    return capture(model.eval(), args or (() if kwargs else (pixels(),)), kwargs)
+
+
+def shared(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
+    """The same, captured once for all tests that have such a model; it holds the weights of this one."""
+    return captured_once(model.eval(), args or (() if kwargs else (pixels(),)), kwargs)
 
 
 def normalised(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
     """Captured and normalised."""
-    return run_passes((Normalise(),), captured(model, *args, **kwargs))
+    return run_passes((Normalise(),), shared(model, *args, **kwargs))
 
 
 def recognised(model: nn.Module, *args: Any, **kwargs: Any) -> Recognised:
     """Captured, normalised and recognised."""
-    return run_passes(FRONT, captured(model, *args, **kwargs))
+    return run_passes(FRONT, shared(model, *args, **kwargs))
 
 
 def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:

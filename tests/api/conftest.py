@@ -20,6 +20,11 @@ def make():
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _recognised_once(recognised_once: None) -> None:
+    """What is called runs on few models."""
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """An artefact of a module given in Python."""

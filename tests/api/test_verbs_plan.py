@@ -16,6 +16,8 @@ from prunec.planner.planned import Planned
 from tests.planner.plans import plan_file
 from tests.tiny import ViT, pixels
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 HOW = prunec.Measure(target="eager", batch=2, rounds=5)
 
 

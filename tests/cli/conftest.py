@@ -17,6 +17,11 @@ from prunec.planner.planning import Candidate, Workshop
 from tests.cli.running import CODE, PLANNED, Call, Said
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _recognised_once(recognised_once: None) -> None:
+    """Commands run on few models."""
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables that one test measures serve the next; all are of this very machine."""

@@ -26,6 +26,8 @@ from prunec.targets.inductor import Inductor
 from tests.families import FAMILIES, Family, difference, tensors
 from tests.tiny import ViT, assert_a_copy_stands_by_itself, pixels
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 NAMES = ("timm_vit", "timm_beit", "hf_vit", "hf_siglip")
 
 

@@ -14,6 +14,8 @@ from prunec.measure.figures import with_batch
 from prunec.targets.eager import Eager
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 PATCHES, DIM, HEADS, PIXELS, CLASSES = 25, 16, 2, 3 * 4 * 4, 7
 
 

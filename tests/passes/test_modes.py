@@ -31,6 +31,8 @@ from tests.passes.padding import Biased
 from tests.tiny import Block, ViT, pixels
 from tests.watching import at, preset
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 BY_NAME = {family.name: family for family in FAMILIES}
 
 

@@ -22,6 +22,8 @@ from prunec.policy.policy import Policy
 from tests import moding, tiny
 from tests.tiny import ViT, pixels, recognised
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 FIXED = tiny.policy()
 RAGGED = tiny.policy(selector="threshold", fate="preserve", reactivate=True)
 IN_BATCH = Policy.load(

@@ -16,6 +16,8 @@ import prunec
 from prunec import documents
 from prunec.errors import CalibrationError, PolicyError
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 PACKAGE = Path(__file__).parent.parents[1] / "examples" / "scorer_package"
 ODD = """
 import torch

@@ -29,6 +29,8 @@ from tests.own_models import (
 )
 from tests.references import attend, heads
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 POLICY: dict[str, Any] = {
     "version": 1,
     "name": "half",

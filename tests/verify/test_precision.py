@@ -17,6 +17,8 @@ from prunec.policy.policy import Policy
 from prunec.verify.certificate import certify
 from tests.families import FAMILIES, Family, difference, tensors
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 #: Registers and LayerScale, rotary tables, a relative bias, a map head, a spelled-out softmax in float32.
 NAMES = ("timm_dinov2_registers", "timm_dinov3", "timm_beit", "hf_siglip", "hf_vit_eager", "hf_yolos")
 

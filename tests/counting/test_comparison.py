@@ -45,7 +45,7 @@ def test_a_number_that_follows_in_no_known_form_is_refused_with_its_line(name: s
     read, what = UNKNOWN[name]
     with pytest.raises(prunec.RecognitionError, match=what) as refused:
         pruned(ready(Counting([read])))
-    assert "test_comparison.py" in str(refused.value.where)
+    assert "tests/counting/" in str(refused.value.where)
     assert refused.value.remedy
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import sympy
 import torch
 
 from prunec.probing.boxes import (
@@ -18,6 +17,7 @@ from prunec.probing.boxes import (
     within,
 )
 from prunec.probing.lengths import Lengths
+from tests.probing.sizes import symbolic_length
 
 LENGTHS = Lengths({})
 VALUE = torch.empty(2, 100, 30)
@@ -32,19 +32,6 @@ def test_a_span_is_a_slice() -> None:
     assert Span(-6, None).at(20) == (14, 20)
     assert Span(2, 5).at(20) == (2, 5)
     assert (fixed(Span(-6, None)), fixed(Span(2, 5)), fixed(Span(-6, -2))) == (6, 3, 4)
-
-
-def symbolic_length() -> torch.SymInt:
-    class Ones(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + 1
-
-    dim = torch.export.Dim("n", min=2, max=64)
-    exported = torch.export.export(Ones(), (torch.ones(20, 3),), dynamic_shapes={"x": {0: dim}})
-    node = next(node for node in exported.graph.nodes if node.op == "placeholder")
-    size = node.meta["val"].shape[0]
-    assert isinstance(size, torch.SymInt)
-    return size
 
 
 @pytest.mark.parametrize(
@@ -62,17 +49,6 @@ def test_rows_near_the_end_of_a_length_that_varies_are_counted_from_there(
 ) -> None:
     assert span(*rows, 20, 20) == static
     assert span(*rows, symbolic_length(), 20) == symbolic
-
-
-def test_lengths_stand_in_for_symbols() -> None:
-    size = symbolic_length()
-    (symbol,) = size.node.expr.free_symbols
-    assert isinstance(symbol, sympy.Symbol)
-    tokens = Lengths({symbol: 7})
-    assert (tokens.size(size), tokens.size(2 * size - 1), tokens.size(9)) == (7, 13, 9)
-    assert not tokens.counts_images(size)
-    assert Lengths({}).size(size) == 2
-    assert Lengths({}).counts_images(size)
 
 
 def test_a_hull_holds_both_and_no_axis_that_one_has_whole() -> None:

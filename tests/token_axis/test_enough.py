@@ -21,7 +21,7 @@ def stream(function: Callable[[Tensor], Tensor]) -> tuple[fx.Graph, sympy.Symbol
         def forward(self, x: Tensor) -> Tensor:
             return function(x)
 
-    shapes = ({0: torch.export.Dim("b", min=2), 1: torch.export.Dim("n", min=8)},)
+    shapes = ({0: torch.export.Dim("b", min=2), 1: torch.export.Dim("n", min=9)},)
     graph = torch.export.export(Call(), (torch.randn(3, TOKENS, 4),), dynamic_shapes=shapes).graph
     (x,) = graph.find_nodes(op="placeholder")
     (symbol,) = compat.expression(x.meta["val"].shape[1]).free_symbols

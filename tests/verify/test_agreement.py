@@ -12,12 +12,12 @@ from tests import moding, tiny
 from tests.tiny import ViT, pixels, recognised
 
 RAGGED = {"selector": "threshold", "fate": "preserve", "reactivate": True}
-MODES = ("static", "packed", "masked")
+MODES = ("packed", "masked")
 
 
 @pytest.fixture(scope="module")
 def modes() -> dict[str, Planned]:
-    """One program whose images differ, in every mode, its thresholds in the middle of its scores."""
+    """One program whose images differ, in every mode for batches, its thresholds in the middle of its scores."""
     torch.manual_seed(0)
     dense = recognised(ViT(depth=3), pixels(4))
     return moding.in_all_modes(moding.unfinished(dense, tiny.policy(**RAGGED)))

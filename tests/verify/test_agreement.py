@@ -17,7 +17,7 @@ MODES = ("packed", "masked")
 
 @pytest.fixture(scope="module")
 def modes() -> dict[str, Planned]:
-    """One program whose images differ, in every mode for batches, its thresholds in the middle of its scores."""
+    """One program whose images differ, in every mode for batches."""
     torch.manual_seed(0)
     dense = recognised(ViT(depth=3), pixels(4))
     return moding.in_all_modes(moding.unfinished(dense, tiny.policy(**RAGGED)))

@@ -129,7 +129,7 @@ def test_agreement_stands_where_there_are_no_labels_and_similarity_where_there_a
 def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
-        "source", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
+        "source", "submodule", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
         "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "verdict",
         "planner", "notes", "artefact",
     ]  # fmt: skip

@@ -94,7 +94,7 @@ class Imagined(Workshop):
         trial: object = ADDITIVE,
     ) -> None:
         self.share, self.loss, self.noise, self.trial = share, loss, noise, cast(Trial, trial)
-        self.say = lambda step: None
+        self.progress = lambda step: None
         self.rounds = 5
         self.built: list[Name] = []
         self.runs = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from prunec.errors import PruneError
 from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet
 from prunec.ir.flops import FlopCounter
+from prunec.ir.program import Planned
 from prunec.measure import cost, figures
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores
@@ -52,6 +54,7 @@ from prunec.version import __version__
 ROOT = Path(__file__).parents[2]
 RECORD, TABLE = ROOT / "benchmarks" / "results" / "real.json", ROOT / "docs" / "real.md"
 GRIDS = (13, 11, 14)  # patches a side of the smaller pictures, in the order that budgets are judged in
+COUNTED = 2  # pictures of each kind and seed that FLOPs are counted on, where they differ
 BASELINE = "tome"  # the preset that all others stand beside
 ALIKE = ("device", "threads", "torch", "prunec", "size", "seeds", "wheels")  # or rows are measured again
 
@@ -98,16 +101,30 @@ class Judge:
         """A preset at a budget, and its control."""
         built = at_budget(policy, budget, self.bench)
         control = run_passes((RandomScores(),), built.program)
+        kinds = self.by_kind(built.program) if policy.ragged else {}
         return {
             "preset": name,
             "budget": budget,
-            "flops": built.flops,
+            "flops": statistics.mean(kinds.values()) if kinds else built.flops,
+            "flops_by_kind": kinds,
             "rate": built.rate,
             "restore": built.policy.restored,
             "calibration": built.calibration,
             "time": self.time(built.one_image().module),
             "figures": self.exam.figures(eager(built.program.module)),
             "random": self.exam.figures(eager(control.module)),
+        }
+
+    def by_kind(self, program: Planned) -> dict[str, float]:
+        """FLOPs on the pictures that are judged, where they keep different numbers of tokens."""
+        kinds = {
+            "photographs": torch.cat([group[:COUNTED] for group in self.exam.crops]),
+            "cells": torch.cat([group.images[:COUNTED] for group in self.exam.cells]),
+        }
+        return {
+            kind: figures.flops(program, figures.inputs(program, len(images), images))
+            / self.bench.dense_flops
+            for kind, images in kinds.items()
         }
 
     def time(self, model: nn.Module) -> dict[str, float]:

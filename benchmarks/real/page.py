@@ -37,6 +37,8 @@ READING = """
   defective solar cells of ELPV from others. It is fitted to the dense model's features and not fitted
   again; agreement is with what it says of those. Cells are run in bfloat16, the dense model
   too, and in single precision where a program cannot run so.
+- *FLOPs*: where pictures keep different numbers of tokens they are told of both kinds. L2, cosines and
+  heatmaps are of photographs, the probe's figures of cells: read them beside the share of that kind.
 - *better than*: in how many of the seeds, on the same pictures, by L2 and by agreement; a draw is
   no win.
 - *time*: one picture, operator by operator, as a share of the dense program's in the same rounds. FLOPs
@@ -114,7 +116,8 @@ def _restoring(row: Row) -> str:
 
 
 def _cost(row: Row) -> list[str]:
-    return [f"{row['flops']:.0%}", f"{row['time']['share']:.2f}"]
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in row.get("flops_by_kind", {}).items())
+    return [f"{row['flops']:.0%}" + (f" ({kinds})" if kinds else ""), f"{row['time']['share']:.2f}"]
 
 
 def _figures(figures: Row) -> list[str]:

@@ -40,6 +40,12 @@ def test_a_row_stands_beside_random_tokens_and_under_the_smaller_picture() -> No
     assert "| **resize**, 182 px | 64% | 0.66 |" in text
 
 
+def test_flops_that_differ_between_kinds_of_pictures_are_told() -> None:
+    made = record()
+    made["rows"][0]["flops_by_kind"] = {"photographs": 0.75, "cells": 0.55}
+    assert "| 65% (photographs 75%, cells 55%) | 0.70 |" in page.markdown(made)
+
+
 def test_what_was_not_measured_is_said() -> None:
     text = page.markdown({**record(), "note": "ended after 3 minutes"})
     assert "## 45% of the FLOPs\n\nNot measured in this run." in text

@@ -19,6 +19,10 @@ the weights for timm and transformers compute what ONNX Runtime does, to {parity
 photographs, {cells} test cells, a probe fitted to {train} others; {calibration} pictures calibrate.
 """
 
+QUICK = """
+**A quick run, on few pictures**: the ± are wide, and small differences of the probe's figures say nothing.
+"""
+
 READING = """
 ![relative L2 of all tokens over the FLOPs](real.svg)
 
@@ -66,6 +70,7 @@ HEADS = {
     "agreement": "agreement",
 }
 SHARES = ("accuracy", "agreement")
+ENOUGH = 500  # cells, for a probe's figures that mean something
 EMPTY = ("", "", "")
 CONTROLS = ("random", "resize", "tome")
 JUDGED = ("l2", "agreement")  # by which a row is called better
@@ -88,8 +93,9 @@ def _about(record: Row) -> str:
     size = record["size"]
     known = {**record, **size, "crops": size["crops"] * record["seeds"]}
     known |= {"photographs": record["photographs"][1], "parity": max(record["parity"].values())}
+    quick = QUICK if size["cells"] < ENOUGH else ""
     note = f"\n**This run {record['note']}.**\n" if "note" in record else ""
-    return ABOUT.format(**known) + note
+    return ABOUT.format(**known) + quick + note
 
 
 def _table(dense: Row, resized: Row, rows: Sequence[Row]) -> list[str]:

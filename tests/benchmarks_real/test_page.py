@@ -50,6 +50,7 @@ def test_what_was_not_measured_is_said() -> None:
     text = page.markdown({**record(), "note": "ended after 3 minutes"})
     assert "## 45% of the FLOPs\n\nNot measured in this run." in text
     assert "- `dtop`: no scores\n- `tome` at 45%: far\n" in text
+    assert "**A quick run, on few pictures**" in text
     assert "**This run ended after 3 minutes.**" in text
 
 

@@ -70,11 +70,11 @@ class Size:
     train: int = 400  # cells that the probe is fitted to
     cells: int = 500  # cells that it is tried on, over all seeds
     calibration: int = 32  # pictures: half of them crops, half cells
-    counted: int = 8  # pictures that FLOPs are counted on
+    counted: int = 16  # pictures that FLOPs are counted on
     rounds: int = 8  # of timing
 
 
-QUICK = Size(grids=GRIDS[:1], crops=2, train=200, cells=100, calibration=16, counted=4, rounds=5)
+QUICK = Size(grids=GRIDS[:1], crops=2, train=200, cells=100, calibration=16, counted=8, rounds=5)
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,8 @@ def run(judge: Judge, chosen: Mapping[str, Policy], record: Row, options: argpar
                 baselines[row["budget"]] = row
             row["wins"] = compared(row, budgets[row["budget"]], baselines.get(row["budget"]))
         now, cpu = time.perf_counter(), time.process_time()
-        row.setdefault("seconds", now - clock)
-        row.setdefault("cpu_seconds", cpu - worked)
+        if "seconds" not in row:  # or it was held
+            row |= {"seconds": now - clock, "cpu_seconds": cpu - worked}
         clock, worked, longest = now, cpu, max(longest, now - clock)
         record["rows"].append(row)
         print(said(row), flush=True)

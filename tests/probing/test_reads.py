@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunec.ir import graph
 from prunec.probing.boxes import WHOLE, Box, Span
@@ -16,25 +16,10 @@ from prunec.probing.lengths import Lengths
 from prunec.probing.reads import Reader
 from prunec.probing.units import Reads, unit_of
 from tests import tiny
+from tests.probing.operators import Call, last
 
 ROW = Span(0, 1)
 X = (torch.randn(2, 7, 12),)
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.weight, self.bias = nn.Parameter(torch.randn(30, 12)), nn.Parameter(torch.randn(30))
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
-
-
-def last(function: Callable[..., Any], *inputs: Tensor) -> fx.Node:
-    """The node that makes the output of a function that is one operator."""
-    program = tiny.normalised(Call(function), *inputs)
-    return graph.output_node(program.graph).all_input_nodes[0]
 
 
 def reads(function: Callable[..., Any], box: Box, *inputs: Tensor) -> Reads | None:

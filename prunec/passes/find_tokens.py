@@ -29,7 +29,9 @@ from prunec.probing.numbers import changed_rows
 from prunec.probing.reads import Reader
 from prunec.probing.replay import Replay, example_inputs
 from prunec.probing.rows import RowRead
-from prunec.token_axis.spaces import Repairs, TokenAxis
+from prunec.token_axis.repairs import Repairs
+from prunec.token_axis.selected import Stream
+from prunec.token_axis.spaces import TokenAxis
 
 #: A constant read of more rows than this share of the stream reads the grid, not protected tokens.
 _LARGEST_PROTECTED_SHARE = 0.5
@@ -154,7 +156,7 @@ def _probe(module: fx.GraphModule, states: tuple[str, ...], length: int, dim: in
         score.meta["val"] = value.movedim(dim, 1)[..., 0]
         selection.meta["val"] = score.meta["val"].to(torch.int64)
     gathered.meta["val"] = value
-    axis = TokenAxis(copy, tokens=length, prefix=0, suffix=0, token_dim=dim, states=states, probe=True)
+    axis = TokenAxis(copy, Stream(length, 0, 0, dim, states), probe=True)
     return axis.run()[1]
 
 

@@ -17,6 +17,7 @@ from prunec.ir.arguments import chosen_from, operand
 from prunec.ir.program import Counts, Planned
 from prunec.ir.rewrite import Pass
 from prunec.token_axis.enough import check_enough
+from prunec.token_axis.selected import Stream
 from prunec.token_axis.spaces import TokenAxis
 
 
@@ -29,17 +30,16 @@ class RepairTokens(Pass[Planned, Planned]):
     def run(self, program: Planned) -> tuple[Planned, Counts]:
         """The repaired program and the number of repairs of each kind."""
         anatomy, plan = program.anatomy, program.plan
-        axis = TokenAxis(
-            program.module,
-            tokens=anatomy.tokens,
-            prefix=anatomy.prefix,
-            suffix=anatomy.suffix,
-            token_dim=anatomy.token_dim,
-            states=anatomy.states,
-            cores=anatomy.cores,
-            preserve=plan.fate in ("preserve", "merge", "exit"),
-            restore=plan.rules.restored,
+        stream = Stream(
+            anatomy.tokens,
+            anatomy.prefix,
+            anatomy.suffix,
+            anatomy.token_dim,
+            anatomy.states,
+            anatomy.cores,
         )
+        preserve = plan.fate in ("preserve", "merge", "exit")
+        axis = TokenAxis(program.module, stream, preserve=preserve, restore=plan.rules.restored)
         module, repairs = axis.run()
         if plan.lowering.fixed:
             selections = [node for node in module.graph.nodes if node.target in ops.SELECTIONS]

@@ -28,8 +28,8 @@ from prunec.errors import PolicyError, RecognitionError
 from prunec.ir.graph import ancestors, data_inputs, is_size, is_tensor, place, reachable
 from prunec.ir.sizes import SizeNodes, at, with_sizes
 from prunec.token_axis.padding import images_of
+from prunec.token_axis.selected import Space
 from prunec.token_axis.solve import TOKENS
-from prunec.token_axis.tables import Space
 
 Where = tuple[int | str, ...]  # of an argument: place or keyword, elements of lists; () is the node's value
 

@@ -27,7 +27,7 @@ from prunec.probing.neutral import Neutral, neutral
 from prunec.probing.probe import Probe
 from prunec.probing.questions import is_row_local, keeps_row_order, keeps_zero, rows_before
 from prunec.structure import NoMatch
-from prunec.token_axis.tables import Space
+from prunec.token_axis.selected import Space
 
 Call = Callable[[Any, tuple[Any, ...], str], fx.Node]
 

@@ -18,10 +18,7 @@ position (x[:, 0], x[:, 5:]) must be protected ones; any other such reader gets 
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -31,47 +28,21 @@ from torch import fx
 from prunec import compat, ops
 from prunec.errors import PolicyError
 from prunec.ir import arguments
-from prunec.ir.calls import CallTypes, signature
-from prunec.ir.graph import is_getitem, is_size, operand, place, with_graph
-from prunec.ir.sizes import SizeNodes, sizes_of
-from prunec.probing.lengths import Lengths
-from prunec.probing.probe import Probe
-from prunec.probing.rows import RowRead, rows_apart, rows_picked
-from prunec.structure import NoMatch
+from prunec.ir.calls import CallTypes
+from prunec.ir.graph import place, with_graph
+from prunec.ir.sizes import SizeNodes
 from prunec.token_axis.counted import Given, Numbers
 from prunec.token_axis.literals import Literals
 from prunec.token_axis.padding import Padding
-from prunec.token_axis.tables import Space, Tables, of_these_images
+from prunec.token_axis.positions import Positions, call_of
+from prunec.token_axis.repairs import Repairs
+from prunec.token_axis.selected import Space, Spaces, Stream, stand_in
+from prunec.token_axis.tables import Tables, of_these_images
 
 _MOVES = (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
 
 #: How many kept tokens one that was not kept is made of, and how fast their weight falls with the distance.
 NEAREST, SHARPNESS = 20, 20.0
-
-
-@dataclass
-class Repairs:
-    """What the rewriting did; counts are results."""
-
-    literals: int = 0
-    gathered: list[str] = field(default_factory=list)
-    counted: list[str] = field(default_factory=list)  # calls with a number that follows the token count
-    scatters: int = 0
-    region_ends: list[str] = field(default_factory=list)
-    reads: list[RowRead] = field(default_factory=list)
-    axes: dict[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # node -> its token axes (none: only its inputs)
-
-    def counts(self) -> dict[str, int]:
-        """The numbers that reports and tests read."""
-        return {
-            "literals": self.literals,
-            "gathered": len(self.gathered),
-            "scatters": self.scatters,
-            "region_ends": len(self.region_ends),
-            **({"counted": len(self.counted)} if self.counted else {}),
-        }
 
 
 class TokenAxis:
@@ -80,40 +51,35 @@ class TokenAxis:
     def __init__(
         self,
         module: fx.GraphModule,
+        stream: Stream,
         *,
-        tokens: int,
-        prefix: int,
-        suffix: int,
-        token_dim: int,
-        states: Sequence[str],
-        cores: Collection[str] = (),
         preserve: bool = False,
         restore: str = "stale",
         probe: bool = False,
     ) -> None:
         self.module = module
-        self.tokens, self.prefix, self.suffix, self.token_dim = tokens, prefix, suffix, token_dim
-        self.states = set(states)
-        self.cores = set(cores)  # attention over tokens: fused calls and softmaxes
+        self.tokens, self.prefix, self.suffix = stream.tokens, stream.prefix, stream.suffix
+        self.token_dim = stream.token_dim
+        self.states, self.cores = set(stream.states), set(stream.cores)
         self.preserve = preserve  # tokens that are not kept take part in whatever is not attention
         self.restore = restore  # how they come back: as they were, or like what they were most like
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
-        self.calls = CallTypes(self.mode, tokens)
+        self.calls = CallTypes(self.mode, stream.tokens)
         self.graph = fx.Graph()
         self.sizes = SizeNodes(self.graph, self._call)
         self.new: dict[fx.Node, fx.Node] = {}
         self.whole: dict[fx.Node, fx.Node] = {}  # old node -> its full-length version
-        self.spaces: dict[sympy.Symbol, Space] = {}
+        self.spaces = Spaces()
         self.repairs = Repairs()
-        spare = tokens // 4 if probe else prefix + suffix
-        self.tables = Tables(tokens, prefix, suffix, spare, self.full, self._call)
+        spare = stream.tokens // 4 if probe else stream.prefix + stream.suffix
+        self.tables = Tables(stream.tokens, stream.prefix, stream.suffix, spare, self.full, self._call)
         self.literals = Literals(self.calls, self.sizes)
-        self.rows: dict[Any, RowRead | None] = {}
-        self.padding = Padding(self.cores, self._axes, self._sizes, self._call)
+        self.positions = Positions(stream, self.spaces, self.calls, self.new)
+        self.padding = Padding(self.cores, self.spaces.axes, lambda: self.literals.hints, self._call)
         self.given: dict[fx.Node, Given] = {}  # calls with their numbers at the count that is left
         self.behind: dict[fx.Node, Space | None] = {}  # old node -> the rows that it was made of
-        counts = (tokens, spare)
+        counts = (stream.tokens, spare)
         self.numbers = Numbers(module.graph, counts, self.new, self.behind, self.sizes, self._call)
         self.ended: set[fx.Node] = set()  # old nodes that are made of the whole stream again
         self.leaving = False  # what is made whole is an output
@@ -130,11 +96,11 @@ class TokenAxis:
 
     def _visit(self, node: fx.Node) -> fx.Node:
         inputs = [self.new[source] for source in node.all_input_nodes]
-        space = self._deepest(inputs)
+        space = self.spaces.deepest(inputs)
         if node.target is ops.whole:
             return self.full(arguments.operand(node, "x"))
         if node.target is ops.valid_mask:
-            return self._space_of_selection(node).valid  # type: ignore[return-value]
+            return self._space_of(node).valid  # type: ignore[return-value]
         if node.target in ops.SELECTIONS:
             return self._open_space(node, space)
         self._count(node, space)
@@ -145,12 +111,12 @@ class TokenAxis:
         made = self._as_is(node) or self._literals(node) or self._operands(node, space)
         if made is None:
             return self._end_region(node, "the operator needs the whole grid")
-        self.repairs.axes[node.name] = self._axes(made.meta["val"])
+        self.repairs.axes[node.name] = self.spaces.axes(made.meta["val"])
         if node.target in _MOVES:
-            self._space_of_selection(node).source = arguments.operand(node, "x")
+            self._space_of(node).source = arguments.operand(node, "x")
         if node.target is ops.members:
-            self._space_of_selection(node).group = made
-        read = self._rows_read(node, made)
+            self._space_of(node).group = made
+        read = self.positions.read(node, self._mapped(call_of(node)), made)
         if read is not None:
             self.repairs.reads.append(read)
             if not self.probe and (read.front > self.prefix or read.back > self.suffix):
@@ -172,7 +138,7 @@ class TokenAxis:
     def _open_space(self, node: fx.Node, parent: Space | None) -> fx.Node:
         """A select: its length is a fresh symbol, whatever count the plan gives it."""
         made = self._copy(node, lambda source: self.new[source])
-        hint = _hint(self.tokens, self.literals.hints.values())
+        hint = stand_in(self.tokens, self.literals.hints.values())
         size = compat.new_symbol(self.mode, f"n{len(self.spaces) + 1}", hint)
         chosen = arguments.chosen_from(made)
         batch = chosen.meta["val"].shape[0]
@@ -199,7 +165,7 @@ class TokenAxis:
 
     def _rows_of(self, node: fx.Node) -> Space | None:
         """The rows that a value is, or was made of; none where it was made of the whole stream."""
-        return self._space(self.new[node].meta.get("val")) or self._behind(node)
+        return self.spaces.of(self.new[node].meta.get("val")) or self._behind(node)
 
     def _behind(self, node: fx.Node) -> Space | None:
         """Of the rows that a call's operands were made of, those of the last selection."""
@@ -255,7 +221,7 @@ class TokenAxis:
     def full(self, node: fx.Node) -> fx.Node:
         """The full-length version of an old node's value."""
         made = self.new[node]
-        space = self._space(made.meta.get("val"))
+        space = self.spaces.of(made.meta.get("val"))
         if node in self.whole:
             return self.whole[node]
         if space is None and (node in self.numbers.data or self.behind.get(node) is None):
@@ -294,13 +260,13 @@ class TokenAxis:
         args = (base, made, rows, self.token_dim)
         args = args if space.valid is None else (*args, space.valid)
         back = self._step_back(node, ops.scatter, args, base.meta["val"])
-        above = self._space(back.meta["val"])
+        above = self.spaces.of(back.meta["val"])
         return back if above is None else self._way_back(node, back, above)
 
     def _step_back(self, node: fx.Node, function: Callable[..., Any], args: Any, value: Any) -> fx.Node:
         """A call that yields an old node's value with more rows than were left of it."""
         self.repairs.scatters += 1
-        name = f"{node.name}_{'full' if self._space(value) is None else 'back'}"
+        name = f"{node.name}_{'full' if self.spaces.of(value) is None else 'back'}"
         made = self.graph.create_node("call_function", function, args, {}, name=name)
         made.meta = {**node.meta, "val": value}
         return made
@@ -332,46 +298,7 @@ class TokenAxis:
     def _is_foreign(self, source: fx.Node, space: Space) -> bool:
         """A tensor operand that is not in the deepest space of its call."""
         value = self.new[source].meta.get("val")
-        return isinstance(value, torch.Tensor) and self._space(value) is not space
-
-    # --- rows read by position --------------------------------------------------------------
-
-    def _rows_read(self, node: fx.Node, made: fx.Node) -> RowRead | None:
-        """Which token rows a node that shortens or drops the token axis picks by constant position.
-
-        Found by running the operator on numbered rows, four times: the same rows must come out each time.
-        """
-        call = operand(node, 0) if is_getitem(node) else node  # x.split([1, 20], 1)[0]
-        element = node.args[1] if is_getitem(node) else None
-        args, kwargs = self._mapped(call)
-        tensors = [source for source in call.all_input_nodes if not is_size(source)]
-        if len(tensors) != 1 or not compat.is_aten(call.target):
-            return None
-        key = (call.target, element, signature(args), signature(kwargs))
-        if key not in self.rows:
-            self.rows[key] = self._find_rows(node, call, tensors[0], made)
-        found = self.rows[key]
-        return None if found is None else RowRead(node.name, found.front, found.back, found.rows)
-
-    def _find_rows(self, node: fx.Node, call: fx.Node, source: fx.Node, made: fx.Node) -> RowRead | None:
-        value = self.new[source].meta["val"]
-        axes = self._axes(value) if isinstance(value, torch.Tensor) else ()
-        outputs = [leaf for leaf in compat.tree_leaves(made.meta["val"]) if isinstance(leaf, torch.Tensor)]
-        if len(axes) != 1 or sizes_of(value)[axes[0]] in {
-            size for leaf in outputs for size in sizes_of(leaf)
-        }:
-            return None
-        length = self.calls.at_full_length(sizes_of(value)[axes[0]])
-        if not length.is_Integer:  # tokens of all images on one axis: no row of one image is picked there
-            return None
-        element = node.args[1] if call is not node else None
-        assert element is None or isinstance(element, int)
-        probe = Probe(call, Lengths(dict.fromkeys(self.spaces, self.tokens)))
-        picked = rows_picked(probe, source, axes[0], element)
-        if isinstance(picked, NoMatch):
-            return None
-        follows = any(self._axes(leaf) for leaf in outputs)
-        return rows_apart(node.name, picked, int(length), self.tokens, self.prefix, follows=follows)
+        return isinstance(value, torch.Tensor) and self.spaces.of(value) is not space
 
     # --- small helpers ----------------------------------------------------------------------
 
@@ -395,57 +322,13 @@ class TokenAxis:
         made.meta = dict(node.meta)
         return made
 
-    def _sizes(self) -> dict[sympy.Symbol, int]:
-        """Numbers for the token counts, to run operators at."""
-        return self.literals.hints
-
-    def _axes(self, value: Any) -> tuple[int, ...]:
-        """Dimensions of a tensor (or of all tensors of a tuple) whose size holds a token symbol."""
-        tensors = [leaf for leaf in compat.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-        found = {
-            dim
-            for tensor in tensors
-            for dim, size in enumerate(tensor.shape)
-            if compat.expression(size).free_symbols & set(self.spaces)
-        }
-        return tuple(sorted(found))
-
-    def _space_of_selection(self, node: fx.Node) -> Space:
-        selection = self.new[arguments.operand(node, "index")]
-        return next(space for space in self.spaces.values() if space.selection is selection)
-
-    def _space(self, value: Any) -> Space | None:
-        """The deepest space whose symbol occurs in a value's shape."""
-        found = [
-            self.spaces[symbol]
-            for leaf in compat.tree_leaves(value)
-            for size in (leaf.shape if isinstance(leaf, torch.Tensor) else [leaf])
-            if isinstance(size, torch.SymInt)
-            for symbol in compat.expression(size).free_symbols & set(self.spaces)
-        ]
-        return max(found, key=lambda space: space.depth, default=None)
-
-    def _deepest(self, nodes: Sequence[fx.Node]) -> Space | None:
-        found = [space for node in nodes if (space := self._space(node.meta.get("val"))) is not None]
-        return max(found, key=lambda space: space.depth, default=None)
+    def _space_of(self, node: fx.Node) -> Space:
+        """The rows of the selection that a node of the old graph moves or counts rows by."""
+        return self.spaces.of_selection(self.new[arguments.operand(node, "index")])
 
 
 def _swapped(args: Any, swap: Mapping[fx.Node, fx.Node]) -> Any:
     return fx.map_arg(args, lambda source: swap.get(source, source))
-
-
-def _hint(tokens: int, taken: Collection[int]) -> int:
-    """A stand-in length that no size is likely to equal: the primes from 5/8 of the stream upwards.
-
-    It must differ from the stand-ins before it, for PyTorch takes equal hints for the same size. And it must
-    be shorter than the stream while there are such primes, or a literal of the full length would seem to fit.
-    """
-    start = max(3, math.ceil(tokens * 0.62))
-    candidates = itertools.chain(range(start, tokens), range(start - 1, 2, -1), itertools.count(tokens + 1))
-    primes = (
-        number for number in candidates if all(number % part for part in range(2, math.isqrt(number) + 1))
-    )
-    return next(prime for prime in primes if prime not in taken)
 
 
 def _brief(rows: Sequence[int]) -> str:

@@ -9,56 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
 from prunec import compat, ops
-
-Call = Callable[[Callable[..., Any], tuple[Any, ...], str], fx.Node]  # (function, arguments, name)
-
-
-@dataclass
-class Space:
-    """The rows that one selection leaves: a symbol for their number and the way back to the original ones."""
-
-    number: int  # in the order of the selections, for names
-    symbol: sympy.Symbol
-    selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
-    parent: Space | None
-    source: fx.Node | None = None  # old node: the stream before the gather
-    valid: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
-    group: fx.Node | None = (
-        None  # where tokens are merged: the place of each row of the parent stream, [B, T]
-    )
-    nodes: dict[str, fx.Node] = field(default_factory=dict)  # made when first needed
-
-    @property
-    def depth(self) -> int:
-        """How many selections lie behind."""
-        return 1 if self.parent is None else 1 + self.parent.depth
-
-    def origin(self, call: Call) -> fx.Node:
-        """Original rows: the selection, composed with those before it; `call` makes nodes."""
-        if self.parent is None:
-            return self.selection
-        if "origin" not in self.nodes:
-            rows = (self.parent.origin(call), self.selection)
-            self.nodes["origin"] = call(ops.compose, rows, f"origin_{self.number}")
-        return self.nodes["origin"]
-
-    def groups(self, call: Call) -> fx.Node:
-        """The place of every original row in the merged stream, through all merges before."""
-        assert self.group is not None
-        if self.parent is None:
-            return self.group
-        if "groups" not in self.nodes:
-            rows = (self.group, self.parent.groups(call))
-            self.nodes["groups"] = call(ops.compose, rows, f"groups_{self.number}")
-        return self.nodes["groups"]
+from prunec.token_axis.selected import Call, Space
 
 
 class Tables:

@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 
 from prunec import ops
 from prunec.ir import graph
-from prunec.token_axis.spaces import Repairs, TokenAxis
+from prunec.token_axis.repairs import Repairs
+from prunec.token_axis.selected import Stream
+from prunec.token_axis.spaces import TokenAxis
 from tests.tiny import captured
 
 Chain = Callable[[Tensor], Tensor]
@@ -71,7 +73,7 @@ def repair(chain: Chain, tokens: int, channels: int, *, prefix: int = 0, suffix:
         select.meta["val"] = score.meta["val"].to(torch.int64)
     gather.meta["val"] = value
     last = graph.output_node(module.graph).args[0][0].name
-    axis = TokenAxis(module, tokens=tokens, prefix=prefix, suffix=suffix, token_dim=1, states=())
+    axis = TokenAxis(module, Stream(tokens, prefix, suffix, 1, ()))
     repaired, repairs = axis.run()
     return Repaired(repaired, repairs, last)
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
+from prunec.errors import PolicyError
 from prunec.ir.arguments import bind, chosen_from, operand
 
 IMAGES = 2  # stands for a symbolic number of images
@@ -18,9 +19,12 @@ IMAGES = 2  # stands for a symbolic number of images
 class Lengths:
     """Numbers for symbolic sizes: what an operator is run at while it is watched."""
 
-    def __init__(self, numbers: Mapping[sympy.Symbol, int], images: int = IMAGES) -> None:
+    def __init__(
+        self, numbers: Mapping[sympy.Symbol, int], images: int = IMAGES, *, strict: bool = False
+    ) -> None:
         self.numbers = dict(numbers)  # of tokens; any other symbol counts images
         self.images = images
+        self.strict = strict  # refuse a size that so many images do not have; else the recorded one is taken
         self.known: dict[sympy.Expr, int] = {}
 
     def size(self, size: int | torch.SymInt) -> int:
@@ -33,7 +37,9 @@ class Lengths:
             numbers = {**self.numbers, **dict.fromkeys(unknown, self.images)}
             try:
                 self.known[expression] = int(expression.subs(numbers))
-            except ZeroDivisionError:  # so few images are none of the groups that the model makes: clips of 8
+            except ZeroDivisionError as error:  # so few images are none of the model's groups: clips of 8
+                if self.strict:
+                    raise _no_group(size, self.images) from error
                 self.known[expression] = compat.hint(size)
         return self.known[expression]
 
@@ -49,7 +55,15 @@ class Lengths:
         """The same, but with more of the tokens that a size counts."""
         counted = compat.expression(size).free_symbols & set(self.numbers)
         more = {symbol: self.numbers[symbol] + extra for symbol in counted}
-        return Lengths({**self.numbers, **more}, self.images)
+        return Lengths({**self.numbers, **more}, self.images, strict=self.strict)
+
+
+def _no_group(size: torch.SymInt, images: int) -> PolicyError:
+    return PolicyError(
+        f"the model's own code makes groups of its images, and {images} of them are none",
+        where=f"size {size}",
+        remedy="use mode static, with a policy whose selector is top_k",
+    )
 
 
 def settings(target: fx.Graph, images: int) -> list[Lengths]:

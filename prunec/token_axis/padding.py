@@ -89,7 +89,7 @@ class Padding:
             )
             if key not in self.neutral:
                 lengths = (axis, result[0] if result else None)
-                self.neutral[key] = neutral(made, operand, lengths, Lengths(self.sizes()))
+                self.neutral[key] = neutral(made, operand, lengths, self._lengths())
             found = self.neutral[key]
             if found is not None:
                 return self._filled(node, made, operand, (axis, images, each), found, space)
@@ -221,7 +221,10 @@ class Padding:
         return None
 
     def _probe(self, made: fx.Node) -> Probe:
-        return Probe(made, Lengths(self.sizes()))
+        return Probe(made, self._lengths())
+
+    def _lengths(self) -> Lengths:
+        return Lengths(self.sizes(), strict=True)
 
 
 def _equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import sympy
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from prunec import compat
+from prunec.errors import PolicyError
 from prunec.probing.lengths import IMAGES, Lengths, settings
 from tests.probing.sizes import symbolic_length
 from tests.tiny import ViT, pruned, recognised
@@ -49,3 +54,14 @@ def test_where_images_differ_some_tokens_are_left_out_and_protected_ones_stay() 
 def test_without_sites_there_is_one_setting() -> None:
     (only,) = settings(recognised(ViT()).graph, 5)
     assert (only.numbers, only.images) == ({}, 5)
+
+
+def test_a_size_that_so_few_images_do_not_have_is_the_recorded_one_or_refused() -> None:
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    images = compat.new_symbol(mode, "b", 16)
+    x = compat.fake_like(mode, (images, 3), torch.float32, torch.device("cpu"))
+    clip = x.shape[0] // 8
+    size = 48 // clip
+    assert Lengths({}).size(size) == 24
+    with pytest.raises(PolicyError, match="makes groups of its images, and 2 of them are none"):
+        Lengths({}, strict=True).size(size)

@@ -33,7 +33,7 @@ def test_every_script_is_tested_and_listed() -> None:
 def test_own_model() -> None:
     said = run("own_model.py")
     assert "found: 8 blocks, 145 tokens, 1 protected\nthe head reads: class token\n" in said
-    assert "after attention of block 2: 145 -> 74 tokens" in said
+    assert "after attention of block 2: 145 -> 117 tokens" in said
     assert re.search(rf"the proof: identity at keep=1\.0: {NUMBER}, permutation: {NUMBER}", said)
     assert "keep=1.0 against the model: similarity 1.0000, agreement 1.0000, divergence 0.0000" in said
     assert re.search(r"keep=0\.5 against the model: similarity 0\.\d+", said)

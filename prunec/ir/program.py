@@ -95,8 +95,7 @@ class Program:
         """The same program, with a record of the step that made it; `rewritten`: in its graph."""
         text = graph.text(self.graph) if rewritten or not self.stages else self.stages[-1].graph
         stage = Stage(name, seconds, dict(counts), notes, text)
-        for line in (stage, *notes):
-            _LOG.info("%s", line)
+        _LOG.info("%s", "\n".join([str(stage), *notes]))
         return self.replace(stages=(*self.stages, stage))
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:

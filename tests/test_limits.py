@@ -21,8 +21,6 @@ EXCEPTIONS = {
     "prunec/data/shapes.py": "one scene from its numbers to its pixels; to be split by drawing and sampling",
     "prunec/files/building.py": "one class that builds every kind of value; a line above",
     "prunec/ir/program.py": "the stages of a program and the module that it is; a line above",
-    "prunec/token_axis/spaces.py": "the walk over the token axis; its parts are being moved out",
-    "prunec/token_axis/spaces.py:__init__": "what the walk knows, until its parts are moved out",
     "prunec/latency/latency.py:measure": "what a latency table is of, one argument for each fact",
     "prunec/latency/roofline.py:estimate": "the same for a device that is elsewhere",
     "prunec/measure/evaluate.py:compare": "which models, which images, and how often",

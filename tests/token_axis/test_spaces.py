@@ -53,7 +53,7 @@ def test_what_needs_the_grid_gets_the_whole_stream(name: str) -> None:
     repaired = repair(chain, 13, 8, prefix=1)
     (end,) = repaired.repairs.region_ends
     assert reason in end
-    assert __file__ in end
+    assert "repairing.py" in end
     x = torch.randn(3, 13, 8)
     torch.testing.assert_close(repaired.at(x, rows_of(13, 5, prefix=1)), chain(x))
 

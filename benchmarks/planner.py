@@ -230,8 +230,8 @@ def measured_table(dense: Recognised, flat: tuple[Any, ...]) -> LatencyTable:
     """A latency table that is not taken from the cache."""
     lowering = choose(POLICY)
     place = latency.place_of(targets.device_of(dense))
-    work = latency.work_of(dense, POLICY, lowering, "inductor", flat)
-    return latency.measure(dense, POLICY, lowering, INDUCTOR, flat, place, work)
+    workload = latency.Workload(dense, POLICY, lowering, flat)
+    return latency.measure(workload, INDUCTOR, place, latency.work_of(workload, "inductor"))
 
 
 def built(source: Source, dense: Recognised, schedule: Schedule) -> Program:

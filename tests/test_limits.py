@@ -1,7 +1,4 @@
-"""How large files, functions and packages may be, and that every module has tests of its own.
-
-What is above a limit stands in EXCEPTIONS with the reason, which each run of this file prints.
-"""
+"""How large files, functions and packages may be, and that every module has tests of its own."""
 
 from __future__ import annotations
 
@@ -15,17 +12,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prunec"
 
 FILES, LINES, FUNCTION, PARAMETERS, ASSERTS = 14, 350, 60, 7, 20
-
-#: What may be larger, and why. None of these may grow more, and no other may join them without a reason.
-EXCEPTIONS = {
-    "prunec/data/shapes.py": "one scene from its numbers to its pixels; to be split by drawing and sampling",
-    "prunec/files/building.py": "one class that builds every kind of value; a line above",
-    "prunec/ir/program.py": "the stages of a program and the module that it is; a line above",
-    "prunec/latency/latency.py:measure": "what a latency table is of, one argument for each fact",
-    "prunec/latency/roofline.py:estimate": "the same for a device that is elsewhere",
-    "prunec/measure/evaluate.py:compare": "which models, which images, and how often",
-    "prunec/planner/planning.py:__init__": "where schedules are built and timed, given once",
-}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -86,16 +72,7 @@ def test_every_module_has_a_test_file_of_its_name() -> None:
 @pytest.mark.parametrize("found", [too_long, too_wide, too_full])
 def test_nothing_is_larger_than_it_may_be(found: object) -> None:
     assert callable(found)
-    assert [name for name in found() if name not in EXCEPTIONS] == []
-
-
-def test_exceptions_have_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    larger = {*too_long(), *too_wide(), *too_full()}
-    with capsys.disabled():
-        for name, reason in EXCEPTIONS.items():
-            said = reason if name in larger else "no longer; take it off the list"
-            print(f"\nlarger than it may be: {name}: {said}", end="")
-    assert all(EXCEPTIONS.values())
+    assert list(found()) == []
 
 
 def test_what_may_be_none_is_a_type_and_no_assert() -> None:

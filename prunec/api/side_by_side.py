@@ -137,9 +137,7 @@ def _measured(
         measure.progress("compare on images")
         batch = None if dense.interface.batch else figures.fixed_batch(dense)
         labels, _ = fitting(image_set, figures.classes(dense))
-        comparison = evaluate.compare(
-            lowered["dense"], lowered["pruned"], None, image_set.images, labels, batch=batch, device=device
-        )
+        comparison = evaluate.compare(lowered, image_set.images, labels, batch=batch, device=device)
     return Benchmark(
         timings=timings,
         batch=images_in(inputs),

@@ -11,12 +11,12 @@ have seen ``TRAIN_SEEDS[0]`` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from prunec.data.distances import DISTANCES
 from prunec.errors import UsageError
 
 TRAIN_SEEDS = range(1000)
@@ -107,61 +107,7 @@ def normalize(image: Tensor) -> Tensor:
     return (image - MEAN) / STD
 
 
-# --- shapes: signed distances in units of the surrounding circle, negative inside -----------------
-
-
-def _circle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x, y) - 0.85
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 0.72
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    slanted = 0.5 * x + math.sqrt(0.75) * y.abs()
-    return torch.maximum(-x, slanted) - 0.5
-
-
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    # Fold the plane into one tenth of it, where a five-pointed star is one straight edge from tip to notch.
-    tenth = math.pi / 5
-    angle = torch.remainder(torch.atan2(y, x) + tenth, 2 * tenth) - tenth
-    radius = torch.hypot(x, y)
-    notch_x, notch_y = 0.42 * math.cos(tenth), 0.42 * math.sin(tenth)
-    length = math.hypot(notch_y, 1 - notch_x)
-    normal_x, normal_y = notch_y / length, (1 - notch_x) / length
-    return radius * (normal_x * angle.cos() + normal_y * angle.sin().abs()) - normal_x
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (torch.hypot(x, y) - 0.72).abs() - 0.22
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    long, short = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
-    return torch.maximum(long - 0.95, short - 0.28)
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(torch.hypot(x, y) - 0.95, 0.75 - torch.hypot(x - 0.5, y))
-
-
-def _bar(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs() - 0.95, y.abs() - 0.28)
-
-
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-    "crescent": _crescent,
-    "bar": _bar,
-}
-CLASS_NAMES = tuple(_DISTANCES)
+CLASS_NAMES = tuple(DISTANCES)
 NUM_CLASSES = len(CLASS_NAMES)
 
 
@@ -331,7 +277,7 @@ def _coverage(objects: _Objects, size: int) -> Tensor:
     y = (middle - objects.centre[..., 1:2])[..., :, None] / radius
     u, v = x * cos + y * sin, y * cos - x * sin  # turned into the object's own frame
     alpha = torch.zeros_like(u)
-    for index, distance in enumerate(_DISTANCES.values()):
+    for index, distance in enumerate(DISTANCES.values()):
         here = objects.present & (objects.classes == index)
         if here.any():
             alpha[here] = (0.5 - distance(u[here], v[here]) * radius[here]).clamp(0, 1)

@@ -11,16 +11,16 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunec import compat
 from prunec.files import trust
-from prunec.files.opcodes import MOST_OPCODES, Call, Named, NotTrusted, Pairs, Stored
+from prunec.files.opcodes import MOST_OPCODES, Call, Named, NotTrusted, Pairs
+from prunec.files.storages import DTYPES, STORAGES, Numbers, number_type
 
 MOST_DEPTH = 120
 #: What module attributes may hold as it is.
@@ -29,55 +29,7 @@ PLAIN_VALUES = (bool, int, float, str, bytes, type(None))
 _TENSOR_ATTRIBUTES = (*PLAIN_VALUES, torch.Size, torch.dtype, torch.device)
 #: The names of the dicts of hooks that every module has.
 HOOKS = frozenset(name for name in vars(nn.Module()) if "hook" in name)
-_KINDS = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "ComplexFloat": torch.complex64,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-}
-STORAGES = {f"torch.{name}Storage": dtype for name, dtype in _KINDS.items()}
-DTYPES = {str(dtype): dtype for dtype in _KINDS.values()}
 _SETS = ("__builtin__.set", "builtins.set")
-
-
-@dataclass
-class Numbers:
-    """The numbers in an open file, read when a tensor has them."""
-
-    file: BinaryIO
-    file_size: int
-    places: Mapping[str, tuple[int, int]]  # by their key: where they begin, and how many bytes they are
-    found: dict[str, Tensor] = field(default_factory=dict)
-
-    def of(self, key: str) -> Tensor:
-        """All bytes of a key. The same ones each time: tensors may share them."""
-        if key not in self.found:
-            begin, size = self.places[key]
-            if begin + size > self.file_size:
-                raise ValueError("it is cut short")
-            content = bytearray(size)
-            self.file.seek(begin)
-            if self.file.readinto(content) != size:  # type: ignore[attr-defined]
-                raise ValueError("it is cut short")
-            self.found[key] = torch.frombuffer(content, dtype=torch.uint8) if size else torch.empty(0).byte()
-        return self.found[key]
-
-
-def number_type(stored: Any) -> tuple[str, torch.dtype]:
-    """The key of numbers beside the pickle, and their kind: ("storage", kind, key, device, how many)."""
-    place = stored.place if isinstance(stored, Stored) else None
-    if type(place) is not tuple or len(place) < 5 or place[0] != "storage" or type(place[2]) is not str:
-        raise ValueError("something in it refers to what is no tensor's numbers")
-    if not isinstance(place[1], Named) or place[1].name not in STORAGES:
-        raise ValueError("it has numbers of a kind that prunec does not read")
-    return place[2], STORAGES[place[1].name]
 
 
 class Builder:

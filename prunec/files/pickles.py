@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from prunec.errors import first_few
 from prunec.files import trust
-from prunec.files.building import KNOWN, Builder, Numbers, number_type
+from prunec.files.building import KNOWN, Builder
 from prunec.files.opcodes import MOST_BYTES, Call, Named, NotTrusted, Pairs, Stored, parse
+from prunec.files.storages import Numbers, number_type
 
 __all__ = ["NotTrusted", "read"]
 

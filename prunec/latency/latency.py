@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -52,6 +53,16 @@ _TITLE = ("name", "summary", "paper", "training", "then", "version")  # of a pol
 ENTERING, STAYING = (1.0, 0.75, 0.5), (0.75, 0.5, 0.25)
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What is timed: a model, the policy whose sites are put into it, the mode, and inputs of one batch."""
+
+    dense: Recognised
+    policy: Policy
+    lowering: Lowering
+    flat: tuple[Any, ...]
+
+
 def grid(anatomy: Anatomy, batch: int) -> tuple[int, ...]:
     """Stream lengths to choose from, descending: the dense one, and friendly sizes below it."""
     step = 16 if batch >= 8 else 8
@@ -73,10 +84,9 @@ def place_of(device: torch.device) -> dict[str, str | int]:
     return facts
 
 
-def work_of(
-    dense: Recognised, policy: Policy, lowering: Lowering, target: str, flat: Sequence[Any]
-) -> dict[str, str | int]:
-    """What is timed: the model's structure, the policy's kind of site, batch, precision, mode, target."""
+def work_of(workload: Workload, target: str) -> dict[str, str | int]:
+    """A workload as facts: the model's structure, the kind of site, batch, precision, mode, target."""
+    dense, policy, flat = workload.dense, workload.policy, workload.flat
     state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
     shapes = [list(leaf.shape) for leaf in flat if isinstance(leaf, Tensor)]
     step = opened(policy, ()).model_dump(mode="json", exclude=set(_TITLE))
@@ -88,17 +98,14 @@ def work_of(
         "batch": images_in(flat),
         "dtype": str(state.dtype).removeprefix("torch."),
         "target": target,
-        "mode": str(lowering),
+        "mode": str(workload.lowering),
         "sites": f"{policy.sites.where} by {policy.scorer.kind}, {policy.fate}, {digest}",
     }
 
 
 def measure(
-    dense: Recognised,
-    policy: Policy,
-    lowering: Lowering,
+    workload: Workload,
     target: Target,
-    flat: tuple[Any, ...],
     place: Mapping[str, str | int],
     work: Mapping[str, str | int],
     *,
@@ -109,11 +116,8 @@ def measure(
     """Compile the pieces of a model, and time each at every stream length.
 
     Args:
-        dense: the recognised model.
-        policy: whose sites are timed.
-        lowering: the mode.
+        workload: the model, policy, mode and inputs.
         target: what compiles the pieces, and the dense model beside them.
-        flat: inputs of one batch.
         place: where this is, for the table.
         work: what is measured, for the table.
         counts: stream lengths, descending, the dense one first; a friendly grid when left out.
@@ -121,12 +125,13 @@ def measure(
         progress: called with each step's name.
     """
     start = time.perf_counter()
+    dense, flat = workload.dense, workload.flat
     counts = tuple(counts or grid(dense.anatomy, images_in(flat)))
     progress("cut the model into pieces")
-    pieces = Pieces(dense, policy, lowering, flat)
+    pieces = Pieces(workload)
     calls = {
         "dense": figures.bound(target.lower(dense), flat),
-        "whole": figures.bound(target.lower(_bare(dense, policy, lowering)), flat),
+        "whole": figures.bound(target.lower(_without_sites(workload)), flat),
         **pieces.calls(counts, target),
     }
     progress("compile the pieces")
@@ -174,8 +179,9 @@ class Pieces:
     The first site only sets the stream's length: its tokens are random, and no piece holds it.
     """
 
-    def __init__(self, dense: Recognised, policy: Policy, lowering: Lowering, flat: tuple[Any, ...]) -> None:
-        self.dense, self.flat, anatomy = dense, flat, dense.anatomy
+    def __init__(self, workload: Workload) -> None:
+        dense, policy, lowering = workload.dense, workload.policy, workload.lowering
+        self.dense, self.flat, anatomy = dense, workload.flat, dense.anatomy
         if anatomy.depth < LEAST_DEPTH:
             raise UsageError(
                 f"the model has {anatomy.depth} blocks, and a latency table wants {LEAST_DEPTH} or more",
@@ -247,9 +253,10 @@ class Pieces:
         return (first, *middle, tuple(seconds[f"tail@{n}"] for n in counts))
 
 
-def _bare(dense: Recognised, policy: Policy, lowering: Lowering) -> Planned:
-    """The policy without a site: what nobody reads is left out, as in every schedule."""
-    plan = make_plan(scheduled(policy, dense.anatomy, {}), dense.anatomy, lowering)
+def _without_sites(workload: Workload) -> Planned:
+    """The model without sites; its dead rows are not computed, as in every schedule."""
+    dense, lowering = workload.dense, workload.lowering
+    plan = make_plan(scheduled(workload.policy, dense.anatomy, {}), dense.anatomy, lowering)
     return run_passes((*BACK, *lowering_passes(lowering)), dense.planned(plan))
 
 

@@ -22,13 +22,12 @@ from torch import Tensor
 from prunec import compat
 from prunec.ir.flops import FlopCounter
 from prunec.ir.interface import images_in
-from prunec.ir.program import Program, Recognised
-from prunec.latency.latency import Pieces, grid, table_of
+from prunec.ir.program import Program
+from prunec.latency.latency import Pieces, Workload, grid, table_of
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost
-from prunec.policy.lowering import MODES, Lowering
+from prunec.policy.lowering import MODES
 from prunec.policy.modes import ModeName
-from prunec.policy.policy import Policy
 from prunec.targets import Flat
 
 TILE = 128
@@ -48,10 +47,7 @@ class Ceilings:
 
 
 def estimate(
-    dense: Recognised,
-    policy: Policy,
-    lowering: Lowering,
-    flat: tuple[Any, ...],
+    workload: Workload,
     ceilings: Ceilings,
     place: Mapping[str, str | int],
     work: Mapping[str, str | int],
@@ -61,19 +57,16 @@ def estimate(
     """The table that `latency.measure` would make, computed: for planning without the device.
 
     Args:
-        dense: the recognised model.
-        policy: whose sites are in the table.
-        lowering: the mode.
-        flat: inputs of one batch.
-        ceilings: of the device that the table is to tell of.
+        workload: the model, policy, mode and inputs.
+        ceilings: of the device that the table is for.
         place: that device, for the table.
         work: what is estimated, for the table.
         counts: stream lengths, descending, the dense one first; a friendly grid when left out.
     """
     start = time.perf_counter()
-    batch = images_in(flat)
-    counts = tuple(counts or grid(dense.anatomy, batch))
-    pieces, target = Pieces(dense, policy, lowering, flat), _Estimating(ceilings)
+    dense, flat = workload.dense, workload.flat
+    counts = tuple(counts or grid(dense.anatomy, images_in(flat)))
+    pieces, target = Pieces(workload), _Estimating(ceilings)
     taken = {name: float(call()) for name, call in pieces.calls(counts, target).items()}  # type: ignore[arg-type]
     taken["dense"] = target.lower(dense)(*flat)
     return table_of(

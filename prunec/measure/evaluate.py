@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +64,7 @@ class Comparison:
 
 
 def compare(
-    dense: Model,
-    pruned: Model,
-    random: Model | None,
+    models: Mapping[str, Model],
     images: Tensor,
     labels: Tensor | None = None,
     *,
@@ -77,9 +75,8 @@ def compare(
     """Run the models over the images.
 
     Args:
-        dense: the model that the others are compared with.
-        pruned: the same with fewer tokens.
-        random: the pruned model with random scores (`passes.controls.RandomScores`), or None.
+        models: `dense`, which the others are compared with; `pruned`, the same with fewer tokens; and perhaps
+            `random`, the pruned model with random scores (`passes.controls.RandomScores`).
         images: [n, ...], normalised, in the precision that the models take.
         labels: [n], the class of each image.
         batch: images at a time, at most 32 when left out. Every batch is full, so that a model made for one
@@ -92,7 +89,8 @@ def compare(
     """
     _check(images, labels, batch, seeds)
     batch = batch or min(32, max(2, len(images)))
-    chances = {f"random {seed}": random for seed in range(seeds)} if random is not None else {}
+    dense, pruned = models["dense"], models["pruned"]
+    chances = {f"random {seed}": models["random"] for seed in range(seeds)} if "random" in models else {}
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in ("dense", "pruned", *chances)}
     for start in range(0, len(images), batch):
         rows = torch.arange(start, start + batch) % len(images)

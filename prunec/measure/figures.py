@@ -110,9 +110,8 @@ def accuracy(dense: Recognised, plain: Planned, lowered: dict[str, Flat], image_
     random = run_passes((RandomScores(),), plain)
     labels, _ = fitting(image_set, classes(dense))
     return evaluate.compare(
-        lowered["dense"],
-        lowered["pruned"],
-        random.module,  # operator by operator: compiled code would draw the same numbers for every seed
+        # The control runs operator by operator: compiled code would draw the same numbers for every seed.
+        {"dense": lowered["dense"], "pruned": lowered["pruned"], "random": random.module},
         image_set.images,
         labels,
         batch=None if dense.interface.batch else fixed_batch(dense),

@@ -16,7 +16,7 @@ from prunec.ir import graph
 from prunec.ir.program import Recognised
 from prunec.latency import latency, losses, roofline
 from prunec.latency.fast import estimate
-from prunec.latency.latency import place_of, work_of
+from prunec.latency.latency import Workload, place_of, work_of
 from prunec.latency.losses import Losses, Trial
 from prunec.latency.roofline import Ceilings
 from prunec.latency.table import LatencyTable, cached
@@ -158,7 +158,7 @@ def tables(dense: Recognised, request: Request) -> dict[Lowering, LatencyTable]:
         return {lowering: _table(dense, lowering, flat, request) for lowering in found}
     table = LatencyTable.read(request.search.table)
     lowering = next((one for one in found if str(one) == table.work.get("mode")), found[0])
-    work = _work(dense, lowering, flat, request)
+    work = _work(Workload(dense, request.policy, lowering, flat), request)
     place, foreign = place_of(device_of(dense)), not request.search.build
     table.check(place, work, foreign=foreign, file=request.search.table)
     _check_shape(table, dense, request.search.table)
@@ -183,9 +183,8 @@ def estimated(dense: Recognised, request: Request, ceilings: Ceilings) -> Latenc
     """The table of a device that is not here, from what it does at best."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
-    lowering = _lowerings(dense, request)[0]
-    work = _work(dense, lowering, flat, request)
-    return roofline.estimate(dense, request.policy, lowering, flat, ceilings, {"device": ceilings.name}, work)
+    workload = Workload(dense, request.policy, _lowerings(dense, request)[0], flat)
+    return roofline.estimate(workload, ceilings, {"device": ceilings.name}, _work(workload, request))
 
 
 def explore(dense: Recognised, request: Request) -> Explored:
@@ -236,10 +235,9 @@ def workshop_of(source: Source, explored: Explored, request: Request) -> Worksho
     """Where the schedules of a request are built and timed."""
     return Workshop(
         source.module,
-        explored.dense,
+        explored.trial,
         request.target,
         explored.flat,
-        explored.trial,
         request.images if request.calibrated else None,
         rounds=request.rounds,
         progress=request.progress,
@@ -284,16 +282,13 @@ def _lowerings(dense: Recognised, request: Request) -> list[Lowering]:
 
 def _table(dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request: Request) -> LatencyTable:
     """The latency table of one mode: from the cache, or measured now."""
-    place = place_of(device_of(dense))
-    work = _work(dense, lowering, flat, request)
+    workload = Workload(dense, request.policy, lowering, flat)
+    place, work = place_of(device_of(dense)), _work(workload, request)
 
     def measured() -> LatencyTable:
         return latency.measure(
-            dense,
-            request.policy,
-            lowering,
+            workload,
             request.target,
-            flat,
             place,
             work,
             counts=request.search.counts,
@@ -303,11 +298,9 @@ def _table(dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request
     return cached(place, work, measured, warn=warnings.warn)
 
 
-def _work(
-    dense: Recognised, lowering: Lowering, flat: tuple[Any, ...], request: Request
-) -> dict[str, str | int]:
+def _work(workload: Workload, request: Request) -> dict[str, str | int]:
     """What a table must be of."""
-    work = work_of(dense, request.policy, lowering, request.target_name, flat)
+    work = work_of(workload, request.target_name)
     lengths = request.search.counts
     return work if lengths is None else {**work, "lengths": str(lengths)}
 

@@ -24,7 +24,6 @@ from torch import nn
 from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
 from prunec.frontend.sources import ImageSet
-from prunec.ir.program import Recognised
 from prunec.latency.losses import Trial
 from prunec.measure import cost, figures
 from prunec.measure.figures import Progress
@@ -91,16 +90,15 @@ class Workshop:
     def __init__(
         self,
         original: nn.Module,
-        dense: Recognised,
+        trial: Trial,
         target: Target,
         flat: tuple[Any, ...],
-        trial: Trial,
         calibration: ImageSet | None,
         *,
         rounds: int = ROUNDS,
         progress: Progress = lambda step: None,
     ) -> None:
-        self.original, self.dense, self.target, self.flat = original, dense, target, flat
+        self.original, self.dense, self.target, self.flat = original, trial.dense, target, flat
         self.trial, self.calibration, self.rounds, self.progress = trial, calibration, rounds, progress
         self.calls: dict[Name, Flat] = {}
         self.losses: dict[Name, float] = {}

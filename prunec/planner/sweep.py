@@ -28,7 +28,7 @@ from prunec import documents
 from prunec.errors import TableError, brief, first_few
 from prunec.frontend.sources import Source
 from prunec.ir.program import Recognised
-from prunec.latency.latency import place_of, work_of
+from prunec.latency.latency import Workload, place_of, work_of
 from prunec.measure import figures
 from prunec.planner.frontiers import Map, schedule_of, some
 from prunec.planner.planned import Explored, Request
@@ -134,7 +134,7 @@ def proposals(maps: Sequence[Map], count: int) -> list[tuple[Map, Choice]]:
 def about(source: Source, dense: Recognised, request: Request) -> About:
     """What points depend on, beside mode and schedule; known before anything is measured."""
     flat = figures.inputs(dense, request.batch, request.images.images)
-    work = work_of(dense, request.policy, Lowering(), request.target_name, flat)
+    work = work_of(Workload(dense, request.policy, Lowering(), flat), request.target_name)
     return {
         "model": {
             "source": source.spec,

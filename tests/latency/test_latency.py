@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunec.errors import UsageError
 from prunec.ir.program import Planned, Program, Recognised
 from prunec.latency import latency as module
-from prunec.latency.latency import grid, measure, place_of, work_of
+from prunec.latency.latency import Workload, grid, measure, place_of, work_of
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost
 from prunec.policy.lowering import choose
@@ -45,8 +45,8 @@ class Odd(tiny.Block):
 def table_of(dense: Recognised, preset: str, images: Tensor, mode: str | None = None) -> LatencyTable:
     policy = Policy.load(preset)
     lowering = choose(policy, mode)
-    place, work = place_of(DEVICE), work_of(dense, policy, lowering, "eager", (images,))
-    return measure(dense, policy, lowering, TARGET, (images,), place, work, rounds=5)
+    workload = Workload(dense, policy, lowering, (images,))
+    return measure(workload, TARGET, place_of(DEVICE), work_of(workload, "eager"), rounds=5)
 
 
 # What is measured -------------------------------------------------------------------------------------------
@@ -154,7 +154,8 @@ def test_a_site_is_fitted_where_the_policy_can_have_one(preset: str) -> None:
 def work(policy: str = "norm", batch: int = 2, target: str = "eager", **changes: Any) -> dict[str, str | int]:
     loaded = changes.get("loaded") or Policy.load(policy)
     dense = changes.get("dense") or small()
-    return work_of(dense, loaded, choose(loaded, changes.get("mode")), target, (tiny.pixels(batch),))
+    workload = Workload(dense, loaded, choose(loaded, changes.get("mode")), (tiny.pixels(batch),))
+    return work_of(workload, target)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunec.compiler import recognise
 from prunec.frontend.sources import from_module
 from prunec.ir.program import Recognised
-from prunec.latency.latency import grid, place_of, work_of
+from prunec.latency.latency import Workload, grid, place_of, work_of
 from prunec.latency.roofline import ERROR, Ceilings, _Roofline, ceilings_here, estimate
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost
@@ -37,8 +37,9 @@ def dense() -> Recognised:
 def table(preset: str, ceilings: Ceilings) -> LatencyTable:
     policy = Policy.load(preset)
     lowering = choose(policy)
-    place, work = place_of(torch.device("cpu")), work_of(dense(), policy, lowering, "eager", (IMAGES,))
-    return estimate(dense(), policy, lowering, (IMAGES,), ceilings, place, work)
+    workload = Workload(dense(), policy, lowering, (IMAGES,))
+    place, work = place_of(torch.device("cpu")), work_of(workload, "eager")
+    return estimate(workload, ceilings, place, work)
 
 
 def seconds(ceilings: Ceilings, call: object) -> float:

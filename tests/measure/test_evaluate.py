@@ -43,7 +43,7 @@ def x() -> Tensor:
 
 
 def test_a_model_equals_itself(x: Tensor) -> None:
-    found = compare(scores, scores, None, x, labels=x.argmax(1))
+    found = compare({"dense": scores, "pruned": scores}, x, labels=x.argmax(1))
     assert found.pruned == found.dense
     assert found.dense.as_dict() == pytest.approx(
         {"similarity": 1, "agreement": 1, "divergence": 0, "accuracy": 1}, abs=1e-6
@@ -70,7 +70,7 @@ def test_divergence_is_from_dense_to_the_other() -> None:
 
 def test_features_have_a_similarity_only() -> None:
     x = torch.randn(4, 5, 6)
-    found = compare(scores, torch.neg, None, x, labels=torch.zeros(4, dtype=torch.long))
+    found = compare({"dense": scores, "pruned": torch.neg}, x, labels=torch.zeros(4, dtype=torch.long))
     assert found.pruned.as_dict() == pytest.approx({"similarity": -1})
     assert str(found.dense) == "similarity 1.0000"
 
@@ -108,7 +108,7 @@ def test_the_batch_changes_nothing_but_is_always_full(x: Tensor, batch: int | No
         return turned(y)
 
     labels = torch.arange(10) % 3
-    found = compare(scores, watched, None, x, labels, batch=batch)
+    found = compare({"dense": scores, "pruned": watched}, x, labels, batch=batch)
     assert set(seen) == {batch or 10}
     assert sum(seen) >= 10
     whole = {name: value.mean().item() for name, value in evaluate.measures(turned(x), x, labels).items()}
@@ -116,7 +116,7 @@ def test_the_batch_changes_nothing_but_is_always_full(x: Tensor, batch: int | No
 
 
 def test_one_image_does() -> None:
-    assert compare(scores, turned, None, torch.randn(1, 3)).images == 1
+    assert compare({"dense": scores, "pruned": turned}, torch.randn(1, 3)).images == 1
 
 
 # --- the random control -------------------------------------------------------------------------------------
@@ -124,7 +124,9 @@ def test_one_image_does() -> None:
 
 def test_the_control_is_averaged_over_seeds_and_repeatable(x: Tensor) -> None:
     x = x.repeat(20, 1)
-    first, second = (compare(scores, turned, chance, x, batch=32) for _ in range(2))
+    first, second = (
+        compare({"dense": scores, "pruned": turned, "random": chance}, x, batch=32) for _ in range(2)
+    )
     assert first == second
     assert first.seeds == 5
     assert first.random is not None
@@ -140,7 +142,7 @@ def test_batches_of_one_seed_differ(x: Tensor) -> None:
         drawn.append(chance(y))
         return drawn[-1]
 
-    compare(scores, scores, kept, x, batch=2, seeds=3)
+    compare({"dense": scores, "pruned": scores, "random": kept}, x, batch=2, seeds=3)
     assert len({tuple(one.flatten().tolist()) for one in drawn}) == 15
 
 
@@ -148,12 +150,12 @@ def test_the_callers_random_numbers_go_on_as_if_nothing_had_happened(x: Tensor) 
     torch.manual_seed(7)
     expected = torch.rand(2)
     torch.manual_seed(7)
-    compare(scores, turned, chance, x)
+    compare({"dense": scores, "pruned": turned, "random": chance}, x)
     assert torch.equal(torch.rand(2), expected)
 
 
 def test_a_comparison_becomes_json(x: Tensor) -> None:
-    found = compare(scores, turned, chance, x, seeds=2).as_dict()
+    found = compare({"dense": scores, "pruned": turned, "random": chance}, x, seeds=2).as_dict()
     assert list(found) == ["images", "seeds", "dense", "pruned", "random", "spread"]
     assert json.loads(json.dumps(found)) == found
     plain = Comparison(images=1, seeds=0, dense=Score(1.0), pruned=Score(0.5))
@@ -181,7 +183,8 @@ def test_a_comparison_becomes_json(x: Tensor) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(x: Tensor, change: dict[str, Any], said: str) -> None:
-    given = {"dense": scores, "pruned": scores, "random": None, "images": x, **change}
+    pruned = change.pop("pruned", scores)
+    given = {"models": {"dense": scores, "pruned": pruned}, "images": x, **change}
     with pytest.raises(UsageError, match=said):
         compare(**given)
 
@@ -194,7 +197,12 @@ def test_attention_chooses_better_than_chance_on_shapes() -> None:
     compiled = compile_source(source, Policy.load("evit").override(keep_per_site=0.5))
     control = run_passes((RandomScores(),), compiled.pruned)
     image, label = images(CLASSIFICATION, HELD_OUT_SEEDS[2], 0, 96)
-    found = compare(source.module, compiled.pruned.module, control.module, normalize(image), label, seeds=2)
+    found = compare(
+        {"dense": source.module, "pruned": compiled.pruned.module, "random": control.module},
+        normalize(image),
+        label,
+        seeds=2,
+    )
     assert found.dense.accuracy is not None
     assert found.dense.accuracy > 0.9
     assert found.random is not None

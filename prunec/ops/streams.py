@@ -110,7 +110,8 @@ def reconstruct(
     weight = (2 * sharpness * (alike - 1)).softmax(dim=-1)  # distance squared is 2 - 2 cosine
     others = x.movedim(dim, 1)[:, kept]  # [B, n, C]
     share = alike.new_zeros((*alike.shape[:2], others.shape[1])).scatter(2, place, weight.to(alike.dtype))
-    return scatter((share @ others).movedim(1, dim), x, index, dim, valid)
+    mixtures = (share @ others).to(x.dtype)  # under autocast the product is in lower precision
+    return scatter(mixtures.movedim(1, dim), x, index, dim, valid)
 
 
 def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:

@@ -114,7 +114,8 @@ def test_the_steps_are_told() -> None:
     said: list[str] = []
     policy = Policy.load("norm")
     lowering = choose(policy)
-    measure(small(), policy, lowering, TARGET, (tiny.pixels(2),), {}, {}, rounds=5, progress=said.append)
+    workload = Workload(small(), policy, lowering, (tiny.pixels(2),))
+    measure(workload, TARGET, {}, {}, rounds=5, progress=said.append)
     assert said[:2] == ["cut the model into pieces", "compile the pieces"]
     assert said[2].startswith("time ")
 

@@ -137,3 +137,14 @@ def test_fuse_each_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> 
     found = ops.fuse_each(x, other, weights, kept, joined)
     order = index.argsort(dim=1)  # fuse has the sum behind the kept ones, whatever its place was
     torch.testing.assert_close(found, expected.gather(1, order.unsqueeze(2).expand(-1, -1, 4)))
+
+
+def test_tokens_come_back_under_autocast() -> None:
+    base, index = torch.randn(2, 7, 8), torch.tensor([[0, 1, 4, 6], [0, 2, 3, 5]])
+    x = ops.gather(base, index)
+    expected = ops.reconstruct(base, x, index, (1, 0), (3, 8.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.reconstruct(base, x, index, (1, 0), (3, 8.0))
+    assert found.dtype == torch.float32
+    assert torch.equal(ops.gather(found, index), x)
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)

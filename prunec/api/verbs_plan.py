@@ -23,7 +23,7 @@ from prunec.measure.image_sets import doubts, image_set_of, split_off
 from prunec.measure.measure import Measure
 from prunec.planner import sweep as sweeping
 from prunec.planner.planfile import PlanFile
-from prunec.planner.planned import Planned, Request, Search, estimated, explore, tables, workshop_of
+from prunec.planner.planned import PlanResult, Request, Search, estimated, explore, tables, workshop_of
 from prunec.planner.planned import plan as plan_schedule
 from prunec.planner.planning import ROUNDS
 from prunec.planner.sweep import Sweep
@@ -34,7 +34,7 @@ from prunec.schedules.goal import Goal
 from prunec.schedules.schedule import Schedule, scheduled
 
 #: What can be transformed by: a policy, a plan, or a plan's file.
-PlanLike = PolicyLike | Planned | PlanFile
+PlanLike = PolicyLike | PlanResult | PlanFile
 #: What a model is named or given by.
 SourceLike = Source | nn.Module | str
 POINTS = 8
@@ -49,7 +49,7 @@ def plan(
     example: Any = None,
     search: Search | None = None,
     measure: Measure | None = None,
-) -> Planned:
+) -> PlanResult:
     """The schedule of a policy that reaches a goal on this device: `transform` takes it in place of a policy.
 
     Args:
@@ -172,12 +172,12 @@ class Chosen:
     policy: Policy
     mode: ModeLike | None = None
     schedule: Schedule | None = None  # of a plan's file: part of the policy when the model is known
-    planned: Planned | None = None
+    planned: PlanResult | None = None
 
     @classmethod
     def of(cls, given: PlanLike, mode: ModeLike | None) -> Chosen:
         """What was given; UsageError where a plan is to run in another mode than its own."""
-        if isinstance(given, Planned):
+        if isinstance(given, PlanResult):
             return cls(given.policy, _of_plan(given.lowering.mode, mode), planned=given)
         if isinstance(given, PlanFile):
             return cls(Policy.load(given.policy), _of_plan(given.mode, mode), given.schedule)
@@ -197,7 +197,7 @@ class Chosen:
 
 def to_plan(policy: PlanLike) -> Policy:
     """A policy whose blocks and rates are to be planned; UsageError where they were asked for."""
-    if isinstance(policy, Planned | PlanFile):
+    if isinstance(policy, PlanResult | PlanFile):
         raise UsageError(
             "a plan has its schedule already, so there is nothing to plan",
             where="policy",

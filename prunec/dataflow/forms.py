@@ -19,7 +19,7 @@ from prunec.probing.questions import treats_rows_alike
 
 
 @dataclass(frozen=True)
-class Space:
+class PackedSpace:
     """The packed rows of one selection; nodes of the new graph, but for the selection."""
 
     selection: fx.Node
@@ -39,21 +39,21 @@ class Forms:
     """What is known of the values of the padded graph; `open` adds its selections in order."""
 
     def __init__(self) -> None:
-        self.spaces: dict[sympy.Symbol, Space] = {}
+        self.spaces: dict[sympy.Symbol, PackedSpace] = {}
         self.batch: sympy.Expr | None = None
         self.filled: dict[fx.Node, int | None] = {}  # axes on which padding holds certain values
         self.alike: dict[Any, bool] = {}  # results of trial runs
 
-    def open(self, space: Space) -> None:
+    def open(self, space: PackedSpace) -> None:
         """Add a selection."""
         self.spaces[space.padded] = space
         self.batch = compat.expression(space.selection.meta["val"].shape[0])
 
-    def space_of(self, selection: fx.Node) -> Space:
+    def space_of(self, selection: fx.Node) -> PackedSpace:
         """The rows of a selection."""
         return next(space for space in self.spaces.values() if space.selection is selection)
 
-    def space(self, node: fx.Node) -> Space | None:
+    def space(self, node: fx.Node) -> PackedSpace | None:
         """The last selection that a value's rows went through."""
         found = [symbol for symbol in self.symbols(node) if symbol in self.spaces]
         return self.spaces[max(found, key=list(self.spaces).index)] if found else None
@@ -91,7 +91,7 @@ class Forms:
         found = [axis for axis in axes if axis is not None and -axis <= len(sizes)]
         return next((axis for axis in found if sizes[axis].free_symbols & set(self.spaces)), None)
 
-    def are_rows_of(self, space: Space, nodes: list[fx.Node]) -> bool:
+    def are_rows_of(self, space: PackedSpace, nodes: list[fx.Node]) -> bool:
         """Whether values are all rows of the same selection, and have both forms."""
         return all(self.space(node) is space and self.has_both_forms(node) for node in nodes)
 
@@ -117,11 +117,11 @@ class Forms:
             self.alike[key] = bool(treats_rows_alike(probe, axes, self.axes(node)[0]))
         return self.alike[key]
 
-    def packed_size(self, size: sympy.Expr, space: Space) -> sympy.Expr:
+    def packed_size(self, size: sympy.Expr, space: PackedSpace) -> sympy.Expr:
         """A size with one image of S tokens in the place of B images of n."""
         return size.subs({space.padded: space.packed, self.batch: 1})
 
-    def is_packed_form(self, value: Any, node: fx.Node, space: Space) -> bool:
+    def is_packed_form(self, value: Any, node: fx.Node, space: PackedSpace) -> bool:
         """Whether a value has the sizes of the node's, but for one image of S tokens."""
         found, expected = compat.tree_leaves(value), compat.tree_leaves(node.meta["val"])
         return len(found) == len(expected) and all(

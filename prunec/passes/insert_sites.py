@@ -266,7 +266,7 @@ class _Insertion:
         """The type of an index at full length: [B, T]."""
         return self.writer.like(self.source.meta["val"], self.dim, torch.int64)
 
-    def _parameters(self) -> gates.Site:
+    def _parameters(self) -> gates.SiteModule:
         """The site's module, made when it is first asked for."""
         path, module = f"prunec.site_{self.writer.number}", self.writer.module
         if path not in dict(module.named_modules()):
@@ -274,10 +274,10 @@ class _Insertion:
             with torch.random.fork_rng():  # the same parameters whenever this policy meets this model
                 torch.manual_seed(self.writer.number)
                 gate = gates.build(scorer, self._setting()) if scorer.learned else None
-            site = gates.Site(gate, _threshold(self.step.selector, scorer.kind))
+            site = gates.SiteModule(gate, _threshold(self.step.selector, scorer.kind))
             module.add_submodule(path, site.to(state.device, state.dtype))
         found = module.get_submodule(path)
-        assert isinstance(found, gates.Site)
+        assert isinstance(found, gates.SiteModule)
         return found
 
     def _setting(self) -> gates.Setting:

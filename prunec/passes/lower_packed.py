@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
-from prunec.dataflow.forms import Forms, Space
+from prunec.dataflow.forms import Forms, PackedSpace
 from prunec.errors import UsageError
 from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
@@ -144,7 +144,7 @@ class _Packing:
         assert isinstance(padded, sympy.Symbol) and isinstance(packed, sympy.Symbol)
         self.sizes.selections[packed] = (number, rows)
         slots = self._call(ops.slots, (valid,), f"{name}_slots")
-        self.forms.open(Space(node, padded, packed, valid, rows, slots))
+        self.forms.open(PackedSpace(node, padded, packed, valid, rows, slots))
 
     # --- calls on packed rows -------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class _Packing:
             return self._attended(node, space)
         return self._row_by_row(node, space)
 
-    def _row_by_row(self, node: fx.Node, space: Space) -> fx.Node | None:
+    def _row_by_row(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """The same call on one image of S tokens."""
         tensors = [source for source in node.all_input_nodes if not graph.is_size(source)]
         pruned = [source for source in tensors if self.forms.space(source) is not None]
@@ -199,7 +199,7 @@ class _Packing:
         made.meta = {**node.meta, "val": value}
         return made
 
-    def _gathered(self, node: fx.Node, space: Space) -> fx.Node | None:
+    def _gathered(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         source, index = arguments.operand(node, "x"), arguments.operand(node, "index")
         axis, images = self.forms.axes(node)
         before = self.forms.space(source)
@@ -211,7 +211,7 @@ class _Packing:
         places = self._places(space, index, source.meta["val"].shape[axis])
         return self._call(ops.unpad, (self.padded[source], places, axis, images), node.name)
 
-    def _scattered(self, node: fx.Node, space: Space) -> fx.Node | None:
+    def _scattered(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Packed rows back among those that were packed before."""
         base, x, index = (arguments.operand(node, name) for name in ("base", "x", "index"))
         inner = self.forms.space(x)
@@ -221,7 +221,7 @@ class _Packing:
         rows = (self._in_packed_form(base), self._in_packed_form(x), places, self.forms.axes(node)[0])
         return self._call(ops.put_among, rows, node.name)
 
-    def _taken(self, node: fx.Node, space: Space) -> fx.Node | None:
+    def _taken(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Rows of a table that all images share."""
         given = arguments.bind(node)
         table, index, dim, images = (given[name] for name in ("table", "index", "dim", "batch_dim"))
@@ -231,7 +231,7 @@ class _Packing:
         numbers = self._made(space, ("numbers", index), ops.token_numbers, (self.padded[index], space.rows))
         return self._call(ops.take, (self.padded[table], numbers, dim, images), node.name)
 
-    def _attended(self, node: fx.Node, space: Space) -> fx.Node | None:
+    def _attended(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Attention image by image, where its mask hides nothing but padding."""
         names = compat.argument_names_of(node.target)
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -277,19 +277,21 @@ class _Packing:
 
     # --- small helpers --------------------------------------------------------------------------
 
-    def _size(self, node: fx.Node, space: Space) -> fx.Node | int:
+    def _size(self, node: fx.Node, space: PackedSpace) -> fx.Node | int:
         size = self.forms.packed_size(compat.expression(node.meta["val"]), space)
         return int(size) if size.is_Integer else self.sizes.node(size)
 
-    def _places(self, space: Space, index: Any, length: int) -> fx.Node:
+    def _places(self, space: PackedSpace, index: Any, length: int) -> fx.Node:
         args = (self.padded[index], space.rows, length)
         return self._made(space, ("places", index), ops.places, args)
 
-    def _places_among(self, before: Space, space: Space) -> fx.Node:
+    def _places_among(self, before: PackedSpace, space: PackedSpace) -> fx.Node:
         args = (before.slots, self.padded[space.selection], space.rows)
         return self._made(space, ("among", before.padded), ops.places_among, args)
 
-    def _made(self, space: Space, key: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+    def _made(
+        self, space: PackedSpace, key: Any, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> fx.Node:
         if key not in space.made:
             space.made[key] = self._call(function, args, f"{space.selection.name}_{key[0]}")
         return space.made[key]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from prunec import documents
 from prunec.errors import PlanError
 from prunec.frontend.sources import Source, runs_code
-from prunec.planner.planned import Planned
+from prunec.planner.planned import PlanResult
 from prunec.policy.language import MOST, Model, Word, mistakes
 from prunec.policy.policy import Policy
 
@@ -41,7 +41,7 @@ class PlanFile(Model):
     @classmethod
     def of(
         cls,
-        planned: Planned,
+        planned: PlanResult,
         source: Source,
         *,
         target: str,

@@ -86,7 +86,7 @@ class Explored:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanResult:
     """A policy with its schedule, and how it was found."""
 
     policy: Policy
@@ -218,7 +218,7 @@ def explore(dense: Recognised, request: Request) -> Explored:
     return Explored(dense, maps, trial, flat, seconds)
 
 
-def plan(source: Source, dense: Recognised, goal: Goal, request: Request) -> Planned:
+def plan(source: Source, dense: Recognised, goal: Goal, request: Request) -> PlanResult:
     """The schedule of a policy that reaches a goal on this device, or none where that does not pay."""
     explored = explore(dense, request)
     start = time.perf_counter()
@@ -254,12 +254,12 @@ def foreseen(explored: Explored, goal: Goal) -> Candidate:
     return Candidate(str(plan.lowering), schedule_of(choice), plan.share(choice), choice.loss)
 
 
-def planned(explored: Explored, goal: Goal, decision: Decision, seconds: Mapping[str, float]) -> Planned:
+def planned(explored: Explored, goal: Goal, decision: Decision, seconds: Mapping[str, float]) -> PlanResult:
     """The record of a decision, with the policy that it comes to."""
     chosen = decision.chosen
     at = next(plan for plan in explored.maps if str(plan.lowering) == chosen.mode)
     policy = scheduled(at.policy, at.anatomy, chosen.schedule)
-    return Planned(policy, at.lowering, goal, explored.maps, decision, seconds)
+    return PlanResult(policy, at.lowering, goal, explored.maps, decision, seconds)
 
 
 def _lowerings(dense: Recognised, request: Request) -> list[Lowering]:

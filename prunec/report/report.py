@@ -16,7 +16,7 @@ from prunec.data.preprocess import Preprocess
 from prunec.ir.program import Stage
 from prunec.measure.evaluate import Comparison
 from prunec.measure.figures import Latency
-from prunec.planner.planned import Planned
+from prunec.planner.planned import PlanResult
 from prunec.planner.planning import LEAST_GAIN
 from prunec.policy.rules import rates
 from prunec.policy.site_plan import Plan
@@ -46,7 +46,7 @@ class Report:
     submodule: str = ""  # the part of the model that this is, where it is one
     arch: str = ""  # the SOURCE that weights from a file were put into
     example: str = ""  # the shapes of the inputs, where the model by itself would have others
-    planned: Planned | None = None  # how the schedule was found, where it was asked to meet a goal
+    planned: PlanResult | None = None  # how the schedule was found, where it was asked to meet a goal
     preprocess: Preprocess | None = None  # what became of the pictures of a folder
 
     def at(self, folder: object) -> Report:

@@ -41,7 +41,7 @@ class Gate(nn.Module):
     takes_valid: ClassVar[bool] = False
 
 
-class Site(nn.Module):
+class SiteModule(nn.Module):
     """The numbers of one site: the threshold of its scores, and a learned scorer if it has one."""
 
     threshold: Tensor

@@ -20,10 +20,10 @@ from prunec import compat, ops
 from prunec.errors import REPORT, VerificationError
 from prunec.ir import arguments, graph
 from prunec.ir.program import Planned, Recognised
-from prunec.policy.site_plan import Site as PlannedSite
+from prunec.policy.site_plan import Site
 
 
-def refuse(site: PlannedSite, what: str, image: int | None = None) -> NoReturn:
+def refuse(site: Site, what: str, image: int | None = None) -> NoReturn:
     """Raise the error that says what is wrong with the rows that a site keeps."""
     whose = "" if image is None else f" of image {image}"
     raise VerificationError(f"the rows{whose} that go on {what}", where=f"site {site}", remedy=REPORT)
@@ -55,7 +55,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteNodes:
     """The nodes of one selection, by name, and its raw values in one run."""
 
     index: fx.Node | None  # None in mode masked, where all rows stay in place
@@ -73,7 +73,7 @@ class Site:
         return [node for node in found if node is not None]
 
 
-def sites_of(program: Planned) -> list[Site]:
+def sites_of(program: Planned) -> list[SiteNodes]:
     """The selections of a program, in the order of its plan; VerificationError if one is not there."""
     found = [_site(node) for node in program.graph.nodes if node.target in ops.SELECTIONS]
     if len(found) < len(program.plan.sites) and program.plan.lowering.mode == "masked":
@@ -86,7 +86,7 @@ def sites_of(program: Planned) -> list[Site]:
     return found
 
 
-def _site(index: fx.Node) -> Site:
+def _site(index: fx.Node) -> SiteNodes:
     staying = kept = None
     chosen = index
     if index.target not in ops.FIXED:
@@ -100,14 +100,14 @@ def _site(index: fx.Node) -> Site:
     partner = arguments.operand(members, "partner") if members is not None else None
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
-    return Site(index, kept, staying, score, partner, alike, classes)
+    return SiteNodes(index, kept, staying, score, partner, alike, classes)
 
 
-def _in_place(chosen: fx.Node) -> Site:
+def _in_place(chosen: fx.Node) -> SiteNodes:
     """A site whose rows all stay where they are."""
     kept = _then(chosen, ops.context_mask)
     score, classes = _scores(chosen)
-    return Site(None, kept, _then(kept, ops.with_best_dropped), score, None, None, classes)
+    return SiteNodes(None, kept, _then(kept, ops.with_best_dropped), score, None, None, classes)
 
 
 def _then(mask: fx.Node, target: object) -> fx.Node:
@@ -160,7 +160,7 @@ def _sizes(node: fx.Node) -> list[Any]:
     return [compat.expression(size) for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
 
 
-def choices(program: Planned, sites: Sequence[Site], values: Mapping[str, Any]) -> list[list[Choice]]:
+def choices(program: Planned, sites: Sequence[SiteNodes], values: Mapping[str, Any]) -> list[list[Choice]]:
     """For each site and image what was chosen, from the values of the site's nodes."""
     tokens, anew = program.anatomy.tokens, program.plan.rules.reactivate
     before: tuple[Tensor, Tensor] | None = None
@@ -186,7 +186,7 @@ class _Raw:
 
     def __init__(
         self,
-        site: Site,
+        site: SiteNodes,
         values: Mapping[str, Any],
         index: Tensor,
         numbers: Tensor,
@@ -246,7 +246,7 @@ class _Raw:
         return whole.index_copy(0, self.numbers[image][counts], value[counts])
 
 
-def _check_rows(site: PlannedSite, index: Tensor, batch: int, length: int) -> None:
+def _check_rows(site: Site, index: Tensor, batch: int, length: int) -> None:
     """Check that an index is [B, n], within the stream that the site chooses from, and holds no row twice."""
     if index.dim() != 2 or len(index) != batch or index.dtype != torch.int64:
         refuse(site, f"are {index.dtype}{list(index.shape)}, expected int64[{batch}, n]")

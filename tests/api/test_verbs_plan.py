@@ -12,7 +12,7 @@ import pytest
 import prunec
 from prunec.errors import PolicyError, UsageError
 from prunec.latency.roofline import Ceilings
-from prunec.planner.planned import Planned
+from prunec.planner.planned import PlanResult
 from tests.planner.plans import plan_file
 from tests.tiny import ViT, pixels
 
@@ -26,7 +26,7 @@ def vit() -> ViT:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> PlanResult:
     """For a device of which shorter streams are faster whatever runs beside the test."""
     how = prunec.Measure(target="eager", batch=2)
     table = prunec.latency_table(
@@ -38,7 +38,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
     return prunec.plan(vit(), "evit", prunec.Goal(max_drop=1e3), example=pixels(), search=search, measure=how)
 
 
-def test_a_plan_is_what_transform_takes(planned: Planned) -> None:
+def test_a_plan_is_what_transform_takes(planned: PlanResult) -> None:
     fast = prunec.transform(vit(), planned, example=pixels())
     sites = fast.__dict__["program"].plan.sites
     assert {site.block: site.leaves for site in sites} == planned.decision.chosen.schedule
@@ -46,7 +46,7 @@ def test_a_plan_is_what_transform_takes(planned: Planned) -> None:
     assert str(fast.__dict__["program"].plan.lowering) == "static"
 
 
-def test_a_plan_is_what_optimize_takes(planned: Planned, tmp_path: Path) -> None:
+def test_a_plan_is_what_optimize_takes(planned: PlanResult, tmp_path: Path) -> None:
     model = vit()
     result = prunec.optimize(model, planned, example=pixels(), measure=HOW)
     assert result.report.planned is planned

@@ -6,7 +6,7 @@ from torch import fx
 from prunec import ops
 from prunec.ir import graph
 from prunec.ir.writer import Writer
-from prunec.scorers.gates import Site
+from prunec.scorers.gates import SiteModule
 from tests.tiny import ViT, normalised
 
 
@@ -55,7 +55,7 @@ def test_a_pair_is_taken_apart() -> None:
 def test_a_parameter_is_read_before_anything_is_computed() -> None:
     made, _ = writer()
     made.number = 2
-    made.module.add_submodule("prunec.site_2", Site())
+    made.module.add_submodule("prunec.site_2", SiteModule())
     node = made.parameter("threshold", torch.zeros(()))
     assert (node.op, node.target) == ("get_attr", "prunec.site_2.threshold")
     assert node.meta["val"].shape == ()

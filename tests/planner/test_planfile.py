@@ -12,7 +12,7 @@ from torch import nn
 from prunec.errors import PlanError, PolicyError
 from prunec.frontend.sources import Source
 from prunec.planner.planfile import PlanFile
-from prunec.planner.planned import Planned
+from prunec.planner.planned import PlanResult
 from prunec.planner.planning import Candidate, Decision
 from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal
@@ -22,14 +22,14 @@ from tests.planner.imagined import ANATOMY, POLICY, mapped
 CHOSEN = Candidate("static", {6: 5, 3: 13}, 0.7125, 0.0123456789, 0.73, 0.01, 0.004)
 
 
-def planned(chosen: Candidate = CHOSEN, **decision: Any) -> Planned:
+def planned(chosen: Candidate = CHOSEN, **decision: Any) -> PlanResult:
     plan = mapped()
     policy = scheduled(POLICY, ANATOMY, chosen.schedule)
     made = Decision(chosen, (chosen,), **decision)
-    return Planned(policy, plan.lowering, Goal(latency=0.75), (plan,), made, {"table": 1.0})
+    return PlanResult(policy, plan.lowering, Goal(latency=0.75), (plan,), made, {"table": 1.0})
 
 
-def written(of: Planned | None = None, **changes: Any) -> str:
+def written(of: PlanResult | None = None, **changes: Any) -> str:
     given = {"spec": "shapes", "weights": "shipped", **changes}
     source = Source(module=nn.Identity(), args=(), kwargs={}, **given)
     return PlanFile.of(of or planned(), source, target="eager", batch=4).text("mine.yaml")

@@ -6,7 +6,7 @@ from torch import nn
 
 from prunec.errors import PolicyError
 from prunec.policy.language import Scorer
-from prunec.scorers.gates import Grader, MlpGate, PreNet, QueryGate, Setting, Site, build
+from prunec.scorers.gates import Grader, MlpGate, PreNet, QueryGate, Setting, SiteModule, build
 
 SETTING = Setting(dim=12, patches=6, grid=(2, 3), image=(3, 8, 12), classes=5)
 X = (2, 6, 12)
@@ -72,7 +72,7 @@ def test_a_grader_names_classes_and_needs_some() -> None:
 
 
 def test_a_site_holds_its_threshold_beside_its_gate() -> None:
-    site = Site(gate("query"), 0.25)
+    site = SiteModule(gate("query"), 0.25)
     assert dict(site.named_buffers())["threshold"] == 0.25
     assert [name for name, _ in site.named_parameters()] == ["gate.queries"]
-    assert not list(Site().parameters())
+    assert not list(SiteModule().parameters())

@@ -5,7 +5,7 @@ PruneError            1  it could not be done
 |-- CalibrationError  1  a policy's learned parts could not be fitted
 |-- CaptureError      1  torch.export could not turn the model into one graph
 |-- TargetError       1  the backend asked for cannot run here
-|-- TableError        1  a latency table is damaged, or tells of another device or model
+|-- TableError        1  a latency table is damaged, or is of another device or model
 |-- PlanError         1  no schedule of the policy reaches what was asked for
 |-- InternalError     1  prunec itself did something wrong: please report it
 |-- UsageError        2  an option or an argument is wrong

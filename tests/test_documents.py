@@ -153,7 +153,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("kind", "text", "words"), MISTAKES)
-def test_a_mistake_is_told_with_its_place(kind: str, text: str | bytes, words: str) -> None:
+def test_a_mistake_is_reported_with_its_place(kind: str, text: str | bytes, words: str) -> None:
     if kind == "toml":
         pytest.importorskip("tomllib", reason="TOML is read by Python 3.11 and newer")
     assert words in refused(text, kind)

@@ -51,7 +51,7 @@ def test_neutral_settings_are_the_dense_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tome", "diffrate", "pomt"])
-def test_so_are_sites_that_are_told_to_keep_everything(name: str) -> None:
+def test_so_are_sites_that_are_reported_to_keep_everything(name: str) -> None:
     # the tokens go all the way through merging or fusing, in another order perhaps
     model, x = vit(3), images()
     fast = transformed(model, preset(name))

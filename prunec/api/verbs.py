@@ -47,7 +47,7 @@ def transform(
             what `plan` returned.
         example: an input (tensor, tuple, or mapping of keywords); inferred for timm and Hugging Face models.
         submodule: the path of a part, as in model.named_modules(): only this part is captured and pruned, on
-            the inputs that it sees when the whole model runs on the example. A batch of two tells the batch
+            the inputs that it sees when the whole model runs on the example. A batch of two shows the batch
             best.
         mode: how a batch lies in memory whose images keep different numbers of tokens: `Static()`,
             `Padded(...)`, `Packed(...)`, `Masked()` (for training), or such a mode's name, "padded". Left
@@ -63,7 +63,7 @@ def transform(
         PruneError: with what, where and what to do; see prunec.errors for the tree.
     """
     chosen = Chosen.of(policy, mode)
-    chosen.lowering()  # what cannot run is told before a model is read
+    chosen.lowering()  # refuses what cannot run before a model is read
     image_set = None if calibration is None else ImageSet(calibration, None, "images")
     _check_calibration(image_set, calibrate=calibrate, submodule=submodule)
     if submodule is None:
@@ -108,8 +108,8 @@ def _pruned(
             remedy="leave calibration out",
         )
     doubts = compiled.calibration.doubts if compiled.calibration else ()
-    for told in (*dense.anatomy.notes, *doubts):
-        warnings.warn(told, stacklevel=5)
+    for note in (*dense.anatomy.notes, *doubts):
+        warnings.warn(note, stacklevel=5)
     return ProgramModule(compiled.pruned, source.module)
 
 

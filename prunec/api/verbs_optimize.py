@@ -74,7 +74,7 @@ def optimized(
     measure = measure or Measure()
     backend = targets.load(measure.target)
     chosen = Chosen.of(policy if wanted is None else to_plan(policy), mode)
-    chosen.lowering(measure.batch, backend.modes)  # what cannot run is told before a model is read
+    chosen.lowering(measure.batch, backend.modes)  # refuses what cannot run before a model is read
     given = as_source(source, example, measure.preprocess)
     with measure.on_threads():
         image_set, fitted_on = image_set_of(given, images), None
@@ -118,8 +118,8 @@ def _built(
     timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, progress)
     if image_set:
         progress("compare on images")
-    told = _told(given, dense, image_set, fitted_on, compiled.calibration)
-    for doubt in told:
+    caveats = _caveats(given, dense, image_set, fitted_on, compiled.calibration)
+    for doubt in caveats:
         warnings.warn(doubt, stacklevel=2)
     accuracy = figures.accuracy(dense, plain, lowered, image_set) if image_set else None
     report = Report(
@@ -135,7 +135,7 @@ def _built(
         images=image_set.name if image_set else "",
         accuracy=accuracy,
         latency=timed,
-        notes=(*given.notes, *_calibration_notes(compiled), *told),
+        notes=(*given.notes, *_calibration_notes(compiled), *caveats),
         arch=given.arch,
         submodule=given.submodule,
         example=given.example,
@@ -146,7 +146,7 @@ def _built(
     return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
 
 
-def _told(
+def _caveats(
     source: Source,
     dense: Recognised,
     image_set: ImageSet | None,

@@ -148,11 +148,11 @@ def sweep(
 
 
 def _swept(given: Source, dense: Recognised, request: Request, path: Path | None) -> Sweep:
-    told = sweeping.about(given, dense, request)
-    known = () if path is None else sweeping.read(path, told)
+    facts = sweeping.about(given, dense, request)
+    known = () if path is None else sweeping.read(path, facts)
     explored = explore(dense, request)
     start = time.perf_counter()
-    found = Sweep(told, known, explored.maps, explored.seconds)
+    found = Sweep(facts, known, explored.maps, explored.seconds)
     points = request.search.points or POINTS
     for measured in sweeping.sweep(explored, workshop_of(given, explored, request), points, known):
         seconds = {**explored.seconds, "build and time": time.perf_counter() - start}
@@ -251,7 +251,7 @@ def _request(
 ) -> tuple[Source, Request]:
     """What all of them start with."""
     chosen = to_plan(policy)
-    targets.load(measure.target)  # one that cannot run is told before a model is read
+    targets.load(measure.target)  # refuses one that cannot run before a model is read
     given = as_source(source, example, measure.preprocess)
     _, image_set = split_off(given, image_set_of(given, images))
     for doubt in doubts(given, image_set) if images is not None else ():

@@ -166,7 +166,7 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
 
 def _signature(exported: ExportedProgram) -> inspect.Signature:
     """The parameters of the exported forward: named where the file says how, numbered where not."""
-    positional, keywords = _told(exported.call_spec.in_spec).children()
+    positional, keywords = _required(exported.call_spec.in_spec).children()
     names = compat.argument_names(exported) or []
     if len(names) < positional.num_children:
         names = [f"input_{place}" for place in range(positional.num_children)]
@@ -196,8 +196,8 @@ def _interface(
         defaults={p.name: p.default for p in parameters if p.default is not p.empty},
         positional=named[: len(args)],
         keyword=tuple(kwargs),
-        in_spec=_told(in_spec),
-        out_spec=_told(out_spec),
+        in_spec=_required(in_spec),
+        out_spec=_required(out_spec),
         example=tuple(example),
         batch=batch,
         signature=signature,
@@ -205,7 +205,7 @@ def _interface(
     )
 
 
-def _told(nesting: compat.TreeSpec | None) -> compat.TreeSpec:
+def _required(nesting: compat.TreeSpec | None) -> compat.TreeSpec:
     """How inputs or outputs nest, of a program that says so."""
     if nesting is None:
         raise CaptureError(

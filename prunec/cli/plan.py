@@ -146,27 +146,27 @@ def apply(
     from prunec.planner.planfile import PlanFile
     from prunec.policy.policy import Policy
 
-    told = PlanFile.read(file)
-    folder = output or folder_of(told.source, Policy.load(told.policy).name)
+    saved = PlanFile.read(file)
+    folder = output or folder_of(saved.source, Policy.load(saved.policy).name)
     artefact.check_place(folder)
     pictures = inputs_of(None, None, mean, std, crop)["preprocess"]
     asked = Asked(
-        pretrained=told.weights != "random",
-        example=told.example or None,  # shapes, no file
+        pretrained=saved.weights != "random",
+        example=saved.example or None,  # shapes, no file
         preprocess=pictures,
-        arch=told.arch or None,
+        arch=saved.arch or None,
         allow_pickle=allow_pickle,
-        submodule=told.submodule or None,
+        submodule=saved.submodule or None,
     )
-    given = sources.load_named(told.source, file, asked, trust_source=trust_source)
+    given = sources.load_named(saved.source, file, asked, trust_source=trust_source)
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         result = verbs.optimize(
             given,
-            told,
+            saved,
             images=images,
             measure=Measure(
-                target=told.target,
-                batch=told.batch,
+                target=saved.target,
+                batch=saved.batch,
                 rounds=rounds,
                 calibrate=calibrate,
                 progress=say,

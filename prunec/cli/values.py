@@ -68,7 +68,7 @@ def read_source(
 
 
 def folder_of(source: str, policy: str) -> str:
-    """Where the artefact of a model and a policy lies, if nobody says."""
+    """Where the artefact of a model and a policy is saved by default."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{source}-{policy}").strip("-")
     return str(Path("prunec-out") / name)
 

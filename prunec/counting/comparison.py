@@ -25,7 +25,7 @@ _ROUNDING = 2e-6
 _UNSOLVED = "follows the number of tokens, but in no form that prunec knows"
 
 #: What a value is that has another row for each token: no number that follows how many there are.
-POSITION: Final[Mapping[Where, Follows]] = {(): Follows(None, 0.0, "tells where a token was")}
+POSITION: Final[Mapping[Where, Follows]] = {(): Follows(None, 0.0, "depends on where a token was")}
 
 
 class Comparison:
@@ -49,11 +49,11 @@ class Comparison:
         return any(self.of(node) not in ({}, None, POSITION) for node in self.module.graph.nodes)
 
     def of(self, node: fx.Node) -> Mapping[Where, Follows] | None:
-        """What follows the token count in a node, POSITION included; None where nothing tells."""
+        """What follows the token count in a node, POSITION included; None where that is unknown."""
         return self.whole(node) if node in self.constants else self.numbers(node)
 
     def numbers(self, node: fx.Node) -> Mapping[Where, Follows] | None:
-        """The numbers of a call that follow the token count; None where nothing tells.
+        """The numbers of a call that follow the token count; None where that is unknown.
 
         Sizes are left out where types tell what becomes of them (see literals.py): they do not where a call
         makes its result of sizes alone, or takes another number of rows in a form that is not known.

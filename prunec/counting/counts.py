@@ -5,7 +5,8 @@
 The graphs of the model's code at three token counts are laid side by side (see rerun.py). A number that is
 the same in all of them does not follow the count, whatever it equals; one that differs is solved for as an
 expression of it (see solve.py). What no parameter and no image enters (torch.tensor(n), ones(n) / n) is
-computed in each graph, and is one number if it is the same throughout; else it tells where each token was.
+computed in each graph, and is one number if it is the same throughout; else it depends on where each token
+was.
 
 Most models have no such number, and what their numbers are is plain from their sizes: for them nothing is
 captured again.
@@ -53,7 +54,7 @@ def mark_counts(module: nn.Module | None, captured: Program, dense: Recognised) 
 
 @dataclass(frozen=True)
 class _Doubt:
-    """What to say of numbers that no comparison tells anything of."""
+    """The note on numbers about which no comparison says anything."""
 
     suspicion: Suspicion
     rerun: Rerun | None

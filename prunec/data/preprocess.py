@@ -93,8 +93,8 @@ class Preprocess:
                     remedy=f"choose among {', '.join([*names, 'crop'])}",
                 )
         values = {name: value for name, value in changes.items() if name != "crop"}
-        told = f"{origin}, else {self.origin}" if self.origin else origin
-        new = dataclasses.replace(self, **values, origin=told)
+        new_origin = f"{origin}, else {self.origin}" if self.origin else origin
+        new = dataclasses.replace(self, **values, origin=new_origin)
         crop = changes.get("crop")
         return new if crop is None else dataclasses.replace(new, scaled=scaled_for(new.size, crop))
 

@@ -24,7 +24,7 @@ FILES = (FILE, "processor_config.json")
 #: The keys of a processor of transformers that are read.
 KEYS = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor", "default_to_square",
         "do_resize", "do_center_crop", "do_rescale", "do_normalize")  # fmt: skip
-#: Keys by which it is told from a configuration of timm, and from single values.
+#: Keys that distinguish it from a configuration of timm, and from single values.
 MARKS = (
     "image_mean",
     "image_std",
@@ -50,7 +50,7 @@ def read_folder(folder: Path) -> Mapping[str, Any] | None:
 
 
 def read_file(path: Path) -> Mapping[str, Any] | None:
-    """A processor's configuration; None where the file tells of other processors only."""
+    """A processor's configuration; None where the file describes other processors only."""
     said = documents.load(path, "json")
     if not isinstance(said, dict):
         raise documents.Unreadable("holds no mapping", "write it again with save_pretrained")
@@ -121,7 +121,7 @@ def preprocess_of(said: object, size: tuple[int, int], where: str) -> Preprocess
     )
 
 
-def tells(said: object) -> bool:
+def describes_processing(said: object) -> bool:
     """Whether a configuration of timm says how pictures are normalised."""
     return isinstance(said, Mapping) and bool(said.get("mean") or said.get("std") or said.get("crop_pct"))
 

@@ -100,7 +100,7 @@ class Source:
         if self.chosen is not None and values is None:
             return preprocess_of(self.chosen, size, "preprocess")
         config = getattr(self.module, "pretrained_cfg", None)
-        said = self.processor or (config if processors.tells(config) else None)
+        said = self.processor or (config if processors.describes_processing(config) else None)
         found = Preprocess(size) if said is None else preprocess_of(said, size, where)
         others = {name: value for name, value in (values or {}).items() if name != "size"}
         return found.changed(others, "the caller")

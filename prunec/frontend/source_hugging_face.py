@@ -70,7 +70,7 @@ def _downloaded(name: str) -> Path:
     for file in processors.FILES:
         try:
             return Path(hf_hub_download(name, file)).parent
-        except Exception:  # noqa: BLE001, PERF203 - most models have one of the two; what none has is told later
+        except Exception:  # noqa: BLE001, PERF203 - most models have one of the two; a model with neither is refused later
             continue
     return Path(name)
 
@@ -91,9 +91,9 @@ def _at_its_size(
         with torch.no_grad():
             module(*(leaf[:1] for leaf in args), **{name: leaf[:1] for name, leaf in kwargs.items()})
     except Exception as error:  # noqa: BLE001 - a model may say in any way that it does not take a size
-        told = "" if own is None else f", and is read at {own[1]} x {own[2]}"
+        also = "" if own is None else f", and is read at {own[1]} x {own[2]}"
         return asked, (
-            f"its processor makes pictures of {size[0]} x {size[1]}, which the model does not take{told}: "
+            f"its processor makes pictures of {size[0]} x {size[1]}, which the model does not take{also}: "
             f"{first_sentence(error)}",
         )
     return at_size, ()

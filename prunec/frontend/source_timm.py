@@ -184,8 +184,8 @@ def named_for(spec: str, module: nn.Module, state: Mapping[str, Tensor]) -> str:
     if side is not None and patch is not None:
         found["img_size"] = f"{side * patch[0]}x{side * patch[1]}"
     name, _, query = spec.partition("?")
-    told = dict(part.split("=") for part in query.split("&")) if query else {}
-    arguments = {**found, **told}
+    given = dict(part.split("=") for part in query.split("&")) if query else {}
+    arguments = {**found, **given}
     return name + ("?" if arguments else "") + "&".join(f"{key}={value}" for key, value in arguments.items())
 
 

@@ -25,7 +25,7 @@ class Attributes:
 
     def __init__(self, original: nn.Module) -> None:
         self.kind = type(original)
-        self.values = {name: value for name, value in vars(original).items() if _is_told(name, value)}
+        self.values = {name: value for name, value in vars(original).items() if _is_passed_on(name, value)}
 
     def read(self, name: str, module: nn.Module) -> Any:
         """The attribute as `module` has it in the model's place; AttributeError where there is none."""
@@ -38,7 +38,7 @@ class Attributes:
             found = found.func(module)
         if not hasattr(self.kind, name):
             raise AttributeError(f"{self.kind.__name__!r} object has no attribute {name!r}")
-        if not _is_told(name, found):
+        if not _is_passed_on(name, found):
             raise AttributeError(f"only the forward of {self.kind.__name__} was captured, not its {name}")
         return found
 
@@ -79,6 +79,6 @@ def signed(signature: inspect.Signature | None) -> Callable[..., Any]:
     return forward
 
 
-def _is_told(name: str, value: Any) -> bool:
+def _is_passed_on(name: str, value: Any) -> bool:
     """Whether it is for others to read, and no code, part of the model or descriptor."""
     return not name.startswith("_") and not callable(value) and not hasattr(type(value), "__get__")

@@ -229,7 +229,7 @@ class ProgramModule(nn.Module):
         # the original's names and .to() moves what the graph reads.
         self.__dict__["program"] = program
         self.__dict__["_signed"] = signed(program.interface.signature)
-        self.__dict__["_told"] = None if original is None else Attributes(original)
+        self.__dict__["_attributes"] = None if original is None else Attributes(original)
         for table in _TABLES:
             setattr(self, table, getattr(program.module, table))
         example = program.interface.example
@@ -251,10 +251,10 @@ class ProgramModule(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            told = self.__dict__.get("_told")
-            if told is None or name.startswith("_"):
+            known = self.__dict__.get("_attributes")
+            if known is None or name.startswith("_"):
                 raise
-            return told.read(name, self)
+            return known.read(name, self)
 
     def train(self, mode: bool = True) -> ProgramModule:
         """Set the flag; the first time for training, say what that does not do."""

@@ -34,9 +34,9 @@ class Pass(ABC, Generic[Before, After]):
     def promise(self, holds: bool, what: str, node: fx.Node | None = None) -> None:
         """InternalError unless it holds, with what is wrong (of a node: what the node does)."""
         if not holds:
-            told = what if node is None else f"{node.name} {what}"
+            broken = what if node is None else f"{node.name} {what}"
             where = None if node is None else graph.place(node)
-            raise InternalError(f"pass {self.name!r} broke its promise: {told}", where=where, remedy=REPORT)
+            raise InternalError(f"pass {self.name!r} broke its promise: {broken}", where=where, remedy=REPORT)
 
     def ensures(self, program: After) -> None:
         """Check what holds afterwards; nothing more than the type says, unless a pass overrides this."""

@@ -1,6 +1,6 @@
 """Latency tables: the measured seconds of a model's pieces on one device, and where they are kept.
 
-A table is one JSON file with a checksum. It tells where and what it was measured on, and serves nothing else:
+A table is one JSON file with a checksum. It says where and what it was measured on, and serves nothing else:
 
 ```
 measure --> LatencyTable --> costs(losses) --> search

@@ -71,7 +71,7 @@ def doubts(source: Source, found: ImageSet) -> tuple[str, ...]:
 
 
 def scenes_for(source: Source) -> ImageSet:
-    """Scenes of Shapes at the model's size, for want of anything better."""
+    """Scenes of Shapes at the model's size: used where there are no pictures."""
     inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
     image = max(inputs, key=lambda leaf: leaf.numel())
     if image.dim() != 4 or image.shape[1] != 3:

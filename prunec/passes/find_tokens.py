@@ -49,7 +49,7 @@ _SUMMARIES = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token axis of a stream, as far as it can be told from the graph."""
+    """The token axis of a stream, as far as the graph shows it."""
 
     tokens: int
     prefix: int

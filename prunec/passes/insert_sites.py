@@ -10,7 +10,7 @@
 
 Everything that read the state reads what is left of it. A site that chooses among all tokens again scores and
 gathers whole(s3); before a block where all come back stands whole(s) alone. Shapes do not fit yet:
-repair_tokens mends them. Each fixed count stands in one place, the `keep` of its select.
+repair_tokens repairs them. Each fixed count stands in one place, the `keep` of its select.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class InsertSites(Pass[Planned, Planned]):
     def ensures(self, program: Planned) -> None:
         """One selection for each site."""
         selections = [node for node in program.graph.nodes if node.target in ops.SELECTIONS]
-        told = f"{len(selections)} selections for {len(program.plan.sites)} sites"
-        self.promise(len(selections) == len(program.plan.sites), told)
+        found = f"{len(selections)} selections for {len(program.plan.sites)} sites"
+        self.promise(len(selections) == len(program.plan.sites), found)
 
 
 class _Insertion:

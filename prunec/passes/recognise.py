@@ -8,7 +8,7 @@ A residual add is one whose immediate dominator (on the data-flow graph rooted a
 metadata edges) is one of its operands, or whose other operand is a residual add from the same state (parallel
 branches). Its branch is an attention where it holds a softmax between two products of data (or the fused
 call), an MLP where it goes linear, activation, linear. Then the stream's token axis is made a symbol and
-followed through the whole graph, which tells the heads, the taps and the rows that are read by position.
+followed through the whole graph, which shows the heads, the taps and the rows that are read by position.
 """
 
 from __future__ import annotations

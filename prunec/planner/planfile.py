@@ -89,7 +89,7 @@ class PlanFile(Model):
             raise _wrong(path, f"it {error}", error.remedy) from error
         except ValidationError as error:
             raise _wrong(path, mistakes(error)) from error
-        Policy.load(plan.policy, where=f"{path}, policy")  # its own mistakes are told in its own words
+        Policy.load(plan.policy, where=f"{path}, policy")  # its mistakes are reported as a policy's
         return plan
 
     def text(self, name: str = "plan.yaml") -> str:

@@ -200,8 +200,8 @@ def explore(dense: Recognised, request: Request) -> Explored:
     blocks = [block for block in range(dense.anatomy.depth) if limits.allow(block)]
     if not blocks:
         raise UsageError(
-            f"no block may have a site: blocks {search.first} to {limits.last} may, "
-            f"{'none' if search.blocks is None else search.blocks} of them shall",
+            f"no block may have a site: of blocks {search.first} to {limits.last}, "
+            + ("there is none" if search.blocks is None else f"{search.blocks} allows none"),
             where="the blocks of the plan",
             remedy="change --first or --blocks",
         )

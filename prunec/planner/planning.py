@@ -48,7 +48,7 @@ class Candidate:
     """One schedule: what was predicted of it, and what was measured."""
 
     mode: str
-    schedule: Schedule  # empty: no site, only what nobody reads left out
+    schedule: Schedule  # empty: no site, only dead rows left out
     predicted: float  # share of the dense model's time
     expected: float  # loss
     share: float = math.nan  # measured; not a number where it was not built
@@ -221,7 +221,7 @@ def _chosen(found: tuple[Candidate, ...], goal: Goal, scale: float, plan: Map) -
     bare = next(candidate for candidate in found if not candidate.schedule)
     pruned = [candidate for candidate in found if candidate.schedule]
     if goal.share is not None and bare.meets(goal):
-        reason = f"leaving out what nobody reads is enough: {bare.share:.3f} of the dense time, no loss"
+        reason = f"leaving out dead rows is enough: {bare.share:.3f} of the dense time, no loss"
         return Decision(bare, found, scale, reason)
     if not pruned:
         reason = f"no schedule with a site is predicted to reach {goal}"
@@ -285,7 +285,7 @@ def unreachable(maps: Sequence[Map], goal: Goal) -> PlanError:
 
 
 def described(schedule: Schedule) -> str:
-    """`block 3: 112, block 7: 48`; blocks in a row with the same length are told once."""
+    """`block 3: 112, block 7: 48`; blocks in a row with the same length are named once."""
     parts: list[tuple[int, int, int]] = []  # first block, last block, length
     for block, leaves in sorted(schedule.items()):
         if parts and parts[-1][1:] == (block - 1, leaves):

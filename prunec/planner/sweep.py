@@ -202,8 +202,8 @@ class _Points(BaseModel):
 
 def _differences(file: Mapping[str, Any], here: About) -> Iterator[str]:
     for section, facts in here.items():
-        told = file.get(section)
-        known = told if isinstance(told, dict) else {}
+        section_facts = file.get(section)
+        known = section_facts if isinstance(section_facts, dict) else {}
         for name in {**known, **facts}:
             in_file, now = known.get(name, "not given"), facts.get(name, "not given")
             if in_file != now:

@@ -7,7 +7,7 @@
     restore             none | stale | nearest | rejoin | unmerge | canvas: how they come back for the head
     attention           plain | proportional: a merged token counts as many as it stands for
 
-An axis knows nothing of the others; what does not go together is told by `Step` and `Rules`, with the reason.
+An axis knows nothing of the others; `Step` and `Rules` refuse what does not go together, with the reason.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class Scorer(Model):
                         share of the channels
     predictor           learned, each token beside the mean of all that are there
     query               learned: the sum over `queries` of query . token
-    pre_net             learned: a small ViT of `depth` blocks in front of the model, which tells objects from
-                        background, on patches of the model (`embedding: shared`) or its `own`
+    pre_net             learned: a small ViT of `depth` blocks in front of the model, which separates
+                        objects from background, on patches of the model (`embedding: shared`) or its `own`
     grader              learned: class scores of a token; the less sure they are, the better for it to stay
 
     Any other kind is a scorer that an installed package announces; `options` are given to it.

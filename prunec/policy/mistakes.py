@@ -12,11 +12,11 @@ from prunec.errors import brief, did_you_mean, shown
 from prunec.policy.language import listed
 from prunec.policy.rules import Misfit, Rules
 
-#: How many mistakes of one policy are told.
+#: How many mistakes of one policy are reported.
 TOLD = 8
 
 
-def told(error: ValidationError) -> list[str]:
+def described(error: ValidationError) -> list[str]:
     """The mistakes, the first few of them where there are many."""
     problems = _innermost(error)
     mistakes = [_describe(problem) for problem in problems[:TOLD]]

@@ -20,7 +20,7 @@ from pydantic import PrivateAttr, ValidationError
 
 from prunec import documents
 from prunec.errors import PolicyError, did_you_mean, shown
-from prunec.policy.mistakes import told
+from prunec.policy.mistakes import described
 from prunec.policy.rules import Rules, Step
 
 #: Beside `keep`, the rate of a step that had none: any, so that all its sites take the same share.
@@ -270,7 +270,7 @@ def _validated(data: object, *, where: str) -> Policy:
     try:
         return Policy.model_validate(_renamed(data, where))
     except ValidationError as error:
-        mistakes = told(error)
+        mistakes = described(error)
         place = "the place" if len(mistakes) == 1 else "each place"
         raise PolicyError(
             "\n".join(mistakes), where=where, remedy=f"correct {place} named after the @"

@@ -129,7 +129,7 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
         (
             fate == "merge" and selector.ragged and not pairs,
             "selector.kind",
-            "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens are; "
+            "fate merge needs selector.kind top_k, or scorer similarity, which says how similar tokens are; "
             f"got {selector.kind} of {scorer.kind}",
         ),
         (
@@ -163,7 +163,7 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
 
 
 def rates(rules: Rules) -> str:
-    """What survives all sites, or else the rate of each step, those that are alike told once."""
+    """What survives all sites, or else the rate of each step, equal ones named once."""
     if rules.keep is not None:
         return f"keep {rules.keep:g}"
     return ", ".join(dict.fromkeys(rate(step) for step in rules.steps))

@@ -46,7 +46,7 @@ class Proposals:
         if not bool(read.any()):
             return None
         value = node.meta["val"]
-        # Of what all images share, each reads its own rows: no gradient tells them apart.
+        # Of what all images share, each reads its own rows: no gradient separates them.
         shared = {
             axis: rows for axis, rows in self._in_place(node) if isinstance(rows, Chosen) and rows.shared
         }

@@ -26,7 +26,7 @@ _RUNS = 4
 
 @dataclass(frozen=True)
 class RowRead:
-    """A node that reads token rows by position: how many at the front and at the end it tells apart."""
+    """A node that reads token rows by position: how many at the front and at the end it treats apart."""
 
     node: str
     front: int

@@ -86,14 +86,14 @@ def page(data: Sweep) -> str:
     figure(data).savefig(picture, format="svg", metadata=_UNDATED[".svg"])
     svg = picture.getvalue()
     facts = {name: data[name] for name in ("model", "place", "work", "search", "seconds")}
-    told = {name: [(k, v) for k, v in of.items() if v not in (None, "")] for name, of in facts.items()}
+    named = {name: [(k, v) for k, v in of.items() if v not in (None, "")] for name, of in facts.items()}
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(
         title=title(data),
         subtitle=subtitle(data),
         svg=Markup(svg[svg.index("<svg") :]),
         points=[{**point, "described": described(point)} for point in data["points"]],
-        facts=told,
+        facts=named,
         kind=data["losses"]["kind"],
     )
 
@@ -114,7 +114,7 @@ def subtitle(data: Sweep) -> str:
 
 
 def described(point: Point) -> str:
-    """`3: 112, 7: 48`: block and how many tokens go on; blocks in a row with the same length told once."""
+    """`3: 112, 7: 48`: block and how many tokens go on; blocks in a row with the same length named once."""
     runs: list[list[int]] = []  # first block, last block, length
     for block, leaves in sorted((int(block), int(leaves)) for block, leaves in point["schedule"].items()):
         if runs and runs[-1][1:] == [block - 1, leaves]:

@@ -167,7 +167,7 @@ def _returning(costs: Costs, limits: Limits) -> list[Label]:
 
 
 def _most_sites(costs: Costs, limits: Limits) -> int | None:
-    """The limit on sites; None when it limits nothing: labels need not be told apart by them then."""
+    """The limit on sites; None when it limits nothing: labels need not differ by them then."""
     possible = min(len(costs.counts) - 1, len(costs.blocks))
     return None if limits.sites is None or limits.sites >= possible else limits.sites
 

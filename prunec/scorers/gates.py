@@ -105,7 +105,7 @@ class QueryGate(Gate):
 
 
 class PreNet(Gate):
-    """A small ViT in front of the model that tells objects from background (BAViT).
+    """A small ViT in front of the model that separates objects from background (BAViT).
 
     It looks at the model's own patches, positions added, or makes its own from the image.
     """

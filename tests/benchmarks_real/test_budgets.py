@@ -35,7 +35,7 @@ def test_the_next_aim_follows_the_slope_that_was_seen() -> None:
     assert budgets._next_aim(0.9, [(0.9, 0.5)]) == 1.0
 
 
-def test_a_budget_that_cannot_be_reached_is_told_with_the_nearest(bench: budgets.Bench) -> None:
+def test_a_budget_that_cannot_be_reached_is_reported_with_the_nearest(bench: budgets.Bench) -> None:
     with pytest.raises(budgets.FarError, match=r"it comes no nearer than \d+%, at a rate of 0.01"):
         budgets.at_budget(Policy.load("norm", blocks=[5]), 0.3, bench)
 

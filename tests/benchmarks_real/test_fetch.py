@@ -34,7 +34,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         fetch.Wheels(tmp_path).read("some", "/x")
 
 
-def test_what_pip_cannot_fetch_is_told_with_its_reason(
+def test_what_pip_cannot_fetch_is_reported_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ def test_a_row_stands_beside_random_tokens_and_under_the_smaller_picture() -> No
     assert "| **resize**, 182 px | 64% | 0.66 |" in text
 
 
-def test_flops_that_differ_between_kinds_of_pictures_are_told() -> None:
+def test_flops_that_differ_between_kinds_of_pictures_are_reported() -> None:
     made = record()
     made["rows"][0]["flops_by_kind"] = {"photographs": 0.75, "cells": 0.55}
     assert "| 65% (photographs 75%, cells 55%) | 0.70 |" in page.markdown(made)

@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_captured_names_the_line() -> None:
     assert caught.value.__cause__ is not None
 
 
-def test_an_error_of_the_model_itself_is_told_too() -> None:
+def test_an_error_of_the_model_itself_is_reported_too() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise ZeroDivisionError("no tokens left")

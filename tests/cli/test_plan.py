@@ -55,7 +55,7 @@ def test_plan_edit_apply(call: Call, home: Path, table: tuple[str, str], shares:
         ({1: -3}, 1, "schedule.1: "),
     ],
 )
-def test_a_wrong_schedule_is_told_with_its_block(
+def test_a_wrong_schedule_is_reported_with_its_block(
     call: Call, home: Path, schedule: Mapping[int, int], code: int, words: str
 ) -> None:
     plan = {

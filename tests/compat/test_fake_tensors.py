@@ -39,7 +39,7 @@ def test_a_new_symbol_is_a_size_that_equals_nothing_else(program: Program) -> No
     assert compat.expression(made.shape[0]) == compat.expression(one)
 
 
-def test_an_attempt_that_forces_a_symbol_is_told_and_undone(program: Program) -> None:
+def test_an_attempt_that_forces_a_symbol_is_reported_and_undone(program: Program) -> None:
     mode = compat.fake_mode_of(program.graph)
     size = compat.new_symbol(mode, "forced", 23)
     symbol = compat.expression(size)

@@ -203,7 +203,7 @@ def test_without_a_module_around_both_calls_one_batch_is_the_way() -> None:
     assert "the others stay dense: give all images as one batch (node " in note
 
 
-def test_a_tower_of_its_own_for_the_second_image_is_told() -> None:
+def test_a_tower_of_its_own_for_the_second_image_is_reported() -> None:
     (note,) = anatomy(Pair(shared=False), pixels(), pixels()).notes
     assert note.startswith("the image y has attention of its own, which stays dense (node ")
     assert note.endswith("only that of x is pruned")

@@ -110,7 +110,7 @@ def test_what_a_processor_leaves_out_its_class_says() -> None:
         }
 
 
-def test_what_is_not_done_is_told() -> None:
+def test_what_is_not_done_is_reported() -> None:
     said = {"size": {"longest_edge": 1024}, "do_flip_channel_order": True, "do_pad": True, **IMAGENET}
     how = processors.preprocess_of(said, (32, 32), "here")
     assert how.undone == ("do_flip_channel_order", "the size {'longest_edge': 1024}")

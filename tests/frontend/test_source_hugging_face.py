@@ -55,7 +55,7 @@ def test_an_architecture_that_is_not_named_becomes_the_base_model(
     assert (type(source.module), source.weights) == (transformers.ViTModel, "pretrained")
 
 
-def test_parameters_missing_from_a_checkpoint_are_told(folder: Path) -> None:
+def test_parameters_missing_from_a_checkpoint_are_reported(folder: Path) -> None:
     config = vit_config(architectures=["ViTModel"])  # whose pooler the classifier does not have
     config.save_pretrained(folder)
     source = sources.load(f"hf:{folder}")
@@ -104,7 +104,7 @@ def test_the_processor_says_the_size_of_the_input(tmp_path: Path) -> None:
     assert (larger.preprocess.scaled, larger.preprocess.size) == ((80, 80), (64, 64))
 
 
-def test_a_size_that_the_model_does_not_take_is_told(folder: Path) -> None:
+def test_a_size_that_the_model_does_not_take_is_reported(folder: Path) -> None:
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(folder)
     source = sources.load(f"hf:{folder}")
     assert source.kwargs["pixel_values"].shape == (2, 3, 32, 32)

@@ -87,7 +87,7 @@ def test_shape_is_of_a_tensor(small: Program) -> None:
         graph.shape(nodes["unbind"])
 
 
-def test_getitem_is_told_from_other_calls(small: Program) -> None:
+def test_getitem_is_reported_from_other_calls(small: Program) -> None:
     assert [node.target for node in small.graph.nodes if graph.is_getitem(node)] == [operator.getitem] * 2
 
 

@@ -79,7 +79,7 @@ def test_sites_that_were_not_inserted_are_an_error_of_prunec(dense: Recognised) 
     assert "please report" in REPORT
 
 
-def test_the_place_of_what_should_not_be_there_is_told(dense: Recognised) -> None:
+def test_the_place_of_what_should_not_be_there_is_reported(dense: Recognised) -> None:
     half = pruned(dense)
     first = next(node for node in half.graph.nodes if node.target in ops.SCORES)
     with pytest.raises(InternalError) as error:
@@ -103,7 +103,7 @@ def test_a_mode_that_the_plan_does_not_have_is_not_lowered_to(
         run_pass(step, pruned(dense))
 
 
-def test_an_in_place_operator_that_is_left_is_told(dense: Recognised) -> None:
+def test_an_in_place_operator_that_is_left_is_reported(dense: Recognised) -> None:
     module = graph.copy(dense.module)
     add = next(node for node in module.graph.nodes if graph.op(node) == "add")
     add.target = torch.ops.aten.add_.Tensor

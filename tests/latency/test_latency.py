@@ -110,7 +110,7 @@ def test_a_model_of_few_blocks_is_refused(depth: int) -> None:
         table_of(small(depth), "norm", tiny.pixels(2))
 
 
-def test_the_steps_are_told() -> None:
+def test_the_steps_are_reported() -> None:
     said: list[str] = []
     policy = Policy.load("norm")
     lowering = choose(policy)
@@ -167,7 +167,7 @@ def work(policy: str = "norm", batch: int = 2, target: str = "eager", **changes:
     ],
     ids=str,
 )  # fmt: skip
-def test_other_work_is_told_apart(changes: dict[str, Any]) -> None:
+def test_other_work_is_reported_apart(changes: dict[str, Any]) -> None:
     others = {"deeper": lambda: small(6), "odd": lambda: small(5, odd=2), "half": half}
     if "dense" in changes:
         changes = {"dense": others[changes["dense"]]()}

@@ -58,7 +58,7 @@ def test_a_block_takes_what_was_measured_and_the_line_between() -> None:
 
 
 @pytest.mark.parametrize("length", [17, 3, 0, -8])
-def test_nothing_is_told_of_lengths_outside(length: int) -> None:
+def test_nothing_is_reported_of_lengths_outside(length: int) -> None:
     with pytest.raises(ValueError, match=f"from 4 to 16 tokens, not to {length}"):
         example().block(0, length)
 

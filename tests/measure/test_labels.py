@@ -35,7 +35,7 @@ def test_labels_that_fit_and_need_no_words(found: ImageSet, labels: list[int]) -
     assert (numbers.tolist(), said) == (labels, "")
 
 
-def test_other_names_in_sorted_order_are_told() -> None:
+def test_other_names_in_sorted_order_are_reported() -> None:
     numbers, said = fitting(pictures([2, 0], "n01", "n02", "n03", names=ABC), 3)
     assert numbers is not None
     assert numbers.tolist() == [2, 0]
@@ -65,7 +65,7 @@ def test_other_names_in_sorted_order_are_told() -> None:
         (pictures([0, 1], "a", "b"), None, "the model gives no scores of classes; leave them out"),
     ],
 )
-def test_labels_that_do_not_fit_are_told(found: ImageSet, classes: int | None, words: str) -> None:
+def test_labels_that_do_not_fit_are_reported(found: ImageSet, classes: int | None, words: str) -> None:
     numbers, said = fitting(found, classes)
     assert numbers is None
     assert said.startswith(f"the folders' labels are not used, so accuracy is not measured: {words}")

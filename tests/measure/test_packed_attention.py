@@ -11,7 +11,7 @@ from tests.tiny import Attention, Block, ViT, recognised
 
 
 @pytest.mark.parametrize(("rows", "padded", "best"), [(1e-3, 2e-3, "rows"), (2e-3, 1e-3, "padded")])
-def test_the_faster_one_is_taken_and_both_times_are_told(
+def test_the_faster_one_is_taken_and_both_times_are_reported(
     rows: float, padded: float, best: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_attention, "_measured", lambda *_: {"rows": rows, "padded": padded})

@@ -22,7 +22,7 @@ class Beside(nn.Module):
         return (x - mean) @ self.weight
 
 
-def test_a_scorer_that_wants_to_know_is_told_which_patches_count() -> None:
+def test_a_scorer_that_wants_to_know_is_reported_which_patches_count() -> None:
     module, x = Beside(), torch.randn(2, TOKENS, 4)
     learned = Learned(module, "beside", 0)
     assert learned.takes_valid

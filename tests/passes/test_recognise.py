@@ -478,7 +478,7 @@ class Aside(ViT):
         return self.head(self.norm(self.blocks[1](x))[:, 0]) * weight
 
 
-def test_an_attention_beside_the_stream_is_told() -> None:
+def test_an_attention_beside_the_stream_is_reported() -> None:
     found = anatomy(Block, Aside)
     assert found.depth == 2
     assert [miss.reason for miss in found.unmatched] == [

@@ -120,7 +120,7 @@ def test_the_shapes_of_an_example_are_kept(tmp_path: Path) -> None:
         ({"target": ..., "mode": ...}, "target: Field required; mode: Field required"),
     ],
 )
-def test_each_mistake_is_told_with_its_place(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_each_mistake_is_reported_with_its_place(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     assert words in mistake(tmp_path, edited(**changes))
 
 
@@ -142,7 +142,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         PlanFile.read(tmp_path)
 
 
-def test_a_mistake_in_the_policy_is_told_in_the_words_of_policies(tmp_path: Path) -> None:
+def test_a_mistake_in_the_policy_is_reported_in_the_words_of_policies(tmp_path: Path) -> None:
     plain = yaml.safe_load(written())
     plain["policy"]["scorer"]["kind"] = "cls_attenton"
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plain))

@@ -225,7 +225,7 @@ def test_a_file_that_is_no_sweep_is_refused(
 # What it is of ----------------------------------------------------------------------------------------------
 
 
-def test_weights_images_and_options_are_told_apart(tiny: Any) -> None:
+def test_weights_images_and_options_are_reported_apart(tiny: Any) -> None:
     source, dense, request = tiny
     told = module.about(source, dense, request)
     assert told == module.about(source, dense, request)

@@ -13,7 +13,7 @@ from prunec.policy.policy import Policy
 from tests.policies import GONE, written
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.load(written(selector__keep_per_site=2, fate="burn", version=GONE))
     assert [line.rpartition(" @ ")[2] for line in caught.value.what.splitlines()] == [
@@ -45,7 +45,7 @@ NAMES = [
 ]
 
 
-def test_of_very_many_mistakes_the_first_few_are_told() -> None:
+def test_of_very_many_mistakes_the_first_few_are_reported() -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.load(written() | {f"key{number}": 1 for number in range(300_000)})
     lines = caught.value.what.splitlines()

@@ -68,7 +68,7 @@ TOGETHER = [
     ),
     (
         {"fate": "merge", **choosing("threshold", keep_per_site=0.5)},
-        "fate merge needs selector.kind top_k, or scorer similarity, which tells how alike tokens "
+        "fate merge needs selector.kind top_k, or scorer similarity, which says how similar tokens "
         "are; got threshold of norm @ selector.kind",
     ),
     (

@@ -47,7 +47,7 @@ def test_of_several_results_one_is_asked_for_and_long_streams_have_no_row_twice(
     assert picked(lambda x: x[:, 4000:], 5000) == tuple(range(4000, 5000))
 
 
-def test_rows_that_are_told_apart_stand_at_an_end() -> None:
+def test_rows_that_are_reported_apart_stand_at_an_end() -> None:
     assert rows_apart("read", (0,), 9, 9, 0, follows=False) == RowRead("read", 1, 0, (0,))
     assert rows_apart("read", (5, 6, 7, 8), 9, 9, 0, follows=True) == RowRead("read", 5, 0, (5, 6, 7, 8))
     assert rows_apart("read", (7, 8), 9, 9, 0, follows=False) == RowRead("read", 0, 2, (7, 8))

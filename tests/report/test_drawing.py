@@ -111,7 +111,7 @@ def test_it_can_be_drawn_where_nothing_is_lost() -> None:
     assert len(drawn.axes) == 1
 
 
-def test_schedules_are_told_shortly() -> None:
+def test_schedules_are_reported_shortly() -> None:
     told = {
         "no site": {},
         "3: 112, 7: 48": {"7": 48, "3": 112},

@@ -24,7 +24,7 @@ def test_between_a_stage_and_itself_is_nothing(half: Planned) -> None:
     assert between(half, "recognise", "recognise") == ""
 
 
-def test_a_stage_that_is_not_there_is_told_with_those_that_are(half: Planned) -> None:
+def test_a_stage_that_is_not_there_is_reported_with_those_that_are(half: Planned) -> None:
     with pytest.raises(UsageError, match="no stage 'recognize'; nearest: recognise") as error:
         between(half, "recognize", "insert sites")
     assert "normalise, flatten grid, recognise, insert sites" in str(error.value.remedy)

@@ -47,7 +47,7 @@ def test_one_compilation_serves_every_batch_and_every_count() -> None:
     assert counters["graph_break"] == {}
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(shutil, "which", lambda name: asked.append(name))
     assert Inductor().missing() == "no C++ compiler was found (Debian, Ubuntu: apt-get install g++)"

@@ -62,7 +62,7 @@ def test_a_number_that_asks_for_no_tokens_is_none(name: str) -> None:
     check_enough(graph, {symbol: 2}, TOKENS)
 
 
-def test_of_several_the_largest_is_told() -> None:
+def test_of_several_the_largest_is_reported() -> None:
     graph, symbol = stream(lambda x: x.topk(7, dim=1).values.sum(1) + x.topk(5, dim=1).values.sum(1))
     with pytest.raises(PolicyError, match="7 tokens"):
         check_enough(graph, {symbol: 4}, TOKENS)

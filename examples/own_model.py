@@ -83,8 +83,8 @@ def main() -> None:
     print("the proof:", *fast.program.stages[-1].notes)
     same = prunec.transform(model, policy=prunec.Policy.load("evit", keep=1.0), example=image)
     images = torch.randn(8, 3, 96, 96)
-    print("keep=1.0 against the model:", evaluate.compare(model, same, None, images).pruned)
-    print("keep=0.5 against the model:", evaluate.compare(model, fast, None, images).pruned)
+    print("keep=1.0 against the model:", evaluate.compare({"dense": model, "pruned": same}, images).pruned)
+    print("keep=0.5 against the model:", evaluate.compare({"dense": model, "pruned": fast}, images).pruned)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ for site in fast.program.plan.sites:
 
 # for yours: from prunec.data.images import load_images
 images = torch.randn(4, *model.pretrained_cfg["input_size"])
-print("pruned against dense:", evaluate.compare(model, fast, None, images).pruned)
+print("pruned against dense:", evaluate.compare({"dense": model, "pruned": fast}, images).pruned)
 
 compiled = {"dense": torch.compile(model), "pruned": torch.compile(fast)}
 calls = {kind: (lambda run=run: run(images)) for kind, run in compiled.items()}

@@ -100,7 +100,7 @@ def test_some_patches_stay_in_any_case() -> None:
 
 def test_a_fixed_number_of_foreground_patches() -> None:
     model, x = yolos(), images()
-    fast = bavit(model, kind="top_k", keep=0.5)
+    fast = bavit(model, kind="top_k", keep_per_site=0.5)
     assert counts(fast) == [(0, 14)]
     assert not sites(fast)[0].ragged
     run = watch(fast, x)

@@ -9,8 +9,10 @@ One process imports what prunec may import, and forks for each case: so a case c
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -21,12 +23,18 @@ from typing import Any
 
 import timm
 import torch
+import torch._dynamo
 import transformers
 
 import prunec
 from prunec import cli
 from prunec.errors import PruneError
 from tests.hostile import CANARY, Hostile, documents, folders, opcodes, pickles, sources
+
+# prunec imports its modules, and PyTorch some of its own, when they are first used: here, and not in each case.
+for module in pkgutil.walk_packages(prunec.__path__, "prunec."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 
 CASES: tuple[Hostile, ...] = (
     *pickles.HOSTILE,

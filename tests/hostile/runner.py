@@ -31,7 +31,7 @@ from prunec import cli
 from prunec.errors import PruneError
 from tests.hostile import CANARY, Hostile, documents, folders, opcodes, pickles, sources
 
-# prunec imports its modules, and PyTorch some of its own, when they are first used: here, and not in each case.
+# Modules of prunec and PyTorch that are imported when they are first used: once here, and not in each case.
 for module in pkgutil.walk_packages(prunec.__path__, "prunec."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)

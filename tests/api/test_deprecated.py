@@ -79,7 +79,8 @@ def test_a_function_takes_only_the_old_keywords_that_it_had() -> None:
 def test_the_new_spellings_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        given("model", policy="evit", submodule="a", mode="padded", calibrate=False)
+        found = given("model", policy="evit", submodule="a", mode="padded", calibrate=False)
+    assert found == {"policy": "evit", "submodule": "a", "mode": "padded", "calibrate": False}
 
 
 def test_an_unknown_keyword_is_unknown() -> None:

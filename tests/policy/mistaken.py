@@ -61,3 +61,12 @@ def mistake(changes: dict[str, Any]) -> PolicyError:
     with pytest.raises(PolicyError) as caught:
         Policy.load(written(**changes))
     return caught.value
+
+
+def check(changes: dict[str, Any], said: str) -> None:
+    """A mistake is one line, which names its place, the value and what is allowed."""
+    error = mistake(changes)
+    assert error.what.endswith(said)
+    assert error.what.count("\n") == 0
+    assert error.where == "the value given as policy"
+    assert error.remedy == "correct the place named after the @"

@@ -18,9 +18,9 @@ from tests.policy.mistaken import (
     SCORER,
     SELECTOR,
     TRAINING,
+    check,
     choosing,
     losing,
-    mistake,
     scoring,
     trained,
 )
@@ -240,11 +240,7 @@ MISTAKES = [*SITES, *SCORERS, *SELECTORS, *TRAININGS]
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=lambda part: None)
 def test_a_mistake_names_its_place_the_value_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
-    error = mistake(changes)
-    assert error.what.endswith(said)
-    assert error.what.count("\n") == 0
-    assert error.where == "the value given as policy"
-    assert error.remedy == "correct the place named after the @"
+    check(changes, said)
 
 
 def test_every_field_of_the_language_has_its_mistake() -> None:

@@ -14,9 +14,9 @@ from tests.policy.mistaken import (
     KINDS,
     SCORER,
     STEP,
+    check,
     choosing,
     merging,
-    mistake,
     scoring,
     then,
 )
@@ -177,11 +177,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [*TITLE, *TOGETHER, *THEN]
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=lambda part: None)
 def test_a_mistake_names_its_place_the_value_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
-    error = mistake(changes)
-    assert error.what.endswith(said)
-    assert error.what.count("\n") == 0
-    assert error.where == "the value given as policy"
-    assert error.remedy == "correct the place named after the @"
+    check(changes, said)
 
 
 def test_every_field_of_a_policy_has_its_mistake() -> None:

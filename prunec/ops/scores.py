@@ -12,7 +12,6 @@ __all__ = [
     "class_attention",
     "class_row",
     "doubt",
-    "random_among",
     "random_score",
     "received",
     "times_values",
@@ -45,14 +44,13 @@ def token_norm(x: Tensor, dim: int = 1) -> Tensor:
     return torch.sqrt(x.movedim(dim, 1).square().sum(dim=-1))  # [B, T, C] -> [B, T]
 
 
-def random_score(x: Tensor, dim: int = 1) -> Tensor:
-    """A random number for each token, for the random control. No gradient."""
-    return torch.rand_like(x.movedim(dim, 1)[..., 0])
+def random_score(x: Tensor, dim: int = 1, among: Tensor | None = None) -> Tensor:
+    """A random number for each token, for the random control. No gradient.
 
-
-def random_among(score: Tensor) -> Tensor:
-    """The same where pairs are scored: targets, whose score is infinite, stay targets. No gradient."""
-    return torch.where(score.isposinf(), score, torch.rand_like(score))
+    Of pairs, scored `among` them, targets, whose score is infinite, stay targets.
+    """
+    chance = torch.rand_like(x.movedim(dim, 1)[..., 0].detach())
+    return chance if among is None else torch.where(among.isposinf(), among.detach(), chance)
 
 
 def beside(score: Tensor, x: Tensor, dim: int = 1) -> Tensor:

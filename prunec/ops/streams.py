@@ -8,10 +8,8 @@ from torch import Tensor
 __all__ = [
     "compose",
     "fuse",
-    "fuse_each",
     "gather",
     "put_first",
-    "reconstruct",
     "rows",
     "scatter",
     "take",
@@ -32,43 +30,41 @@ def gather(x: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     return x.gather(dim, spread_over(index, x, dim))  # [B, T, C], [B, n] -> [B, n, C]
 
 
-def fuse(x: Tensor, index: Tensor, score: Tensor | None, suffix: int, dim: int = 1) -> Tensor:
-    """Rows `index` of a stream; the last patch row becomes the sum of dropped tokens, weighted by score.
-
-    Without a score it becomes their mean.
-    """
-    kept = gather(x, index, dim)
-    if index.shape[1] == x.shape[dim]:  # nothing was dropped
-        return kept
-    place = index.shape[1] - suffix - 1
-    others = torch.cat([index[:, :place], index[:, place + 1 :]], dim=1)
-    weight = torch.ones_like(x.movedim(dim, 1)[..., 0]) if score is None else score
-    weight = weight.scatter(1, others, 0.0).to(x.dtype)  # [B, T], zero where a token goes on by itself
-    weight = weight / weight.sum(dim=1, keepdim=True) if score is None else weight
-    extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
-    return torch.cat([kept.narrow(dim, 0, place), extra, kept.narrow(dim, place + 1, suffix)], dim=dim)
-
-
-def fuse_each(
+def fuse(
     x: Tensor,
     index: Tensor,
     score: Tensor | None,
-    kept: Tensor,
-    joined: Tensor,
+    suffix: int,
     dim: int = 1,
+    chosen: tuple[Tensor, Tensor] | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """The same where images keep different numbers: the row in `joined` but not in `kept` becomes the sum.
+    """Rows `index` of a stream, one of them the sum of those that leave, weighted by score.
 
-    Rows that an earlier selection has dropped (not `valid`) are not in it.
+    Without a score it is their mean. It stands in the place of the last patch row, or, where images keep
+    different numbers, in that of the row which is only in the second of the masks `chosen` (rows that stay by
+    themselves, and that one too). Rows that an earlier selection has dropped (not `valid`) are not in it.
     """
-    leaving = ~kept if valid is None else valid & ~kept  # [B, T]
-    weight = torch.where(leaving, 1.0 if score is None else score, 0.0).to(x.dtype)
-    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if score is None else weight
-    extra = (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)  # [B, 1, C]
-    here = (joined & ~kept).gather(1, index)  # [B, n]
     rows = gather(x, index, dim)
-    return torch.where(spread_over(here, rows, dim), extra, rows)
+    if chosen is not None:
+        kept, joined = chosen
+        leaving = ~kept if valid is None else valid & ~kept  # [B, T]
+        here = (joined & ~kept).gather(1, index)  # [B, n]
+        return torch.where(spread_over(here, rows, dim), _fused(x, score, leaving, dim), rows)
+    if index.shape[1] == x.shape[dim]:  # nothing was dropped
+        return rows
+    place = index.shape[1] - suffix - 1
+    others = torch.cat([index[:, :place], index[:, place + 1 :]], dim=1)
+    tokens = torch.ones((index.shape[0], x.shape[dim]), dtype=torch.bool, device=x.device)
+    extra = _fused(x, score, tokens.scatter(1, others, False), dim)
+    return torch.cat([rows.narrow(dim, 0, place), extra, rows.narrow(dim, place + 1, suffix)], dim=dim)
+
+
+def _fused(x: Tensor, score: Tensor | None, leaving: Tensor, dim: int) -> Tensor:
+    """The rows that leave as one: [B, 1, C]."""
+    weight = torch.where(leaving, 1.0 if score is None else score, 0.0).to(x.dtype)  # [B, T]
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp_min(1e-12) if score is None else weight
+    return (weight.unsqueeze(1) @ x.movedim(dim, 1)).movedim(1, dim)
 
 
 def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, valid: Tensor | None = None) -> Tensor:
@@ -77,41 +73,6 @@ def scatter(base: Tensor, x: Tensor, index: Tensor, dim: int = 1, valid: Tensor 
     if valid is not None:
         x = torch.where(spread_over(valid, x, dim), x, base.gather(dim, rows))
     return base.scatter(dim, rows, x)
-
-
-def reconstruct(
-    base: Tensor,
-    x: Tensor,
-    index: Tensor,
-    ends: tuple[int, int],
-    mixture: tuple[int, float],
-    dim: int = 1,
-    valid: Tensor | None = None,
-) -> Tensor:
-    """The full stream again, where a token that did not go on is a mixture of kept tokens.
-
-    Args:
-        base: the stream before the selection, [B, T, C].
-        x: the rows that went on, [B, n, C].
-        index: where they were, [B, n].
-        ends: how many protected rows there are in front and at the end; they are in no mixture.
-        mixture: of how many kept tokens, those most similar in `base`, and how sharply weights fall with
-            distance: exp(-sharpness * distance squared) between unit vectors.
-        dim: the token axis.
-        valid: which of the rows count, [B, n].
-    """
-    (prefix, suffix), (near, sharpness) = ends, mixture
-    unit = torch.nn.functional.normalize(base.movedim(dim, 1), dim=-1)  # [B, T, C]
-    kept = slice(prefix, index.shape[1] - suffix)
-    alike = unit @ gather(unit, index[:, kept]).transpose(1, 2)  # [B, T, n]
-    if valid is not None:
-        alike = alike.masked_fill(~valid[:, None, kept], float("-inf"))
-    alike, place = alike.topk(min(near, alike.shape[-1]), dim=-1)
-    weight = (2 * sharpness * (alike - 1)).softmax(dim=-1)  # distance squared is 2 - 2 cosine
-    others = x.movedim(dim, 1)[:, kept]  # [B, n, C]
-    share = alike.new_zeros((*alike.shape[:2], others.shape[1])).scatter(2, place, weight.to(alike.dtype))
-    mixtures = (share @ others).to(x.dtype)  # under autocast the product is in lower precision
-    return scatter(mixtures.movedim(1, dim), x, index, dim, valid)
 
 
 def rows(x: Tensor, dim: int, start: int, stop: int | None = None) -> Tensor:

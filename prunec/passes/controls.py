@@ -25,7 +25,7 @@ class Slices(Pass[Planned, Planned]):
     """Replace every selection by a plain slice of the same length.
 
     gather(x, select(score))  ==>  x[:, :n]          take(table, index)    ==>  table[:n]
-    scatter(base, x, index)   ==>  cat([x, base[n:]])
+    scatter(base, x, index)   ==>  cat([x, base[n:]])     share(x, group)       ==>  pad(x)
     """
 
     name: ClassVar[str] = "ideal slices"
@@ -40,11 +40,12 @@ class Slices(Pass[Planned, Planned]):
             if node.target in ops.SELECTIONS:
                 lengths[node] = next(sites).leaves
             elif node.target is ops.compose:
-                lengths[node] = lengths[arguments.operand(node, "inner")]
+                if (inner := arguments.operand(node, "inner")) in lengths:  # or it composes groups
+                    lengths[node] = lengths[inner]
             elif node.target in _UNDONE:  # there is no padding, merged token or exited token
                 node.replace_all_uses_with(arguments.bind(node)[_UNDONE[node.target]])
                 module.graph.erase_node(node)
-            elif node.target is ops.unmerge or (
+            elif node.target is ops.share or (
                 node.target not in _SCAFFOLD and any(source in lengths for source in node.all_input_nodes)
             ):
                 _replace(module.graph, node, lengths)
@@ -69,19 +70,17 @@ _UNDONE = {
 }
 
 #: What reads a selection only for other operations, and becomes dead code with them.
-_SCAFFOLD = (ops.valid_mask, ops.with_best_dropped, ops.members, ops.nearest, ops.remembered, ops.sizes)
+_SCAFFOLD = (ops.valid_mask, ops.with_best_dropped, ops.assign, ops.nearest, ops.remembered, ops.sizes)
 
 
 #: Operations that have a plain counterpart.
 _REPLACED = (
     ops.gather,
     ops.fuse,
-    ops.fuse_each,
-    ops.merge,
+    ops.pool,
     ops.take,
     ops.scatter,
-    ops.reconstruct,
-    ops.unmerge,
+    ops.share,
 )
 
 
@@ -100,9 +99,9 @@ def _replace(target: fx.Graph, node: fx.Node, lengths: Mapping[fx.Node, int]) ->
     if node.target is ops.take:
         length = lengths[given["index"]] - given["skip_prefix"] - given["skip_suffix"]
         new = (torch.ops.aten.narrow.default, (given["table"], dim, 0, length))
-    elif node.target in (ops.scatter, ops.reconstruct):
+    elif given.get("base") is not None:
         new = (ops.put_first, (given["base"], given["x"], dim))
-    elif node.target is ops.unmerge:
+    elif node.target is ops.share:
         value = node.meta["val"]
         missing = value.shape[dim] - lengths[_selection_of(given["group"])]
         new = (torch.nn.functional.pad, (given["x"], [0, 0] * (value.dim() - 1 - dim) + [0, missing]))
@@ -142,11 +141,11 @@ class RandomScores(Pass[Planned, Planned]):
             with module.graph.inserting_before(score.next):
                 if ragged:
                     made = module.graph.call_function(ops.random_mask, _shuffled(score))
-                elif selection.target is ops.select_pairs:
-                    made = module.graph.call_function(ops.random_among, (score,))
                 else:
                     state = _chosen_from(selection, program.anatomy.states)
-                    made = module.graph.call_function(ops.random_score, (state, program.anatomy.token_dim))
+                    among = (score,) if selection.target is ops.select_pairs else ()
+                    given = (state, program.anatomy.token_dim, *among)
+                    made = module.graph.call_function(ops.random_score, given)
             made.meta = dict(score.meta)
             for user in list(score.users):
                 if user is not made and (ragged or user is selection):
@@ -160,7 +159,7 @@ class RandomScores(Pass[Planned, Planned]):
             self.promise(chosen.target in _RANDOM, "is no random choice", chosen)
 
 
-_RANDOM = (ops.random_score, ops.random_among, ops.random_mask)
+_RANDOM = (ops.random_score, ops.random_mask)
 
 
 def _without_best_dropped(chosen: fx.Node) -> fx.Node:
@@ -183,7 +182,7 @@ def _chosen_from(selection: fx.Node, states: tuple[str, ...]) -> fx.Node:
     taken = [
         arguments.operand(user, "x")
         for user in selection.users
-        if user.target in (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
+        if user.target in (ops.gather, ops.fuse, ops.pool)
     ]
     state = next((node for node in taken if node.name in states), None)
     if state is None:

@@ -130,7 +130,7 @@ class _Insertion:
                 self.rows = index if self.rows is None else self.call("rows", ops.compose, (self.rows, index))
             self.valid = self.call("valid", ops.valid_mask, (staying, index))
         if fate == "merge":
-            return self._merged(index, scored, kept, entering)
+            return self._pooled(index, scored, kept, entering)
         if fate == "fuse":
             return self._fused(index, scored.score, kept, entering)
         return self.call("gather", ops.gather, (self.source, index, self.dim))
@@ -152,14 +152,11 @@ class _Insertion:
         self, index: fx.Node, score: fx.Node, kept: fx.Node | None, entering: fx.Node | None
     ) -> fx.Node:
         """The rows of an index, one of them the sum of those that leave."""
-        value = self.source.meta["val"]
         weights = None if self.step.weights == "uniform" else score
-        if kept is None:
-            fused = (self.source, index, weights, self.anatomy.suffix, self.dim)
-            return self.call("fuse", ops.fuse, fused, value)
-        joined = arguments.chosen_from(index)
-        each = (self.source, index, weights, kept, joined, self.dim, entering)
-        return self.call("fuse", ops.fuse_each, each, value)
+        fused: tuple[Any, ...] = (self.source, index, weights, self.anatomy.suffix, self.dim)
+        if kept is not None:
+            fused = (*fused, (kept, arguments.chosen_from(index)), entering)
+        return self.call("fuse", ops.fuse, fused, self.source.meta["val"])
 
     def _scored(self) -> Scored:
         scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.valid)
@@ -210,29 +207,39 @@ class _Insertion:
             self.kept = self.call("remaining", ops.remaining, (self.kept, kept, rows))
         return kept
 
-    def _merged(
+    def _pooled(
         self, index: fx.Node, scored: Scored, kept: fx.Node | None, entering: fx.Node | None
     ) -> fx.Node:
         """Groups in the place of the rows of an index; of those that enter, some may be padding."""
-        rule, partner, alike = self.step.merging, scored.partner, None
-        if partner is None:
-            among = (self.source, index, *self.ends, self.dim, self.valid)
-            pair = self.call("nearest", ops.nearest, among)
-            alike, partner = self.writer.two(pair, "alike", "partner")
-        elif rule.sizes == "by_similarity":
-            alike = self.call("alike", torch.neg, (scored.score,))
+        rule = self.step.merging
+        partner, alike = self._partner(index, scored, kept)
+        group = self.call("group", ops.assign, (partner, index, kept))
         weight = self._remembered(index, scored.score, kept, entering) if rule.forget else None
-        group = self.call("group", ops.members, (partner, index, kept))
         by = entering if weight is None else weight
         if rule.mean == "by_size" and self.size is not None:
             by = self.size if weight is None else self.call("weight", torch.mul, (self.size, weight))
-        merged = self.call("merge", ops.merge, (self.source, index, group, by, self.dim))
+        pooled = self.call("pool", ops.pool, (self.source, index, group, by, self.dim))
         alike = alike if rule.sizes == "by_similarity" else None
         counted = (group, index, scored.score, self.size, alike, weight, kept)
         self.size = self.call("size", ops.sizes, counted)
         if self.plan.rules.attention == "proportional":
             self._weigh_keys(self.size)
-        return merged
+        return pooled
+
+    def _partner(
+        self, index: fx.Node, scored: Scored, kept: fx.Node | None
+    ) -> tuple[fx.Node, fx.Node | None]:
+        """The row that stands for each row, and how alike the two are."""
+        partner, alike = scored.partner, None
+        if partner is None:
+            similar = scored.similar
+            if similar is None:
+                similar = self.call("similar", ops.similarities, (self.source, None, self.dim))
+            pair = self.call("nearest", ops.nearest, (similar, index, *self.ends, kept))
+            alike, partner = self.writer.two(pair, "alike", "partner")
+        elif self.step.merging.sizes == "by_similarity":
+            alike = self.call("alike", torch.neg, (scored.score,))
+        return partner, alike
 
     def _remembered(
         self, index: fx.Node, score: fx.Node, kept: fx.Node | None, entering: fx.Node | None
@@ -308,4 +315,6 @@ def _threshold(selector: Selector, kind: str) -> float:
     at = selector.at
     if at is None:
         return 0.0
+    if kind == "novelty":
+        return 1 - at
     return -at if kind in ("similarity", "grader") else math.log(at / (1 - at))

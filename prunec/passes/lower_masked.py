@@ -5,11 +5,12 @@
     take(table, index)                  ==>  table
     attention(q, k, v, key_mask(valid))  ==>  attend_kept(q, k, v, m)           keys weigh m
     scatter(base, x, index, valid)       ==>  blend(base, x, m)                 m * x + (1 - m) * base
+    share(x, group, base, at)            ==>  blend(share(..), x, m)            where m has a gradient
     mean(fill(x, valid)) * n / valid      ==>  the same of m
 
 m is the mask of kept rows. Where a learned scorer chose them, m is a tensor of 0 and 1 with a gradient by the
-score (straight through), which trains the scorer. The outputs are those of the padded program. Merging in
-pairs depends on the order of the pruned stream, so there all rows are put in that order, kept ones first.
+score (straight through), which trains the scorer. The outputs are those of the padded program. Pairs and
+novelty depend on the places in the pruned stream, so there all rows are put in its order, kept ones first.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LowerMasked(Pass[Planned, Planned]):
         """The program on all tokens."""
         module = graph.copy(program.module)
         selections = [node for node in module.graph.nodes if node.target is ops.pack]
-        if any(node.target is ops.pairs for node in module.graph.nodes):
+        if any(map(_reads_places, module.graph.nodes)):
             for node in selections:
                 arguments.retarget(node, ops.pack_all)
             return program.replace(module=module), Counts({"all rows": len(selections)})
@@ -85,6 +86,8 @@ class _Masking:
                 mask = self.masks[arguments.operand(node, "valid")]
                 arguments.retarget(node, ops.blend, mask=mask)
                 self.counts["blended"] += 1
+            elif node.target is ops.share:
+                self._blend(node)
             elif node.target in (ops.fill, ops.rescale, ops.counts, ops.valid_mask_among):
                 node.args = fx.map_arg(node.args, lambda source: self.masks.get(source, source))
                 if node.target is ops.valid_mask_among:
@@ -113,6 +116,22 @@ class _Masking:
         self.masks[kept] = made
         self.counts["trained"] += 1
 
+    def _blend(self, shared: fx.Node) -> None:
+        """Where the choice is trained, let the mask say how much of a token's own value there is in it."""
+        group = arguments.operand(shared, "group")
+        while group.target is ops.compose:
+            group = arguments.operand(group, "outer")
+        mask = self.masks[arguments.operand(group, "kept")]
+        if mask.target is not ops.straight_through:
+            return
+        given = arguments.bind(shared)
+        with self.graph.inserting_after(shared):
+            made = self.graph.create_node("call_function", ops.blend, (), name=f"{shared.name}_blended")
+        made.meta = dict(shared.meta)
+        shared.replace_all_uses_with(made)
+        made.args = (shared, given["x"], mask, given["dim"])
+        self.counts["blended"] += 1
+
     def _weigh(self, node: fx.Node) -> None:
         """Let the mask weigh the keys of an attention."""
         if graph.op(node) == "scaled_dot_product_attention":
@@ -140,6 +159,11 @@ class _Masking:
 
 def _becomes(node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     node.target, node.args, node.kwargs = function, args, {}
+
+
+def _reads_places(node: fx.Node) -> bool:
+    """Whether a call tells tokens by their places in the pruned stream."""
+    return node.target is ops.pairs or (node.target is ops.novelty and arguments.bind(node)["first"] is None)
 
 
 def _is_learned(score: fx.Node) -> bool:

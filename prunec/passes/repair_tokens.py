@@ -52,13 +52,18 @@ class RepairTokens(Pass[Planned, Planned]):
         """Every way back starts from a selection, and ends in the stream that it chose from."""
         dim = program.anatomy.token_dim
         for node in program.graph.nodes:
-            if node.target in (ops.scatter, ops.reconstruct):
+            if node.target is ops.scatter:
                 base, x, rows = (operand(node, name) for name in ("base", "x", "index"))
                 first = _first_selection(rows)
                 self.promise(first.target in ops.SELECTIONS, "comes back from no selection", node)
                 whole = _length(base, dim) == _length(chosen_from(first), 1)
                 self.promise(whole, "comes back into another stream than was chosen from", node)
                 self.promise(_length(x, dim) == _length(rows, 1), "brings back more or fewer rows", node)
+            elif node.target is ops.share:
+                x, group = operand(node, "x"), operand(node, "group")
+                self.promise(_length(node, dim) == _length(group, 1), "gives some rows no group", node)
+                index = operand(_last_group(group), "index")
+                self.promise(_length(x, dim) == _length(index, 1), "reads groups of another stream", node)
 
 
 def _first_selection(rows: fx.Node) -> fx.Node:
@@ -66,6 +71,13 @@ def _first_selection(rows: fx.Node) -> fx.Node:
     while rows.target is ops.compose:
         rows = operand(rows, "outer")
     return rows
+
+
+def _last_group(groups: fx.Node) -> fx.Node:
+    """The groups of the last selection, of several composed."""
+    while groups.target is ops.compose:
+        groups = operand(groups, "outer")
+    return groups
 
 
 def _length(node: Any, dim: int) -> Any:

@@ -4,7 +4,7 @@
     scorer    kind      what gives each token its score: heuristics, learned scorers, similarity, your own
     selector  kind      top_k: as many of every image | threshold, adaptive, sampling: as many as it needs
     fate                drop | fuse | merge | preserve | exit: what becomes of tokens that do not stay
-    restore             none | stale | nearest | rejoin | unmerge | canvas: how they come back for the head
+    restore             none | stale | copy | share | rejoin | canvas: how they come back for the head
     attention           plain | proportional: a merged token counts as many as it stands for
 
 An axis knows nothing of the others; `Step` and `Rules` refuse what does not go together, with the reason.
@@ -46,7 +46,7 @@ ENTRY_POINTS = "prunec.scorers"
 
 #: The scorers that ship with prunec.
 SCORERS = (
-    "cls_attention", "received_attention", "norm", "random", "change", "similarity",
+    "cls_attention", "received_attention", "norm", "random", "change", "similarity", "novelty",
     "mlp", "predictor", "query", "pre_net", "grader",
 )  # fmt: skip
 #: Those of them that are learned, and so trained or calibrated.
@@ -54,10 +54,10 @@ LEARNED = ("mlp", "predictor", "query", "pre_net", "grader")
 #: Those that score only what went through the attention (or the block) before.
 LATE = ("cls_attention", "received_attention", "change")
 
-#: Options of scorers, and the one scorer that each belongs to.
+#: Options of scorers, and the scorers that each belongs to.
 _OPTIONS = {
-    "hidden": "mlp", "values": "cls_attention", "queries": "query", "depth": "pre_net",
-    "embedding": "pre_net", "of": "similarity", "pairs": "similarity",
+    "hidden": ("mlp",), "values": ("cls_attention",), "queries": ("query",), "depth": ("pre_net",),
+    "embedding": ("pre_net",), "of": ("similarity", "novelty"), "pairs": ("similarity",),
 }  # fmt: skip
 
 
@@ -132,6 +132,7 @@ class Scorer(Model):
     change              how much the MLP of the block before changed it
     similarity          how unlike its nearest partner it is, by `of`: keys or tokens, in `pairs`: alternating
                         (every other patch looks for a partner among the others) or windows of 2 x 2
+    novelty             how unlike all that come before it in an order, by `of`: what many are like is kept once
     mlp                 learned, each token by itself: norm, linear, GELU, linear; `hidden`: its width, as a
                         share of the channels
     predictor           learned, each token beside the mean of all that are there
@@ -164,10 +165,10 @@ class Scorer(Model):
     @field_validator("hidden", "values", "queries", "depth", "embedding", "of", "pairs")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
-        kind, owner = info.data.get("kind"), _OPTIONS[str(info.field_name)]
-        if value and kind is not None and kind != owner:
+        kind, owners = info.data.get("kind"), _OPTIONS[str(info.field_name)]
+        if value and kind is not None and kind not in owners:
             raise ValueError(
-                f"{info.field_name} belongs to the scorer {owner}, {kind} has no such option; "
+                f"{info.field_name} belongs to the scorer {listed(owners)}, {kind} has no such option; "
                 f"got {shown(value)}"
             )
         return value

@@ -278,7 +278,14 @@ def _validated(data: object, *, where: str) -> Policy:
 
 
 def _renamed(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same in today's words: for one release `selector.keep` is read, with a warning."""
+    """The same in today's words; for one release old ones are read, with a warning."""
+    if isinstance(old := data.get("restore"), str) and old in _RESTORES:
+        warnings.warn(
+            f"{where}: restore {old} is now {_RESTORES[old]}; the old name works for one release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        data = {**data, "restore": _RESTORES[old]}
     then = data.get("then")
     steps = then if isinstance(then, list | tuple) else ()
     if not any(_has_old_keep(step) for step in (data, *steps)):
@@ -290,6 +297,10 @@ def _renamed(data: dict[str, Any], where: str) -> dict[str, Any]:
     )
     renamed = _with_new_keep(data)
     return renamed if not steps else {**renamed, "then": [_with_new_keep(step) for step in steps]}
+
+
+#: Ways to restore tokens by their old names.
+_RESTORES = {"nearest": "copy", "unmerge": "copy"}
 
 
 def _has_old_keep(step: object) -> bool:

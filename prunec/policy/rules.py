@@ -88,10 +88,16 @@ class Step(Model):
         if merge is not None and fate not in (None, "merge"):
             raise ValueError(f"merge belongs to fate merge, not to {fate}")
         scorer = info.data.get("scorer")
+        selector = info.data.get("selector")
         if merge is not None and merge.forget and scorer is not None and scorer.kind == "similarity":
             raise Misfit(
                 "merge.forget",
                 f"forget needs scores that rank all tokens, similarity ranks pairs; got {merge.forget}",
+            )
+        if merge is not None and merge.forget and selector is not None and selector.ragged:
+            raise Misfit(
+                "merge.forget",
+                f"forget needs selector.kind top_k, which knows how many leave; got {merge.forget}",
             )
         return merge
 
@@ -127,10 +133,10 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
             f"fate exit needs selector.kind threshold, got {selector.kind}: it knows no confidence",
         ),
         (
-            fate == "merge" and selector.ragged and not pairs,
+            fate == "merge" and selector.ragged and scorer.kind not in ("similarity", "novelty"),
             "selector.kind",
-            "fate merge needs selector.kind top_k, or scorer similarity, which says how similar tokens are; "
-            f"got {selector.kind} of {scorer.kind}",
+            "fate merge needs selector.kind top_k, or scorer similarity or novelty, which say how similar "
+            f"tokens are; got {selector.kind} of {scorer.kind}",
         ),
         (
             windows and selector.kind != "threshold",
@@ -149,9 +155,9 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
             f"{scorer.kind} scores do not",
         ),
         (
-            selector.at is not None and not (pairs or scorer.learned),
+            selector.at is not None and not (pairs or scorer.learned or scorer.kind == "novelty"),
             "selector.at",
-            "at needs a scorer with a scale from 0 to 1 (similarity, or learned), "
+            "at needs a scorer with a scale from 0 to 1 (similarity, novelty, or learned), "
             f"{scorer.kind} has none; got {selector.at}",
         ),
         (
@@ -180,14 +186,14 @@ def rate(step: Step) -> str:
     return next((f"{name} {value:g}" for name, value in given.items() if value is not None), selector.kind)
 
 
-Restore = Literal["none", "stale", "nearest", "rejoin", "unmerge", "canvas"]
+Restore = Literal["none", "stale", "copy", "share", "rejoin", "canvas"]
 
 #: What each fate may be restored by; the first is what happens where the policy does not say.
 RESTORED: dict[str, tuple[Restore, ...]] = {
-    "drop": ("none", "stale", "nearest", "rejoin"),
-    "fuse": ("none", "stale", "nearest"),
-    "preserve": ("stale", "nearest", "rejoin"),
-    "merge": ("unmerge",),
+    "drop": ("none", "stale", "copy", "share", "rejoin"),
+    "fuse": ("none", "stale", "copy", "share"),
+    "preserve": ("stale", "copy", "share", "rejoin"),
+    "merge": ("copy", "share"),
     "exit": ("canvas",),
 }
 
@@ -288,6 +294,11 @@ class Rules(Step, Title):
     def restored(self) -> Restore:
         """How tokens come back for a head that reads all of them."""
         return self.restore or RESTORED[self.fate][0]
+
+    @property
+    def represents(self) -> bool:
+        """Whether tokens that do not go on come back by means of those that do."""
+        return self.restored in ("copy", "share")
 
     @property
     def calibrated(self) -> bool:

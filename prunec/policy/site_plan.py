@@ -213,8 +213,8 @@ def _check_fit(policy: Policy, anatomy: Anatomy) -> None:
             f"policy {policy.name!r} leaves tokens out for good (fate {policy.fate}), and this model's head "
             "reads all of them, as detectors and segmenters do",
             where="restore",
-            remedy="say how they come back: restore stale (with the value they had) or nearest (like those "
-            "they were most like), or use a policy that preserves or merges them",
+            remedy="say how they come back: restore share (with the update of the token that stands for "
+            "them) or stale (with the value they had), or use a policy that preserves or merges them",
         )
     for step in policy.steps:
         for index in policy.blocks_of(step, anatomy.depth):

@@ -141,7 +141,7 @@ def _sections(dense: Recognised, after: Program) -> Iterator[Section]:
             if state is not None and (read := _rows(state, anatomy.token_dim, length)) < length:
                 tokens, length = (*tokens, read), read
         elif name == "head":
-            restored = any(node.target in (ops.scatter, ops.put, ops.blend) for node in nodes)
+            restored = any(node.target in (ops.scatter, ops.share, ops.put, ops.blend) for node in nodes)
             tokens = (length, anatomy.tokens) if restored else (length,)
         before = anatomy.tokens if tokens else 0
         yield Section(name, _holds(name, anatomy), len(nodes), tokens, before, changes)

@@ -2,7 +2,7 @@
 
 heuristics        read the tokens, or queries, keys, values, the map of the nearest attention before them
 learned scorers   read the tokens or the images, and their own parameters
-similarity        reads tokens or keys, and finds a partner as well
+similarity        reads tokens or keys, and finds a partner as well; novelty reads them too, all pairs of them
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Scored:
     score: fx.Node  # [B, T]
     partner: fx.Node | None = None  # of pairs: which row each would be merged into, [B, T]
     classes: fx.Node | None = None  # of a grader: class scores [B, T, K]
+    similar: fx.Node | None = None  # of novelty: how alike any two tokens are, [B, T, T]
 
 
 def branch_behind(anatomy: Anatomy, site: Site) -> Branch:
@@ -72,6 +73,10 @@ class Scoring:
         call, kind = self.writer.call, scorer.kind
         if kind == "similarity":
             return Scored(*self.writer.two(self._pairs(scorer), "score", "partner"))
+        if kind == "novelty":
+            similar = self._similar(scorer)
+            score = call("score", ops.novelty, (similar, *self.ends, None, self.valid))
+            return Scored(score, similar=similar)
         if kind == "cls_attention":
             return Scored(self._class_attention(times_values=scorer.values))
         if kind == "received_attention":
@@ -196,6 +201,13 @@ class Scoring:
         """The mask of a fused attention, padding hidden on top of it."""
         mask = mask_of(self.names[core.node])
         return mask if self.valid is None else self.writer.call("mask", ops.key_mask, (self.valid, mask))
+
+    def _similar(self, scorer: Scorer) -> fx.Node:
+        if scorer.of == "keys":
+            keys = self.writer.call("metric", ops.token_keys, (self._keys(),))
+            return self.writer.call("similar", ops.similarities, (keys, self.ends, 1, self.valid))
+        read = (self.source, self.ends, self.dim, self.valid)
+        return self.writer.call("similar", ops.similarities, read)
 
     def _pairs(self, scorer: Scorer) -> fx.Node:
         call, metric = self.writer.call, self.source

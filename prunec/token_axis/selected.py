@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
+from prunec.ir import arguments
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], str], fx.Node]  # (function, arguments, name)
 
@@ -42,10 +44,9 @@ class Space:
     selection: fx.Node  # select node in the new graph: rows of the parent stream, [B, n]
     parent: Space | None
     source: fx.Node | None = None  # old node: the stream before the gather
+    before: fx.Node | None = None  # the same in the new graph
+    start: fx.Node | None = None  # and what the gather made of it
     valid: fx.Node | None = None  # which rows count, where images differ in how many they keep: [B, n]
-    group: fx.Node | None = (
-        None  # where tokens are merged: the place of each row of the parent stream, [B, T]
-    )
     nodes: dict[str, fx.Node] = field(default_factory=dict)  # made when first needed
 
     @property
@@ -62,13 +63,27 @@ class Space:
             self.nodes["origin"] = call(ops.compose, rows, f"origin_{self.number}")
         return self.nodes["origin"]
 
-    def groups(self, call: Call) -> fx.Node:
-        """The place of every original row in the merged stream, through all merges before."""
-        assert self.group is not None
+    def group(self, call: Call, ends: tuple[int, int], dim: int) -> fx.Node:
+        """The place of what stands for each row of the parent stream: [B, T].
+
+        Where merging has not said it, it is the most similar patch that goes on.
+        """
+        if "group" not in self.nodes:
+            assert self.before is not None
+            kept = arguments.chosen_from(self.selection) if self.valid is not None else None
+            similar = call(ops.similarities, (self.before, None, dim), f"similar_{self.number}")
+            pair = call(ops.nearest, (similar, self.selection, *ends, kept), f"nearest_{self.number}")
+            partner = call(operator.getitem, (pair, 1), f"partner_{self.number}")
+            assign = (partner, self.selection, kept)
+            self.nodes["group"] = call(ops.assign, assign, f"group_{self.number}")
+        return self.nodes["group"]
+
+    def groups(self, call: Call, ends: tuple[int, int], dim: int) -> fx.Node:
+        """The place of what stands for every original row, through all selections before."""
         if self.parent is None:
-            return self.group
+            return self.group(call, ends, dim)
         if "groups" not in self.nodes:
-            rows = (self.group, self.parent.groups(call))
+            rows = (self.group(call, ends, dim), self.parent.groups(call, ends, dim))
             self.nodes["groups"] = call(ops.compose, rows, f"groups_{self.number}")
         return self.nodes["groups"]
 

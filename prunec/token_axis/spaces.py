@@ -39,10 +39,7 @@ from prunec.token_axis.repairs import Repairs
 from prunec.token_axis.selected import Space, Spaces, Stream, stand_in
 from prunec.token_axis.tables import Tables, of_these_images
 
-_MOVES = (ops.gather, ops.fuse, ops.fuse_each, ops.merge)
-
-#: How many kept tokens one that was not kept is made of, and how fast their weight falls with the distance.
-NEAREST, SHARPNESS = 20, 20.0
+_MOVES = (ops.gather, ops.fuse, ops.pool)
 
 
 class TokenAxis:
@@ -62,7 +59,7 @@ class TokenAxis:
         self.token_dim = stream.token_dim
         self.states, self.cores = set(stream.states), set(stream.cores)
         self.preserve = preserve  # tokens that are not kept take part in whatever is not attention
-        self.restore = restore  # how they come back: as they were, or like what they were most like
+        self.restore = restore  # how they come back: as they were, or by means of their representatives
         self.probe = probe  # only look: rows read by position are recorded, not repaired
         self.mode = compat.fake_mode_of(module.graph)
         self.calls = CallTypes(self.mode, stream.tokens)
@@ -113,9 +110,10 @@ class TokenAxis:
             return self._end_region(node, "the operator needs the whole grid")
         self.repairs.axes[node.name] = self.spaces.axes(made.meta["val"])
         if node.target in _MOVES:
-            self._space_of(node).source = arguments.operand(node, "x")
-        if node.target is ops.members:
-            self._space_of(node).group = made
+            moved, source = self._space_of(node), arguments.operand(node, "x")
+            moved.source, moved.before, moved.start = source, self.new[source], made
+        if node.target is ops.assign:
+            self._space_of(node).nodes["group"] = made
         read = self.positions.read(node, self._mapped(call_of(node)), made)
         if read is not None:
             self.repairs.reads.append(read)
@@ -226,10 +224,11 @@ class TokenAxis:
             return self.whole[node]
         if space is None and (node in self.numbers.data or self.behind.get(node) is None):
             return made
-        source = space.source if space and node.target in (ops.gather, ops.fuse, ops.fuse_each) else None
+        own = (ops.gather, ops.fuse) if self.restore == "copy" else _MOVES  # before anything has become of it
+        source = space.source if space and node.target in own else None
         if source is not None and arguments.operand(node, "x") is source:
             result = self.full(source)
-        elif space and (node.name in self.states or node.target is ops.merge):
+        elif space and (node.name in self.states or node.target is ops.pool):
             result = self._way_back(node, made, space)
         elif self.leaving and node.name in self.cores:
             raise PolicyError(
@@ -246,20 +245,20 @@ class TokenAxis:
     def _way_back(self, node: fx.Node, made: fx.Node, space: Space) -> fx.Node:
         """A state, made whole: up one space at a time, so that only the last step writes the full length."""
         assert space.source is not None
-        if space.group is not None:
-            groups = space.groups(self._call)
-            return self._step_back(node, ops.unmerge, (made, groups, self.token_dim), node.meta["val"])
+        groups = self._call, (self.prefix, self.suffix), self.token_dim
+        if self.restore == "copy":
+            args: tuple[Any, ...] = (made, space.groups(*groups), None, None, self.token_dim)
+            return self._step_back(node, ops.share, args, node.meta["val"])
         base, rows = self.new[space.source], space.selection
-        nearest = self.restore == "nearest"
-        if nearest or space.source in self.whole:  # all the way at once
-            base, rows = self.full(space.source), space.origin(self._call)
-        if nearest:
-            ends, mixture = (self.prefix, self.suffix), (NEAREST, SHARPNESS)
-            args: tuple[Any, ...] = (base, made, rows, ends, mixture, self.token_dim, space.valid)
-            return self._step_back(node, ops.reconstruct, args, base.meta["val"])
-        args = (base, made, rows, self.token_dim)
-        args = args if space.valid is None else (*args, space.valid)
-        back = self._step_back(node, ops.scatter, args, base.meta["val"])
+        if self.restore == "share":
+            args = (made, space.group(*groups), base, space.start, self.token_dim)
+            back = self._step_back(node, ops.share, args, base.meta["val"])
+        else:
+            if space.source in self.whole:  # all the way at once
+                base, rows = self.full(space.source), space.origin(self._call)
+            args = (base, made, rows, self.token_dim)
+            args = args if space.valid is None else (*args, space.valid)
+            back = self._step_back(node, ops.scatter, args, base.meta["val"])
         above = self.spaces.of(back.meta["val"])
         return back if above is None else self._way_back(node, back, above)
 

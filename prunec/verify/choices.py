@@ -42,6 +42,8 @@ class Choice:
     partner: Tensor | None = None  # the token that each would be merged into
     alike: Tensor | None = None  # its similarity to its partner
     classes: Tensor | None = None  # class scores: [T, K]
+    keys: Tensor | None = None  # what similarities are taken of, where not of the tokens themselves: [T, d]
+    centred: bool = False  # and whether without the mean patch
 
     @property
     def alive(self) -> Tensor:
@@ -65,11 +67,13 @@ class SiteNodes:
     partner: fx.Node | None
     alike: fx.Node | None  # a pair of similarity and partner
     classes: fx.Node | None
+    keys: fx.Node | None = None  # what similarities are taken of, where not of the tokens themselves
+    centred: bool = False
 
     @property
     def nodes(self) -> list[fx.Node]:
         """The nodes whose values are needed."""
-        found = (self.index, self.kept, self.staying, self.score, self.partner, self.alike, self.classes)
+        found = (self.index, self.kept, self.staying, self.score, self.partner, self.alike, self.classes, self.keys)
         return [node for node in found if node is not None]
 
 
@@ -96,11 +100,15 @@ def _site(index: fx.Node) -> SiteNodes:
         while chosen.target in (ops.with_best_dropped, ops.context_mask):
             chosen = arguments.operand(chosen, "kept")
     score, classes = _scores(chosen)
-    members = next((user for user in index.users if user.target is ops.members), None)
-    partner = arguments.operand(members, "partner") if members is not None else None
+    group = next((user for user in index.users if user.target is ops.assign), None)
+    partner = arguments.operand(group, "partner") if group is not None else None
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
-    return SiteNodes(index, kept, staying, score, partner, alike, classes)
+    given = arguments.bind(arguments.operand(alike, "similar")) if alike is not None else {"centre": None}
+    keys = given.get("metric")
+    keys = keys if isinstance(keys, fx.Node) and keys.target is ops.token_keys else None
+    centred = given["centre"] is not None
+    return SiteNodes(index, kept, staying, score, partner, alike, classes, keys, centred)
 
 
 def _in_place(chosen: fx.Node) -> SiteNodes:
@@ -224,6 +232,7 @@ class _Raw:
             None if partner is None else self._by_token(image, numbers[partner]),
             self._alike(image),
             self._by_token(image, self._of(self.site.classes, image)),
+            self._by_token(image, self._of(self.site.keys, image)), self.site.centred,
         )  # fmt: skip
 
     def _alike(self, image: int) -> Tensor | None:

@@ -1,7 +1,8 @@
 """The fates once more, independent of prunec/ops: one image, in plain PyTorch, tokens by their number.
 
 alive     has a row of its own in the stream
-left out  has the value it had when it left (stale), a mixture of similar tokens (nearest), or its group's
+left out  has the value it had when it left (stale), its representative's (copy), or its own and the update
+          of its representative since then (share)
 """
 
 from __future__ import annotations
@@ -23,29 +24,26 @@ class Epoch:
     """The state of all tokens between one site and the next."""
 
     alive: Tensor  # [T] bool
-    held: Tensor  # [T, C]: what tokens were when they left
-    group: Tensor | None = None  # [T]: the token that stands for each, where tokens merge
-    base: Tensor | None = None  # [T, C]: values whose similarity decides, where mixtures restore tokens
-    inner: tuple[int, int] = (0, 0)  # the first patch, and the one after the last
+    held: Tensor  # [T, C]: what all tokens were at the site, those that had left restored
+    group: Tensor | None = None  # [T]: the token that stands for each, where tokens are represented
+    start: Tensor | None = None  # [T, C]: the stream right behind the site, where updates are shared
 
     def whole(self, x: Tensor) -> Tensor:
         """A state [T, C] with its dead rows restored."""
-        if self.group is not None:
+        if self.group is None:
+            return torch.where(self.alive[:, None], x, self.held)
+        if self.start is None:
             return x[self.group]
-        left_out = self.held if self.base is None else self._mixtures(self.base, x)
-        return torch.where(self.alive[:, None], x, left_out)
+        return self.held + (x - self.start)[self.group]
 
-    def _mixtures(self, base: Tensor, x: Tensor, near: int = 20, sharpness: float = 20.0) -> Tensor:
-        """Each token as a mean of the nearest living patches, weighted by exp(-sharpness * distance^2)."""
-        patches = self.alive.clone()
-        patches[: self.inner[0]] = patches[self.inner[1] :] = False
-        unit = base / base.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        squared = (2 - 2 * unit @ unit[patches].T).clamp_min(0)  # [T, n]
-        squared, order = squared.sort(dim=1)
-        weight = (-sharpness * squared[:, :near]).exp()
-        weight = weight / weight.sum(dim=1, keepdim=True)
-        mixtures: Tensor = (weight[..., None] * x[patches][order[:, :near]]).sum(dim=1)
-        return mixtures
+
+def represented(choice: Choice, before: Tensor | None) -> Tensor:
+    """The token that stands for each, through all sites before: [T]."""
+    if choice.partner is None:
+        raise VerificationError("tokens are to be represented, and the graph says by none", remedy=REPORT)
+    numbers = torch.arange(len(choice.kept), device=choice.kept.device)
+    into = torch.where(choice.alive, numbers, choice.partner)
+    return into if before is None else into[before]
 
 
 def fused(x: Tensor, choice: Choice, step: Step) -> Tensor:
@@ -64,11 +62,10 @@ def fused(x: Tensor, choice: Choice, step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged stream: values, how many tokens each stands for, and the token that stands for each."""
+    """A merged stream: values, and how many tokens each stands for."""
 
     x: Tensor
     size: Tensor
-    group: Tensor
 
 
 def merged(
@@ -98,15 +95,21 @@ def merged(
         counted = torch.where(leaving, counted * choice.alike.clamp_min(0).to(counted), counted)
     size = torch.where(choice.kept, (share * counted).sum(dim=1), stands)
     value = torch.where(choice.kept[:, None], mean @ x.masked_fill(~entering[:, None], 0), x)
-    return Merged(value, size, into if before is None else into[before.group])
+    return Merged(value, size)
 
 
 def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
-    """The cosine of each token that leaves with each patch that stays: [n, T]; -inf for all other tokens."""
+    """The cosine of each token that leaves with each patch that stays: [n, T]; -inf for all other tokens.
+
+    Where the choice says so, of what is left of them without the mean patch.
+    """
     x = x.masked_fill(~choice.entering[:, None], 0)
+    there, patches = choice.alive.clone(), choice.entering.clone()
+    for mask in (there, patches):
+        mask[: inner[0]] = mask[inner[1] :] = False
+    if choice.centred:
+        x = x - x[patches].mean(dim=0)
     unit = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    there = choice.kept.clone()
-    there[: inner[0]] = there[inner[1] :] = False
     cosines: Tensor = unit[choice.leaving] @ unit.T
     return cosines.masked_fill(~there, float("-inf"))
 

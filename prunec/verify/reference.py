@@ -243,30 +243,37 @@ class Reference(fx.Interpreter):
         rows = whole if step.reactivate else self._rows(x)
         if not torch.equal(~rows.isnan().any(dim=1), choice.entering):
             raise UnprovenError(f"site {site} chooses among other tokens than the dense graph has there")
-        base = whole if self.plan.rules.restored == "nearest" else None
-        group = None
+        if choice.partner is not None and step.scorer.kind != "similarity":
+            self._check_partners(rows if choice.keys is None else choice.keys, site, choice)
         if step.fate == "fuse":
             rows = fates.fused(rows, choice, step)
         elif step.fate == "merge":
             leave = site.tokens - (self.anatomy.tokens - self.anatomy.grid) - site.keep
-            if step.scorer.kind != "similarity":
-                self._check_partners(rows, site, choice)
             self.merged = fates.merged(rows, choice, step, self.merged, (site.keep, leave), self.inner)
-            rows, group = self.merged.x, self.merged.group
+            rows = self.merged.x
         elif step.fate == "exit":
             self._exit(choice, site)
-        self.epoch = Epoch(choice.alive, whole, group, base, self.inner)
-        made = self._shaped(rows.masked_fill(~choice.alive[:, None], NAN), x)
-        if group is None:
-            self.restored[n] = self._shaped(whole, x)
-        else:
+        rows = rows.masked_fill(~choice.alive[:, None], NAN)
+        self.epoch = self._epoch(whole, rows, choice, anew=step.reactivate)
+        made = self._shaped(rows, x)
+        if step.fate == "merge" and self.plan.rules.restored == "copy":
             self.states[n] = made, self.epoch
+        else:
+            self.restored[n] = self._shaped(whole, x)
         self.behind = number + 1
         return made
 
-    def _check_partners(self, rows: Tensor, site: Site, choice: Choice) -> None:
-        """Check that each token that leaves is merged into the patch it is most similar to."""
-        likeness = fates.likeness(rows, choice, self.inner)
+    def _epoch(self, whole: Tensor, rows: Tensor, choice: Choice, *, anew: bool) -> Epoch:
+        """The state of all tokens behind a site, whose living rows are given."""
+        if not self.plan.rules.represents or choice.partner is None:
+            return Epoch(choice.alive, whole)
+        before = None if anew or self.epoch is None else self.epoch.group
+        group = fates.represented(choice, before)
+        return Epoch(choice.alive, whole, group, rows if self.plan.rules.restored == "share" else None)
+
+    def _check_partners(self, metric: Tensor, site: Site, choice: Choice) -> None:
+        """Check that each token that leaves is represented by the patch it is most similar to."""
+        likeness = fates.likeness(metric, choice, self.inner)
         found = likeness.gather(1, choice.partner[choice.leaving, None])  # type: ignore[index]
         if found.numel() and bool((found[:, 0] < likeness.max(dim=1).values - 1e-4).any()):
             refuse(site, "are not those that dropped tokens are most similar to")

@@ -1,9 +1,11 @@
-"""Merging: which token is merged into which, the merged values, and how many tokens each stands for.
+"""Who stands for whom: each token that does not go on is represented by one that does.
 
-metric -- pairs | windows -- score, partner          score: minus the similarity; infinite for targets
-index, partner -- members -- group                   group: [B, T], the place of each row's group in index
-x, group, size -- merge -- x'                        group, size -- sizes -- size'
-x', group -- unmerge -- x                            each row gets its group's value
+    metric -- similarities -- novelty -- score            score: how unlike the patches earlier in an order
+                          '-- nearest -- partner          partner: the patch that each row is most like
+    metric -- pairs | windows -- score, partner           score: minus the similarity; infinite for targets
+    index, partner -- assign -- group                     group: [B, T], the place of each row's group in index
+    x, group, size -- pool -- x'                          a token that goes on is the mean of its group
+    x', group -- share -- x                               each token takes what became of its representative
 """
 
 from __future__ import annotations
@@ -15,7 +17,19 @@ from torch.nn.functional import normalize
 from prunec.ops.selections import topk_mask
 from prunec.ops.streams import gather
 
-__all__ = ["members", "merge", "nearest", "pairs", "remembered", "sizes", "token_keys", "unmerge", "windows"]
+__all__ = [
+    "assign",
+    "nearest",
+    "novelty",
+    "pairs",
+    "pool",
+    "remembered",
+    "share",
+    "similarities",
+    "sizes",
+    "token_keys",
+    "windows",
+]
 
 
 def token_keys(key: Tensor) -> Tensor:
@@ -62,21 +76,62 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
     return score, partner.index_copy(1, others, firsts)
 
 
+def similarities(
+    metric: Tensor, centre: tuple[int, int] | None = None, dim: int = 1, valid: Tensor | None = None
+) -> Tensor:
+    """The cosine of every token with every other: [B, T, T].
+
+    With `centre`, how many protected rows stand in front and at the end, the mean patch is taken off first.
+    """
+    x = metric.movedim(dim, 1)  # [B, T, C]
+    if centre is not None:
+        counts = _patches(x, *centre, valid).unsqueeze(-1)
+        x = x - (x * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    unit = normalize(x, dim=-1)
+    return unit @ unit.transpose(1, 2)
+
+
+def novelty(
+    similar: Tensor, prefix: int, suffix: int, first: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """How unlike each patch is to those before it in an order: 1 less the largest similarity; [B, T].
+
+    The order begins where `first` is highest. Without it, it is a fixed one that jumps about the image, and
+    in which a token's place depends on how many stand before it in the stream, not on how many there are.
+    """
+    places = torch.arange(similar.shape[1], device=similar.device)
+    if first is None:
+        place = (places * _JUMP % 2**32).unsqueeze(0)
+        before = place.unsqueeze(1) < place.unsqueeze(2)  # [1, T, T]: whether a column comes before a row
+    else:
+        same = (first.unsqueeze(1) == first.unsqueeze(2)) & (places < places.unsqueeze(1))
+        before = (first.unsqueeze(1) > first.unsqueeze(2)) | same
+    counts = _patches(similar, prefix, suffix, valid).unsqueeze(1)
+    return 1 - similar.masked_fill(~(before & counts), -1.0).amax(dim=-1)
+
+
+#: 2 to the 32 over the golden ratio: its multiples, modulo 2 to the 32, are spread evenly however many.
+_JUMP = 2654435769
+
+
+def _patches(x: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> Tensor:
+    """Which rows are patches that count: [1, T] or [B, T]."""
+    places = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+    inner = (places >= prefix) & (places < x.shape[1] - suffix)
+    return inner if valid is None else inner & (valid > 0)
+
+
 def nearest(
-    x: Tensor, index: Tensor, prefix: int, suffix: int, dim: int = 1, valid: Tensor | None = None
+    similar: Tensor, index: Tensor, prefix: int, suffix: int, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """For each token the most similar patch that stays: similarity [B, T], partner [B, T]."""
-    unit = normalize(x.movedim(dim, 1), dim=-1)  # [B, T, C]
-    patches = slice(prefix, index.shape[1] - suffix)
-    kept = index[:, patches]
-    alike = unit @ gather(unit, kept).transpose(1, 2)  # [B, T, n]
-    if valid is not None:
-        alike = alike.masked_fill(~valid[:, None, patches], float("-inf"))
-    alike, place = alike.max(dim=-1)
-    return alike, kept.gather(1, place)
+    stays = stay(index, similar.shape[1]) if kept is None else kept
+    there = _patches(similar, prefix, suffix, stays).unsqueeze(1)
+    alike, partner = similar.masked_fill(~there, float("-inf")).max(dim=-1)
+    return alike, partner
 
 
-def members(partner: Tensor, index: Tensor, kept: Tensor | None = None) -> Tensor:
+def assign(partner: Tensor, index: Tensor, kept: Tensor | None = None) -> Tensor:
     """The place of each row's group in `index`: its own where it stays, else its partner's."""
     places = torch.arange(index.shape[1], device=index.device).expand(index.shape[0], -1)
     place = torch.zeros_like(partner).scatter(1, index, places)  # [B, T]
@@ -126,7 +181,7 @@ def sizes(
     return counts.new_zeros(index.shape).scatter_add(1, group, counts)
 
 
-def merge(x: Tensor, index: Tensor, group: Tensor, weight: Tensor | None = None, dim: int = 1) -> Tensor:
+def pool(x: Tensor, index: Tensor, group: Tensor, weight: Tensor | None = None, dim: int = 1) -> Tensor:
     """The weighted mean of each group, in the order of `index`."""
     x = x.movedim(dim, 1)  # [B, T, C]
     weight = x.new_ones(group.shape) if weight is None else weight.to(x.dtype)
@@ -136,6 +191,14 @@ def merge(x: Tensor, index: Tensor, group: Tensor, weight: Tensor | None = None,
     return (total / count.unsqueeze(-1)).movedim(1, dim)
 
 
-def unmerge(x: Tensor, group: Tensor, dim: int = 1) -> Tensor:
-    """The full stream again: each token has the value of what it was merged into."""
-    return gather(x, group, dim)
+def share(
+    x: Tensor, group: Tensor, base: Tensor | None = None, at: Tensor | None = None, dim: int = 1
+) -> Tensor:
+    """The full stream again, [B, T, C] of [B, n, C]: each token becomes what its representative has become.
+
+    With the stream as it was, `base`, and the rows that went on as they were then, `at`, each token keeps its
+    own value and takes the update of its representative.
+    """
+    if base is None or at is None:
+        return gather(x, group, dim)
+    return base + gather(x - at, group, dim)

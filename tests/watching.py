@@ -170,7 +170,7 @@ class Watching(fx.Interpreter):
             self.remembered = result
         elif target in ops.SELECTIONS:
             self._select(target, args, result)
-        elif target is ops.members:
+        elif target is ops.assign:
             self._merge(result)
         if ops.is_ours(target):
             self.values.append((target, result))

@@ -1,11 +1,11 @@
 """Who stands for whom: each token that does not go on is represented by one that does.
 
-    metric -- similarities -- novelty -- score            score: how unlike the patches earlier in an order
-                          '-- nearest -- partner          partner: the patch that each row is most like
-    metric -- pairs | windows -- score, partner           score: minus the similarity; infinite for targets
-    index, partner -- assign -- group                     group: [B, T], the place of each row's group in index
-    x, group, size -- pool -- x'                          a token that goes on is the mean of its group
-    x', group -- share -- x                               each token takes what became of its representative
+metric -- similarities -- novelty -- score            score: how unlike the patches earlier in an order
+                      '-- nearest -- partner          partner: the patch that each row is most like
+metric -- pairs | windows -- score, partner           score: minus the similarity; infinite for targets
+index, partner -- assign -- group                     group: [B, T], the place of each row in index
+x, group, size -- pool -- x'                          a token that goes on is the mean of its group
+x', group -- share -- x                               each token takes what became of its representative
 """
 
 from __future__ import annotations

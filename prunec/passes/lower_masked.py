@@ -81,7 +81,8 @@ class _Masking:
                 if arguments.operand(node, "index").target is ops.all_rows:  # all rows, in place
                     node.replace_all_uses_with(arguments.operand(node, _ROWS_OF[node.target]))
             elif node.target is ops.compose:
-                node.replace_all_uses_with(arguments.operand(node, "inner"))
+                if (rows := arguments.operand(node, "inner")).target is ops.all_rows:  # or it composes groups
+                    node.replace_all_uses_with(rows)
             elif node.target is ops.scatter:
                 mask = self.masks[arguments.operand(node, "valid")]
                 arguments.retarget(node, ops.blend, mask=mask)
@@ -121,8 +122,8 @@ class _Masking:
         group = arguments.operand(shared, "group")
         while group.target is ops.compose:
             group = arguments.operand(group, "outer")
-        mask = self.masks[arguments.operand(group, "kept")]
-        if mask.target is not ops.straight_through:
+        mask = self.masks.get(arguments.operand(group, "kept"))
+        if mask is None or mask.target is not ops.straight_through:
             return
         given = arguments.bind(shared)
         with self.graph.inserting_after(shared):

@@ -132,7 +132,7 @@ class Scorer(Model):
     change              how much the MLP of the block before changed it
     similarity          how unlike its nearest partner it is, by `of`: keys or tokens, in `pairs`: alternating
                         (every other patch looks for a partner among the others) or windows of 2 x 2
-    novelty             how unlike all that come before it in an order, by `of`: what many are like is kept once
+    novelty             how unlike all that come before it in an order, by `of`: of many alike one stays
     mlp                 learned, each token by itself: norm, linear, GELU, linear; `hidden`: its width, as a
                         share of the channels
     predictor           learned, each token beside the mean of all that are there

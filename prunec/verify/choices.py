@@ -73,7 +73,16 @@ class SiteNodes:
     @property
     def nodes(self) -> list[fx.Node]:
         """The nodes whose values are needed."""
-        found = (self.index, self.kept, self.staying, self.score, self.partner, self.alike, self.classes, self.keys)
+        found = (
+            self.index,
+            self.kept,
+            self.staying,
+            self.score,
+            self.partner,
+            self.alike,
+            self.classes,
+            self.keys,
+        )
         return [node for node in found if node is not None]
 
 

@@ -84,5 +84,8 @@ def _check_scores(site: Site, plan: Plan, image: int, choice: Choice, patches: T
 
 
 def _check_partners(site: Site, image: int, choice: Choice, patches: Tensor) -> None:
-    if choice.partner is not None and not bool((choice.kept & patches)[choice.partner[choice.leaving]].all()):
-        refuse(site, "are merged into some that do not stay", image)
+    if choice.partner is None:
+        return
+    gone = choice.leaving & ~choice.alive
+    if not bool((choice.alive & patches)[choice.partner[gone]].all()):
+        refuse(site, "are represented by some that do not stay", image)

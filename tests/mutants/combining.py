@@ -137,9 +137,9 @@ def pairs_the_same_row(pairs: Any, metric: Tensor, *rest: Any) -> Any:
 
 _fuse = mistakes_in(ops.fuse, "class token, fuse", "class token, fuse the mean")
 _fuse_each = mistakes_in(ops.fuse_each, "class token, fuse by thresholds")
-_merge = mistakes_in(ops.merge, "merging pairs", "merging windows", "merging into the nearest")
+_merge = mistakes_in(ops.pool, "merging pairs", "merging windows", "merging into the nearest")
 _sizes = mistakes_in(ops.sizes, "merging pairs", "merging pairs, spelled out")
-_members = mistakes_in(ops.members, "merging pairs", "merging into the nearest")
+_members = mistakes_in(ops.assign, "merging pairs", "merging into the nearest")
 
 MUTANTS = (
     _fuse("fuse without weights", fuse_unweighted, "class token, fuse"),

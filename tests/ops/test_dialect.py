@@ -86,7 +86,7 @@ OTHERS = {
     ops.for_images: {"axis": 0},
     ops.keep: {"x": torch.randn(1, 8, 3), "places": torch.tensor([[0, 2, 4]])},
     ops.log: {"number": torch.rand(2) + 1},
-    ops.merge: {"group": torch.tensor([[0, 1, 1, 2, 2, 3], [0, 1, 1, 2, 2, 3]])},
+    ops.pool: {"group": torch.tensor([[0, 1, 1, 2, 2, 3], [0, 1, 1, 2, 2, 3]])},
     ops.pad: {"x": torch.randn(1, 8, 3)},
     ops.paint: {"axis": 2},
     ops.put: {"x": torch.randn(1, 8, 3)},
@@ -138,7 +138,7 @@ def test_operations_of_a_kind_have_the_parameters_that_passes_read_by_name() -> 
         (ops.RAGGED, {"kept"}),
         (ops.MASKS, {"score", "prefix", "suffix", "least", "valid"}),
         ((ops.with_best_dropped, ops.context_mask), {"kept", "prefix", "suffix", "valid"}),
-        ((ops.gather, ops.fuse, ops.fuse_each, ops.merge), {"x", "index", "dim"}),
+        ((ops.gather, ops.fuse, ops.fuse_each, ops.pool), {"x", "index", "dim"}),
         ((ops.scatter, ops.reconstruct), {"base", "x", "index", "dim", "valid"}),
     ):
         for operation in kind:

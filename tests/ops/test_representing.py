@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from prunec import ops
-from prunec.ops.merging import stay
+from prunec.ops.representing import stay
 
 TOKENS, ENDS = 9, (2, 1)
 EVEN, ODD = [2, 4, 6], [3, 5, 7]  # of the patches
@@ -79,18 +79,18 @@ GROUP = torch.tensor([[0, 1, 3, 2, 3, 3]])
 
 
 def test_members_are_the_places_of_groups() -> None:
-    assert torch.equal(ops.members(PARTNER, INDEX), GROUP)
+    assert torch.equal(ops.assign(PARTNER, INDEX), GROUP)
     assert stay(INDEX, 6).tolist() == [[True, True, False, True, True, False]]
     padded = torch.tensor([[0, 1, 3, 4, 5]])  # 5 only fills the row
     kept = stay(INDEX, 6)
-    assert torch.equal(ops.members(PARTNER, padded, kept), GROUP)
+    assert torch.equal(ops.assign(PARTNER, padded, kept), GROUP)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_merge_is_the_weighted_mean_of_each_group_and_unmerge_gives_it_to_all(dim: int) -> None:
     x, weight = torch.randn(1, 6, 3), torch.tensor([[1.0, 1.0, 2.0, 1.0, 1.0, 3.0]])
     given = x if dim == 1 else x.transpose(0, 1)
-    found = ops.merge(given, INDEX, GROUP, weight, dim)
+    found = ops.pool(given, INDEX, GROUP, weight, dim)
     merged = (2 * x[:, 2] + x[:, 4] + 3 * x[:, 5]) / 6
     expected = torch.stack([x[:, 0], x[:, 1], x[:, 3], merged], dim=1)
     torch.testing.assert_close(found if dim == 1 else found.transpose(0, 1), expected)
@@ -121,4 +121,4 @@ def test_what_is_remembered_stays_or_is_among_the_best() -> None:
 def test_gradients_flow_through_a_merge() -> None:
     x: Tensor = torch.randn(1, 6, 3, dtype=torch.double, requires_grad=True)
     weight = torch.rand(1, 6, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, weight: ops.merge(x, INDEX, GROUP, weight), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, weight: ops.pool(x, INDEX, GROUP, weight), (x, weight))

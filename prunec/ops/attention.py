@@ -27,19 +27,25 @@ def _attend(
     keys: Tensor,
     scale: float,
     longest: Sequence[int],
+    bias: Tensor | None = None,
 ) -> Tensor:
     """One operator for any number of images, so that nothing is compiled again for another batch.
 
-    `longest`: at most so many queries and keys of an image.
+    `longest`: at most so many queries and keys of an image; `bias` is added to the logits of each key.
     """
-    if query.is_cuda:
+    if query.is_cuda and bias is None:  # its kernel takes none
         most_queries, most_keys = longest
         return compat.varlen_attention(query, key, value, (queries, keys), scale, (most_queries, most_keys))
     result = _empty(query, value)
     for one, others in _images(queries, keys):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
-        result[:, :, one] = scaled_dot_product_attention(*rows, scale=scale)
+        result[:, :, one] = scaled_dot_product_attention(*rows, attn_mask=_keys(bias, others), scale=scale)
     return result
+
+
+def _keys(bias: Tensor | None, rows: slice) -> Tensor | None:
+    """The bias of one image's keys: [1, S] to [1, 1, 1, n]."""
+    return None if bias is None else bias[:, None, None, rows]
 
 
 def _images(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -61,22 +67,31 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, scale, _ = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, scale, _, bias = inputs
+    ctx.save_for_backward(*tensors, bias)
     ctx.scale = scale
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, queries, keys = ctx.saved_tensors
-    found: list[list[Tensor]] = [[], [], []]
+    query, key, value, queries, keys, bias = ctx.saved_tensors
+    counted = bias is not None and bias.requires_grad
+    found: list[list[Tensor]] = [[], [], [], []]
     for one, others in _images(queries, keys):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
         one_query, one_key, one_value = parts = [row.detach().requires_grad_() for row in rows]
+        one_bias = _keys(bias, others)
+        if counted:
+            one_bias = one_bias.detach().requires_grad_()  # type: ignore[union-attr]
+            parts.append(one_bias)
         with torch.enable_grad():
-            out = scaled_dot_product_attention(one_query, one_key, one_value, scale=ctx.scale)
+            out = scaled_dot_product_attention(
+                one_query, one_key, one_value, attn_mask=one_bias, scale=ctx.scale
+            )
         for place, part in enumerate(torch.autograd.grad(out, parts, grad[:, :, one])):
             found[place].append(part)
-    return *(torch.cat(parts, dim=2) for parts in found), None, None, None, None
+    rows_of = [torch.cat(parts, dim=2) for parts in found[:3]]
+    of_bias = torch.cat(found[3], dim=3)[:, 0, 0] if counted else None
+    return *rows_of, None, None, None, None, of_bias
 
 
 _attend.register_autograd(_backward, setup_context=_remember)
@@ -89,13 +104,15 @@ def attend(
     valid: Tensor,
     among: Tensor,
     scale: float | None = None,
+    size: Tensor | None = None,
 ) -> Tensor:
     """Attention of packed rows [1, h, S, d].
 
     Image i has as many queries as row i of `valid` [B, n] has true entries, and as many keys as row i of
-    `among` has.
+    `among` has. With `size` [1, S] a key counts as many as the tokens that it stands for.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     counts = valid.sum(dim=1), among.sum(dim=1)
-    out: Tensor = _attend(query, key, value, *counts, scale, (valid.shape[1], among.shape[1]))
+    bias = None if size is None else size.log()
+    out: Tensor = _attend(query, key, value, *counts, scale, (valid.shape[1], among.shape[1]), bias)
     return out

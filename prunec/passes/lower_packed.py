@@ -160,6 +160,8 @@ class _Packing:
             return self._gathered(node, space)
         if node.target is ops.scatter:
             return self._scattered(node, space)
+        if node.target is ops.share:
+            return self._shared_among(node, space)
         if node.target is ops.take:
             return self._taken(node, space)
         if node.name in self.cores:
@@ -221,6 +223,29 @@ class _Packing:
         rows = (self._in_packed_form(base), self._in_packed_form(x), places, self.forms.axes(node)[0])
         return self._call(ops.put_among, rows, node.name)
 
+    def _shared_among(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
+        """Updates of packed rows, or their values, for those that were packed before."""
+        given = arguments.bind(node)
+        base, inner = given["base"], self.forms.space(given["x"])
+        if inner is None or (base is not None and self.forms.space(base) is not space):
+            return None
+        args = (inner.slots, self.padded[given["group"]], space.rows)
+        places = self._made(space, ("shares", given["group"]), ops.places_among, args)
+        rows = self._call(ops.keep, (self._update(node), places, self.forms.axes(node)[0]), f"{node.name}_of")
+        return rows if base is None else self._plus(node, self._in_packed_form(base), rows)
+
+    def _update(self, node: fx.Node) -> fx.Node:
+        """What is shared of packed rows: their change since the site, or their values."""
+        given = arguments.bind(node)
+        rows = self._in_packed_form(given["x"])
+        if given["base"] is None:
+            return rows
+        start = self._in_packed_form(given["at"])
+        return self._call(torch.ops.aten.sub.Tensor, (rows, start), f"{node.name}_update")
+
+    def _plus(self, node: fx.Node, base: fx.Node, rows: fx.Node) -> fx.Node:
+        return self._call(torch.ops.aten.add.Tensor, (base, rows), node.name)
+
     def _taken(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Rows of a table that all images share."""
         given = arguments.bind(node)
@@ -238,22 +263,28 @@ class _Packing:
         mask, scale = mask_of(node), given.pop("scale", None)
         operands = [given.pop(name, None) for name in ("query", "key", "value")]
         given.pop("attn_mask", None)
-        padding = mask is not None and mask.target is ops.key_mask and arguments.bind(mask)["mask"] is None
+        padding = mask is not None and mask.target is ops.key_mask
         if self.attention != "rows" or not padding or any(given.values()):
             return None
+        own = arguments.bind(mask)["mask"]  # type: ignore[arg-type]
+        if own is not None and (own.target is not ops.key_bias or arguments.bind(own)["mask"] is not None):
+            return None
+        size = None if own is None else arguments.operand(own, "size")
         query, *others = nodes = [operand for operand in operands if isinstance(operand, fx.Node)]
         among = self.forms.space(others[0])
         widths = {operand.meta["val"].shape[-1] for operand in nodes}
         if (
             among is None
-            or (len(widths) > 1 and query.meta["val"].is_cuda)  # the kernel there wants one width
+            or (query.meta["val"].is_cuda and (len(widths) > 1 or size is not None))  # the kernel's limits
+            or (size is not None and not self.forms.are_rows_of(among, [size]))
             or not self.forms.are_rows_of(space, [query])
             or not self.forms.are_rows_of(among, others)
         ):
             return None
         self.counts["attention"] += 1
         rows = [self._in_packed_form(operand) for operand in nodes]
-        return self._call(ops.attend, (*rows, space.valid, among.valid, scale), node.name)
+        sizes = () if size is None else (self._in_packed_form(size),)
+        return self._call(ops.attend, (*rows, space.valid, among.valid, scale, *sizes), node.name)
 
     def _out_of_rows(self, node: fx.Node) -> fx.Node | None:
         """Padded or whole values that cost less when computed from packed rows."""
@@ -265,6 +296,16 @@ class _Packing:
                 return None
             slots = self._call(ops.rows, (space.slots, 1, start, stop), f"{node.name}_slots")
             return self._call(ops.pad, (self.packed[source], slots, *self.forms.axes(source)), node.name)
+        if node.target is ops.share:
+            given = arguments.bind(node)
+            space = self.forms.space(given["x"]) if given["x"] in self.packed else None
+            if space is None or self.forms.space(node) is not None:
+                return None
+            slots = (space.slots, self.padded[given["group"]])
+            places = self._made(space, ("shares", given["group"]), ops.compose, slots)
+            spread = (self._update(node), places, *self.forms.axes(given["x"]))
+            rows = self._call(ops.pad, spread, f"{node.name}_of")
+            return rows if given["base"] is None else self._plus(node, self.padded[given["base"]], rows)
         if node.target is ops.scatter:
             base, x, index = (arguments.operand(node, name) for name in ("base", "x", "index"))
             space = self.forms.space(x) if x in self.packed else None

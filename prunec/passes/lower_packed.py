@@ -36,6 +36,7 @@ from prunec.policy.lowering import Attention
 from prunec.token_axis.padding import mask_of
 
 _LOG = logging.getLogger(__name__)
+_ADD, _SUB = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class _Packing:
         args = (inner.slots, self.padded[given["group"]], space.rows)
         places = self._made(space, ("shares", given["group"]), ops.places_among, args)
         rows = self._call(ops.keep, (self._update(node), places, self.forms.axes(node)[0]), f"{node.name}_of")
-        return rows if base is None else self._plus(node, self._in_packed_form(base), rows)
+        return rows if base is None else self._call(_ADD, (self._in_packed_form(base), rows), node.name)
 
     def _shared_by_all(self, node: fx.Node) -> fx.Node | None:
         """The same for all tokens."""
@@ -244,7 +245,7 @@ class _Packing:
         places = self._made(space, ("shares", group), ops.compose, (space.slots, self.padded[group]))
         spread = (self._update(node), places, *self.forms.axes(x))
         rows = self._call(ops.pad, spread, f"{node.name}_of")
-        return rows if base is None else self._plus(node, self.padded[base], rows)
+        return rows if base is None else self._call(_ADD, (self.padded[base], rows), node.name)
 
     def _update(self, node: fx.Node) -> fx.Node:
         """What is shared of packed rows: their change since the site, or their values."""
@@ -253,10 +254,7 @@ class _Packing:
         if given["base"] is None:
             return rows
         start = self._in_packed_form(given["at"])
-        return self._call(torch.ops.aten.sub.Tensor, (rows, start), f"{node.name}_update")
-
-    def _plus(self, node: fx.Node, base: fx.Node, rows: fx.Node) -> fx.Node:
-        return self._call(torch.ops.aten.add.Tensor, (base, rows), node.name)
+        return self._call(_SUB, (rows, start), f"{node.name}_update")
 
     def _taken(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Rows of a table that all images share."""

@@ -48,6 +48,7 @@ from prunec.ir.program import Planned
 from prunec.measure import cost, figures
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores
+from prunec.policy import judged as judgement
 from prunec.policy.policy import Policy, presets
 from prunec.version import __version__
 
@@ -277,6 +278,9 @@ def write(record: Row, options: argparse.Namespace) -> None:
     options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     options.table.write_text(page.markdown(data), encoding="utf-8")
     options.table.with_suffix(".svg").write_text(plot.svg(data), encoding="utf-8")
+    if options.output == RECORD:  # what prunec shows
+        text = json.dumps(page.summary(data), indent=1) + "\n"
+        judgement.FILE.write_text(text, encoding="utf-8")
 
 
 def _plain(value: object) -> object:

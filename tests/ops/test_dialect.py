@@ -60,6 +60,7 @@ VALUES = {
     "scale": 0.5,
     "score": torch.rand(2, 6),
     "scores": torch.randn(2, 4, 3),
+    "similar": torch.randn(2, 6, 6),
     "size": torch.rand(2, 6) + 1,
     "sizes": (2, 3),
     "slots": torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]]),
@@ -93,15 +94,14 @@ OTHERS = {
     ops.put_among: {"base": torch.randn(1, 12, 3), "x": torch.randn(1, 8, 3)},
     ops.put_first: {"x": torch.randn(2, 4, 3)},
     ops.attend_states: {name: (torch.randn(8, 3), torch.randn(8)) for name in ("keys", "values")},
-    ops.reconstruct: {"mixture": (2, 20.0), "x": torch.randn(2, 4, 3)},
     ops.remaining: {"before": KEPT, "kept": torch.ones(2, 4, dtype=torch.bool), "rows": INDEX},
     ops.rescale: {"y": torch.randn(2, 3)},
     ops.scatter: {"x": torch.randn(2, 4, 3)},
     ops.places_among: {"index": torch.tensor([[0, 2], [1, 3]]), "rows": torch.tensor([[0, 1, 2, 3]])},
+    ops.share: {"x": torch.randn(2, 4, 3)},
     ops.sizes: {"size": torch.rand(2, 6) + 1},
     ops.straight_through: {"bound": None},
     ops.throughout: {"number": 2.0},
-    ops.unmerge: {"x": torch.randn(2, 4, 3)},
 }
 
 
@@ -138,8 +138,10 @@ def test_operations_of_a_kind_have_the_parameters_that_passes_read_by_name() -> 
         (ops.RAGGED, {"kept"}),
         (ops.MASKS, {"score", "prefix", "suffix", "least", "valid"}),
         ((ops.with_best_dropped, ops.context_mask), {"kept", "prefix", "suffix", "valid"}),
-        ((ops.gather, ops.fuse, ops.fuse_each, ops.pool), {"x", "index", "dim"}),
-        ((ops.scatter, ops.reconstruct), {"base", "x", "index", "dim", "valid"}),
+        ((ops.gather, ops.fuse, ops.pool), {"x", "index", "dim"}),
+        ((ops.scatter,), {"base", "x", "index", "dim", "valid"}),
+        ((ops.share,), {"x", "group", "base", "at", "dim"}),
+        ((ops.assign,), {"partner", "index", "kept"}),
     ):
         for operation in kind:
             assert names <= set(inspect.signature(operation).parameters), operation

@@ -72,7 +72,7 @@ def test_random_score_is_one_number_for_each_token_and_never_the_same_twice(dim:
 
 def test_random_scores_of_pairs_leave_their_targets_alone() -> None:
     score = torch.tensor([[float("inf"), -0.5, float("inf"), -0.9]])
-    found = ops.random_among(score)
+    found = ops.random_score(torch.zeros(1, 4, 3), 1, score)
     assert found.isposinf().tolist() == [[True, False, True, False]]
     assert ((found[:, [1, 3]] >= 0) & (found[:, [1, 3]] < 1)).all()
 

@@ -126,7 +126,7 @@ def test_gradients_flow_through_scores_and_tables() -> None:
 
 @pytest.mark.parametrize("uniform", [False, True])
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_fuse_each_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> None:
+def test_fuse_by_masks_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> None:
     x, score = torch.randn(BATCH, TOKENS, 4), torch.rand(BATCH, TOKENS)
     index = ops.select(score, count, *ENDS, True)
     weights = None if uniform else score
@@ -134,17 +134,23 @@ def test_fuse_each_is_fuse_where_counts_are_equal(count: int, uniform: bool) -> 
     kept = ops.topk_mask(score, count, *ENDS)
     joined = ops.with_best_dropped(kept, score, *ENDS)
     other = ops.pack(joined, *ENDS)
-    found = ops.fuse_each(x, other, weights, kept, joined)
-    order = index.argsort(dim=1)  # fuse has the sum behind the kept ones, whatever its place was
+    found = ops.fuse(x, other, weights, ENDS[1], chosen=(kept, joined))
+    order = index.argsort(dim=1)  # by counts the sum stands behind the kept ones, whatever its place was
     torch.testing.assert_close(found, expected.gather(1, order.unsqueeze(2).expand(-1, -1, 4)))
 
 
-def test_tokens_come_back_under_autocast() -> None:
-    base, index = torch.randn(2, 7, 8), torch.tensor([[0, 1, 4, 6], [0, 2, 3, 5]])
-    x = ops.gather(base, index)
-    expected = ops.reconstruct(base, x, index, (1, 0), (3, 8.0))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = ops.reconstruct(base, x, index, (1, 0), (3, 8.0))
-    assert found.dtype == torch.float32
-    assert torch.equal(ops.gather(found, index), x)
-    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_what_had_left_before_is_not_fused(dim: int) -> None:
+    x, score = torch.randn(1, 6, 3, dtype=double), torch.rand(1, 6, dtype=double)
+    kept = torch.tensor([[True, True, False, False, False, True]])
+    joined = torch.tensor([[True, True, False, True, False, True]])
+    valid = torch.tensor([[True, True, True, True, False, True]])
+    index = torch.tensor([[0, 1, 3, 5]])
+    chosen = (kept, joined)
+    expected = x[:, [0, 1, 3, 5]].clone()
+    expected[0, 2] = score[0, 2] * x[0, 2] + score[0, 3] * x[0, 3]
+    found = ops.fuse(as_stream(x, dim), index, score, 1, dim, chosen, valid)
+    equal(as_stream(found, dim), expected)
+    expected[0, 2] = (x[0, 2] + x[0, 3]) / 2
+    found = ops.fuse(as_stream(x, dim), index, None, 1, dim, chosen, valid)
+    equal(as_stream(found, dim), expected)

@@ -11,8 +11,8 @@ from prunec.policy.policy import Policy
 from tests.policies import GONE, step, written
 
 KINDS = (
-    "kind must be cls_attention, received_attention, norm, random, change, similarity, mlp, predictor, "
-    "query, pre_net or grader"
+    "kind must be cls_attention, received_attention, norm, random, change, similarity, novelty, mlp, "
+    "predictor, query, pre_net or grader"
 )
 
 SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"

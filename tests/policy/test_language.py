@@ -96,7 +96,7 @@ SCORERS = [
     ),
     (
         scoring("norm", of="keys"),
-        "of belongs to the scorer similarity, norm has no such option; got 'keys' @ scorer.of",
+        "of belongs to the scorer similarity or novelty, norm has no such option; got 'keys' @ scorer.of",
     ),
     (
         scoring("grader", pairs="windows"),

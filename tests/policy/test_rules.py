@@ -68,7 +68,7 @@ TOGETHER = [
     ),
     (
         {"fate": "merge", **choosing("threshold", keep_per_site=0.5)},
-        "fate merge needs selector.kind top_k, or scorer similarity, which says how similar tokens "
+        "fate merge needs selector.kind top_k, or scorer similarity or novelty, which say how similar tokens "
         "are; got threshold of norm @ selector.kind",
     ),
     (
@@ -86,7 +86,7 @@ TOGETHER = [
     ),
     (
         choosing("threshold", at=0.5),
-        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), norm has none; got "
+        "at needs a scorer with a scale from 0 to 1 (similarity, novelty, or learned), norm has none; got "
         "0.5 @ selector.at",
     ),
     ({"selector__spare": 2}, "spare needs scorer grader, norm knows no classes; got 2 @ selector.spare"),
@@ -124,6 +124,10 @@ TOGETHER = [
         "forget needs scores that rank all tokens, similarity ranks pairs; got 0.5 @ merge.forget",
     ),
     (
+        {**merging(forget=0.5), **scoring("novelty"), **choosing("threshold", at=0.5)},
+        "forget needs selector.kind top_k, which knows how many leave; got 0.5 @ merge.forget",
+    ),
+    (
         {"attention": "proportionl"},
         "attention must be plain or proportional, got 'proportionl'; nearest: proportional @ attention",
     ),
@@ -131,13 +135,16 @@ TOGETHER = [
         {"attention": "proportional"},
         "attention proportional needs fate merge: drop leaves each token for itself @ attention",
     ),
-    ({"restore": "stail"}, "unmerge or canvas, got 'stail'; nearest: stale @ restore"),
+    ({"restore": "stail"}, "rejoin or canvas, got 'stail'; nearest: stale @ restore"),
     (
-        {"restore": "unmerge"},
-        "restore of fate drop must be none, stale, nearest or rejoin, got 'unmerge' @ restore",
+        {"restore": "canvas"},
+        "restore of fate drop must be none, stale, copy, share or rejoin, got 'canvas' @ restore",
     ),
-    ({"restore": "stale", "fate": "merge"}, "restore of fate merge must be unmerge, got 'stale' @ restore"),
-    ({"restore": "none", "fate": "preserve"}, "must be stale, nearest or rejoin, got 'none' @ restore"),
+    (
+        {"restore": "stale", "fate": "merge"},
+        "restore of fate merge must be copy or share, got 'stale' @ restore",
+    ),
+    ({"restore": "none", "fate": "preserve"}, "must be stale, copy, share or rejoin, got 'none' @ restore"),
     ({"restore": "stale", **EXITING}, "restore of fate exit must be canvas, got 'stale' @ restore"),
     (
         {"restore": "rejoin", "fate": "preserve", "reactivate": True},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunec.policy.policy import Policy
+
 Row = Mapping[str, Any]
 
 ABOUT = """\
@@ -47,7 +49,7 @@ READING = """
   no win.
 - *time*: one picture, operator by operator, as a share of the dense program's in the same rounds. FLOPs
   are not time; compiled programs are in [measured](guide/measured.md).
-- A preset that loses tokens for good runs with `restore: nearest`, for this head reads all of them.
+- A preset that loses tokens for good runs with `restore: copy`, for this head reads all of them.
 """
 
 LIMITS = """
@@ -118,7 +120,11 @@ def _table(dense: Row, resized: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _restoring(row: Row) -> str:
-    return ", nearest" if row["restore"] == "nearest" and ":" not in row["preset"] else ""
+    return ", copy" if row["restore"] == "copy" and not _merges(row["preset"]) else ""
+
+
+def _merges(preset: str) -> bool:
+    return ":" in preset or Policy.load(preset).fate == "merge"
 
 
 def _cost(row: Row) -> list[str]:

@@ -96,7 +96,7 @@ def restored(policy: Policy, dense: Recognised) -> Policy:
     except PolicyError as error:
         if error.where != "restore":
             raise
-        return policy.override(restore="copy")
+        return policy.override(restore="share")
     return policy
 
 

@@ -32,21 +32,24 @@ class Exam:
     probe: Probe
     decoder: nn.Module
 
-    def figures(self, run: Run) -> dict[str, Spread]:
-        """What a contender gets, seed by seed."""
-        return over_seeds([self._of_seed(run, seed) for seed in range(SEEDS)])
+    def figures(self, photographs: Run, cells: Run) -> dict[str, Spread]:
+        """What a contender gets, seed by seed; it may be calibrated for each kind of picture."""
+        on_photographs = over_seeds([self._of_photographs(photographs, seed) for seed in range(SEEDS)])
+        return {**on_photographs, **over_seeds([self._of_cells(cells, seed) for seed in range(SEEDS)])}
 
     def dense(self) -> dict[str, Spread]:
         """What the probe gets from the dense model."""
         pairs = zip(self.scores, self.cells, strict=True)
         return over_seeds([of_scores(scores, scores, cells.defective) for scores, cells in pairs])
 
-    def _of_seed(self, run: Run, seed: int) -> Figures:
+    def _of_photographs(self, run: Run, seed: int) -> Figures:
         found = torch.cat(list(_batches(run, self.crops[seed], seed)))
-        figures = of_tokens(found, self.tokens[seed], heatmaps(self.decoder, found), self.heat[seed])
+        return of_tokens(found, self.tokens[seed], heatmaps(self.decoder, found), self.heat[seed])
+
+    def _of_cells(self, run: Run, seed: int) -> Figures:
         cells = self.cells[seed]
         scores = self.probe.scores(of_cells(run, cells.images, seed))
-        return {**figures, **of_scores(scores, self.scores[seed], cells.defective)}
+        return of_scores(scores, self.scores[seed], cells.defective)
 
 
 def exam(weights: Weights, crops: Sequence[Tensor], train: Cells, test: Cells) -> Exam:

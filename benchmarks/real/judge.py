@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ import page
 import plot
 import torch
 from backbone import PATCH, Smaller, Tokens, backbone
-from budgets import Bench, FarError, at_budget, same_rules
+from budgets import Bench, Built, FarError, at_budget, same_rules
 from contenders import SEEDS, Exam, eager, exam
 from convert import Weights, weights
 from fetch import UnavailableError, Wheels, default_cache
@@ -44,17 +43,16 @@ from prunec.errors import PruneError
 from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet
 from prunec.ir.flops import FlopCounter
-from prunec.ir.program import Planned
 from prunec.measure import cost, figures
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores
+from prunec.policy import judged as judgement
 from prunec.policy.policy import Policy, presets
 from prunec.version import __version__
 
 ROOT = Path(__file__).parents[2]
 RECORD, TABLE = ROOT / "benchmarks" / "results" / "real.json", ROOT / "docs" / "real.md"
 GRIDS = (13, 11, 14)  # patches a side of the smaller pictures, in the order that budgets are judged in
-COUNTED = 2  # pictures of each kind and seed that FLOPs are counted on, where they differ
 BASELINE = "tome"  # the preset that all others stand beside
 ALIKE = ("device", "threads", "torch", "prunec", "size", "seeds", "wheels")  # or rows are measured again
 
@@ -69,19 +67,19 @@ class Size:
     crops: int = 6  # of photographs, for each seed
     train: int = 400  # cells that the probe is fitted to
     cells: int = 500  # cells that it is tried on, over all seeds
-    calibration: int = 32  # pictures: half of them crops, half cells
-    counted: int = 16  # pictures that FLOPs are counted on
+    calibration: int = 64  # pictures of each kind
+    counted: int = 20  # pictures of each kind that FLOPs are counted on
     rounds: int = 8  # of timing
 
 
-QUICK = Size(grids=GRIDS[:1], crops=2, train=200, cells=100, calibration=16, counted=8, rounds=5)
+QUICK = Size(grids=GRIDS[:1], crops=2, train=200, cells=100, calibration=24, counted=10, rounds=5)
 
 
 @dataclass(frozen=True)
 class Judge:
     """Everything that rows have in common."""
 
-    bench: Bench
+    benches: Mapping[str, Bench]  # of each kind of picture
     exam: Exam
     weights: Weights
     size: Size
@@ -89,47 +87,42 @@ class Judge:
     def resized(self, grid: int) -> Row:
         """The same model on a picture of so many patches a side."""
         model = Smaller(backbone(self.weights.timm, grid), grid).eval()
-        found = self.exam.figures(eager(model))
+        found = self.exam.figures(eager(model), eager(model))
         return {
             "side": grid * PATCH,
-            "flops": share_of(model, self.bench),
+            "flops": share_of(model, self.benches["photographs"]),
             "time": self.time(model),
             "figures": found,
         }
 
     def row(self, name: str, policy: Policy, budget: float) -> Row:
         """A preset at a budget, and its control."""
-        built = at_budget(policy, budget, self.bench)
-        control = run_passes((RandomScores(),), built.program)
-        kinds = self.by_kind(built.program) if policy.ragged else {}
+        built = self.built(policy, budget)
+        runs = [eager(each.program.module) for each in built.values()]
+        controls = [run_passes((RandomScores(),), each.program) for each in built.values()]
+        first = built["photographs"]
         return {
             "preset": name,
             "budget": budget,
-            "flops": statistics.mean(kinds.values()) if kinds else built.flops,
-            "flops_by_kind": kinds,
-            "rate": built.rate,
-            "restore": built.policy.restored,
-            "calibration": built.calibration,
-            "time": self.time(built.one_image().module),
-            "figures": self.exam.figures(eager(built.program.module)),
-            "random": self.exam.figures(eager(control.module)),
+            "flops": first.flops,
+            "flops_by_kind": {kind: each.flops for kind, each in built.items()} if policy.ragged else {},
+            "rate": first.rate,
+            "restore": first.policy.restored,
+            "calibration": first.calibration,
+            "time": self.time(first.one_image().module),
+            "figures": self.exam.figures(*runs),
+            "random": self.exam.figures(*(eager(control.module) for control in controls)),
         }
 
-    def by_kind(self, program: Planned) -> dict[str, float]:
-        """FLOPs on the pictures that are judged, where they keep different numbers of tokens."""
-        kinds = {
-            "photographs": torch.cat([group[:COUNTED] for group in self.exam.crops]),
-            "cells": torch.cat([group.images[:COUNTED] for group in self.exam.cells]),
-        }
-        return {
-            kind: figures.flops(program, figures.inputs(program, len(images), images))
-            / self.bench.dense_flops
-            for kind, images in kinds.items()
-        }
+    def built(self, policy: Policy, budget: float) -> dict[str, Built]:
+        """The preset at the budget for each kind of picture, calibrated, if need be, on such pictures."""
+        if policy.calibrated or policy.ragged:
+            return {kind: at_budget(policy, budget, bench) for kind, bench in self.benches.items()}
+        return dict.fromkeys(self.benches, at_budget(policy, budget, self.benches["photographs"]))
 
     def time(self, model: nn.Module) -> dict[str, float]:
         """Of one picture, operator by operator, as a share of the dense program's in the same rounds."""
-        dense, image = self.bench.dense.module, self.exam.crops[0][:1]
+        dense, image = self.benches["photographs"].dense.module, self.exam.crops[0][:1]
         calls = {"dense": lambda: dense(image), "this": lambda: model(image)}
         timings = cost.measure(calls, device=image.device, rounds=self.size.rounds, warmup=1)
         return {
@@ -153,17 +146,28 @@ def prepared(cache: Path, size: Size) -> tuple[Judge, Row]:
     found, parity = weights(cache, wheels)
     others, photos = photographs(wheels)
     train, test = cells(wheels, size.train, size.cells)
-    half = size.calibration // 2
-    fitted_on = torch.cat([crops(others, half, SEEDS), train.images[:half]])
+    fitted_on = {"photographs": crops(others, size.calibration, SEEDS), "cells": train.images}
     example = crops(others, 2, 0)
     dense = recognise(sources.from_module(Tokens(backbone(found.timm)), example))
     groups = [crops(photos, size.crops, seed) for seed in range(SEEDS)]
-    counted_on = torch.cat([groups[0][: size.counted // 2], test.images[: size.counted - size.counted // 2]])
-    bench = Bench(
-        dense, figures.flops(dense), ImageSet(fitted_on, None, "crops and cells of other files"), counted_on
-    )
+    counted_on = {"photographs": torch.cat(groups), "cells": test.images}
+    flops = figures.flops(dense)
+    benches = {
+        kind: Bench(
+            dense,
+            flops,
+            ImageSet(images[: size.calibration], None, f"{kind} of other files"),
+            spread_out(counted_on[kind], size.counted),
+        )
+        for kind, images in fitted_on.items()
+    }
     about = {"parity": parity, "wheels": wheels.names(), "photographs": [len(others), len(photos)]}
-    return Judge(bench, exam(found, groups, train, test), found, size), about
+    return Judge(benches, exam(found, groups, train, test), found, size), about
+
+
+def spread_out(images: torch.Tensor, count: int) -> torch.Tensor:
+    """So many pictures of all, at even distances."""
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
 
 # --- the rows ------------------------------------------------------------------------------
@@ -277,6 +281,9 @@ def write(record: Row, options: argparse.Namespace) -> None:
     options.output.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     options.table.write_text(page.markdown(data), encoding="utf-8")
     options.table.with_suffix(".svg").write_text(plot.svg(data), encoding="utf-8")
+    if options.output == RECORD:  # what prunec shows
+        text = json.dumps(page.summary(data), indent=1) + "\n"
+        judgement.FILE.write_text(text, encoding="utf-8")
 
 
 def _plain(value: object) -> object:

@@ -49,7 +49,7 @@ READING = """
   no win.
 - *time*: one picture, operator by operator, as a share of the dense program's in the same rounds. FLOPs
   are not time; compiled programs are in [measured](guide/measured.md).
-- A preset that loses tokens for good runs with `restore: copy`, for this head reads all of them.
+- A preset that loses tokens for good runs with `restore: share`, for this head reads all of them.
 """
 
 LIMITS = """
@@ -91,6 +91,36 @@ def markdown(record: Row) -> str:
     return "".join([*parts, LIMITS])
 
 
+MODEL = "DINOv2 ViT-S/14"
+FIELDS = {"error": "l2", "class_token": "class", "heatmap": "heatmap"}
+
+
+def summary(record: Row) -> Row:
+    """What `prunec policies` shows: the presets as they are, at the largest budget."""
+    budget = max(record["budgets"])
+    rows = [row for row in record["rows"] if row.get("budget") == budget and "figures" in row]
+    plain = {row["preset"]: row for row in rows if ":" not in row["preset"]}
+    resized = next(each for each in record["resize"].values() if each["flops"] == budget)
+    return {
+        "model": MODEL,
+        "date": record["date"],
+        "pictures": f"{record['size']['crops'] * record['seeds']} crops of photographs",
+        "resize": _brief(resized["flops"], resized["figures"]),
+        "presets": {name: _brief(_flops(row), row["figures"]) for name, row in sorted(plain.items())},
+        "random": {name: _brief(_flops(row), row["random"]) for name, row in sorted(plain.items())},
+    }
+
+
+def _flops(row: Row) -> float:
+    """On the pictures that the figures are of."""
+    return float(row.get("flops_by_kind", {}).get("photographs", row["flops"]))
+
+
+def _brief(flops: float, figures: Row) -> Row:
+    known = {field: round(figures[name]["mean"], 3) for field, name in FIELDS.items()}
+    return {"flops": round(flops, 3), **known}
+
+
 def _about(record: Row) -> str:
     size = record["size"]
     known = {**record, **size, "crops": size["crops"] * record["seeds"]}
@@ -120,11 +150,8 @@ def _table(dense: Row, resized: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _restoring(row: Row) -> str:
-    return ", copy" if row["restore"] == "copy" and not _merges(row["preset"]) else ""
-
-
-def _merges(preset: str) -> bool:
-    return ":" in preset or Policy.load(preset).fate == "merge"
+    own = ":" in row["preset"] or row["restore"] == Policy.load(row["preset"]).restored
+    return "" if own else f", {row['restore']}"
 
 
 def _cost(row: Row) -> list[str]:

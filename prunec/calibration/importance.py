@@ -3,9 +3,11 @@
     dense model, images --> state of each site, and how much each token's block matters for the output
 
 To first order, by how much the output changes if the block reads the mean token in this token's place, that
-is, the gradient through the block's branches times the token's distance from the mean. The gradient is of
-random projections of the output, so that no label and no loss is needed. What else the dense model reveals
-(attention, change, plain gradients) predicts less; docs/design/005 has the measurements.
+is, the gradient through the block's branches times the token's distance from the mean. Where another token is
+to stand for it, which one is not known yet, and the length of the gradient says what each unit of distance
+costs. The gradient is of random projections of the output, so that no label and no loss is needed. What else
+the dense model reveals (attention, change, plain gradients) predicts less; docs/design/005 has the
+measurements.
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ from prunec.structure import Anatomy
 PROJECTIONS = 4  # of the output, for one image
 
 
-def span_of(anatomy: Anatomy, site: Site) -> tuple[str, str]:
-    """The states between which a token that is not kept stays as it is: at the site, and after its block."""
-    return state_of(anatomy, site), anatomy.blocks[site.block].branches[-1].add
+def span_of(anatomy: Anatomy, site: Site, *, one_block: bool = True) -> tuple[str, str]:
+    """The states between which a token is left out: at the site, and after its block, or after the last."""
+    last = anatomy.blocks[site.block if one_block else -1]
+    return state_of(anatomy, site), last.branches[-1].add
 
 
 class Importance:
     """Runs the dense model and keeps the states of the sites, with how much each token's change matters."""
 
-    def __init__(self, dense: Recognised, spans: list[tuple[str, str]], anatomy: Anatomy) -> None:
-        self.dense, self.spans, self.anatomy = dense, spans, anatomy
+    def __init__(
+        self, dense: Recognised, spans: list[tuple[str, str]], anatomy: Anatomy, *, of_distance: bool = False
+    ) -> None:
+        self.dense, self.spans, self.anatomy, self.of_distance = dense, spans, anatomy, of_distance
         self.wanted = {name for span in spans for name in span}
 
     def run(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -60,6 +65,9 @@ class Importance:
                 at_starts, at_ends = gradients[: len(starts)], gradients[len(starts) :]
                 for place, state in enumerate(states):
                     through_block = self._rows(at_starts[place] - at_ends[place])
+                    if self.of_distance:
+                        squares[place] += through_block.square().sum(dim=-1)
+                        continue
                     effect = through_block * (state - state.mean(dim=1, keepdim=True))
                     squares[place] += effect.sum(dim=-1).square()
         for state, square in zip(states, squares, strict=True):

@@ -16,7 +16,7 @@ from prunec.dataflow.heads import ClassScores, class_scores
 from prunec.errors import CalibrationError
 from prunec.ir import graph
 from prunec.ir.program import Planned, Recognised
-from prunec.scorers.fitting import fit, fit_grader
+from prunec.scorers.fitting import fit, fit_grader, logs, on_one_scale
 
 
 def fit_scorers(
@@ -26,8 +26,10 @@ def fit_scorers(
     scorers = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
     if not (learned := [scorer for scorer in scorers if scorer.trainable]):
         return {}, ()
-    spans = [span_of(pruned.anatomy, pruned.plan.sites[scorer.site]) for scorer in learned]
-    seen = Importance(dense, spans, pruned.anatomy).run(images)
+    rules = pruned.plan.rules
+    sites, novel = [pruned.plan.sites[scorer.site] for scorer in learned], rules.scorer.kind == "novelty"
+    spans = [span_of(pruned.anatomy, site, one_block=rules.reactivate or not novel) for site in sites]
+    seen = Importance(dense, spans, pruned.anatomy, of_distance=novel).run(images)
     grades = _grades(dense, images) if pruned.plan.fate == "exit" else None
     found: dict[str, Tensor] = {}
     fits = []
@@ -35,7 +37,10 @@ def fit_scorers(
         path = f"prunec.site_{scorer.site}.gate"
         gate = scorer.alone(ops.tensors_of(pruned.module.get_submodule(path)))
         given = (images if scorer.pixels else states).float()
-        fits.append(fit(gate, given, importance) if grades is None else fit_grader(gate, given, grades))
+        if grades is None:
+            fits.append(fit(gate, given, logs(importance) if novel else on_one_scale(importance)))
+        else:
+            fits.append(fit_grader(gate, given, grades))
         found |= {f"{path}.{name}": value.detach() for name, value in ops.tensors_of(gate).items()}
     return found, tuple(fits)
 

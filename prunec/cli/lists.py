@@ -12,6 +12,7 @@ from prunec.cli.options import JsonOption
 from prunec.cli.printing import out, print_json
 
 if TYPE_CHECKING:
+    from prunec.policy.judged import Judged
     from prunec.policy.policy import Policy
 
 
@@ -24,10 +25,11 @@ def list_policies(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the presets, what each needs and which tasks it fits; or print one of them."""
+    """List the presets, what each needs, fits, and lost on real weights; or print one of them."""
     if show_schema and name is not None:
         raise typer.BadParameter("--schema is of every policy file, give no name")
 
+    from prunec.policy.judged import judged
     from prunec.policy.policy import Policy, presets, schema
 
     if show_schema:
@@ -36,9 +38,14 @@ def list_policies(
         policy = Policy.load(name)
         print_json(policy.as_dict()) if as_json else out.print(policy.to_yaml(), end="", markup=False)
     elif as_json:
-        print_json({name: policy.as_dict() for name, policy in presets().items()})
+        found = judged().as_dict()
+        print_json(
+            {name: {**policy.as_dict(), "measured": found.get(name)} for name, policy in presets().items()}
+        )
     else:
         out.print(_table(presets()))
+        out.print(f"\n{_about(judged())}", markup=False)
+        out.print(_measured(judged()))
 
 
 def list_targets(as_json: JsonOption = False) -> None:
@@ -73,4 +80,25 @@ def _table(policies: Mapping[str, Policy]) -> Table:
     for name, policy in policies.items():
         needs = ", ".join(sorted(policy.needs)) or "nothing"
         table.add_row(name, policy.summary, rates(policy), needs, "\n".join(policy.fits))
+    return table
+
+
+def _about(found: Judged) -> str:
+    resize = found.resize
+    return "\n".join(
+        [
+            f"On real weights ({found.model}, {found.pictures}, {found.date}),",
+            "nothing trained. error: relative L2 of all tokens, in brackets that of random",
+            "tokens in the same numbers; class token: cosine; heatmap: correlation. The same",
+            f"model on a smaller picture, at {resize.flops:.0%} of the FLOPs: {resize.error:.2f}, "
+            f"{resize.class_token:.3f}, {resize.heatmap:.3f}.",
+        ]
+    )
+
+
+def _measured(found: Judged) -> Table:
+    table = Table("policy", "FLOPs", "error", "class token", "heatmap", box=None, pad_edge=False)
+    for name, own in sorted(found.presets.items(), key=lambda pair: pair[1].error):
+        error = f"{own.error:.2f} ({found.random[name].error:.2f})"
+        table.add_row(name, f"{own.flops:.0%}", error, f"{own.class_token:.3f}", f"{own.heatmap:.3f}")
     return table

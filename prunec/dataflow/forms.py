@@ -12,6 +12,7 @@ from torch import fx
 from prunec import compat, ops
 from prunec.ir import arguments, graph
 from prunec.ir.calls import signature
+from prunec.ir.program import Planned
 from prunec.ir.sizes import sizes_of
 from prunec.probing.lengths import Lengths
 from prunec.probing.probe import Probe
@@ -128,3 +129,16 @@ class Forms:
             tuple(self.packed_size(size, space) for size in sizes_of(other)) == sizes_of(one)
             for one, other in zip(found, expected, strict=True)
         )
+
+
+def fixed_totals(program: Planned) -> tuple[int, ...]:
+    """How many rows an image has on average after each site, if all batches have as many; else ()."""
+    steps = [program.plan.step(site) for site in program.plan.sites]
+    fixed = all(step.selector.budget == "batch" and step.fate != "fuse" for step in steps)
+    return tuple(site.leaves for site in program.plan.sites) if fixed else ()
+
+
+def unprotected(node: fx.Node) -> tuple[Any, ...]:
+    """A learned scorer's arguments with no row protected: in packed rows they have no constant place."""
+    given = arguments.bind(node)
+    return (given["x"], 0, 0, given["dim"], None, *given["parameters"])

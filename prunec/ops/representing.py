@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import layer_norm, normalize
 
 from prunec.ops.selections import topk_mask
 from prunec.ops.streams import gather
@@ -79,35 +79,52 @@ def windows(metric: Tensor, height: int, width: int, prefix: int) -> tuple[Tenso
 def similarities(
     metric: Tensor, centre: tuple[int, int] | None = None, dim: int = 1, valid: Tensor | None = None
 ) -> Tensor:
-    """The cosine of every token with every other: [B, T, T].
+    """How alike any two tokens are: 1 less half their squared distance, [B, T, T].
 
-    With `centre`, how many protected rows stand in front and at the end, the mean patch is taken off first.
+    Distances are between unit vectors, so that it is the cosine. With `centre`, how many protected rows stand
+    in front and at the end, they are between normalised tokens less the mean patch, whose lengths are
+    tempered, in units of the patches' mean square: flat images are not all alike then.
     """
     x = metric.movedim(dim, 1)  # [B, T, C]
-    if centre is not None:
-        counts = _patches(x, *centre, valid).unsqueeze(-1)
-        x = x - (x * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    unit = normalize(x, dim=-1)
-    return unit @ unit.transpose(1, 2)
+    x = normalize(x, dim=-1) if centre is None else _contrasts(x, *centre, valid)
+    square = x.square().sum(dim=-1)
+    return x @ x.transpose(1, 2) - (square.unsqueeze(1) + square.unsqueeze(2)) / 2 + 1
+
+
+def _contrasts(x: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> Tensor:
+    """What sets each token off from the mean patch: [B, T, C]."""
+    counts = _patches(x, prefix, suffix, valid).unsqueeze(-1).to(x.dtype)
+    number = counts.sum(dim=1, keepdim=True).clamp_min(1)
+    x = layer_norm(x, x.shape[-1:])
+    x = x - (x * counts).sum(dim=1, keepdim=True) / number
+    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) ** (1 - TEMPER)
+    square = (x.square().sum(dim=-1, keepdim=True) * counts).sum(dim=1, keepdim=True) / number
+    return x / square.clamp_min(1e-12).sqrt()
+
+
+#: The power of its length that a token keeps before distances are taken: 0 for directions alone, 1 for all.
+TEMPER = 0.7
 
 
 def novelty(
-    similar: Tensor, prefix: int, suffix: int, first: Tensor | None = None, valid: Tensor | None = None
+    similar: Tensor,
+    prefix: int,
+    suffix: int,
+    valid: Tensor | None = None,
+    importance: Tensor | None = None,
+    power: float = 1.0,
 ) -> Tensor:
     """How unlike each patch is to those before it in an order: 1 less the largest similarity; [B, T].
 
-    The order begins where `first` is highest. Without it, it is a fixed one that jumps about the image, and
-    in which a token's place depends on how many stand before it in the stream, not on how many there are.
+    The order is a fixed one that jumps about the image. A token's place in it depends on how many stand
+    before it in the stream, not on how many there are. With the logarithm of its `importance`, that to a
+    power multiplies its novelty: what it costs to leave a token out grows with both.
     """
-    places = torch.arange(similar.shape[1], device=similar.device)
-    if first is None:
-        place = (places * _JUMP % 2**32).unsqueeze(0)
-        before = place.unsqueeze(1) < place.unsqueeze(2)  # [1, T, T]: whether a column comes before a row
-    else:
-        same = (first.unsqueeze(1) == first.unsqueeze(2)) & (places < places.unsqueeze(1))
-        before = (first.unsqueeze(1) > first.unsqueeze(2)) | same
+    place = torch.arange(similar.shape[1], device=similar.device) * _JUMP % 2**32
+    before = (place.unsqueeze(0) < place.unsqueeze(1)).unsqueeze(0)  # whether a column comes before a row
     counts = _patches(similar, prefix, suffix, valid).unsqueeze(1)
-    return 1 - similar.masked_fill(~(before & counts), -1.0).amax(dim=-1)
+    score = 1 - similar.masked_fill(~(before & counts), float("-inf")).amax(dim=-1)
+    return score if importance is None else score * (power * importance).exp()
 
 
 #: 2 to the 32 over the golden ratio: its multiples, modulo 2 to the 32, are spread evenly however many.

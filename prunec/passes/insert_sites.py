@@ -161,6 +161,8 @@ class _Insertion:
     def _scored(self) -> Scored:
         scoring = Scoring(self.writer, self.names, self.anatomy, self.now, self.source, self.valid)
         gate = self._parameters().gate if self.step.scorer.learned else None
+        if self.step.scorer.kind == "novelty":
+            return scoring.novelty(self.step.scorer, gate)
         if gate is None:
             return scoring.heuristic(self.step.scorer)
         return scoring.learned(self.step.scorer.kind, gate, classes=self.step.fate == "exit")

@@ -30,7 +30,7 @@ from prunec.token_axis.padding import mask_of
 #: What takes rows of a value, and the argument that holds it.
 _ROWS_OF = {ops.gather: "x", ops.take: "table"}
 #: What makes a score out of what a learned scorer gives, and the argument that holds that.
-_READS_SCORES = {ops.beside: "score", ops.doubt: "logits"}
+_READS_SCORES = {ops.beside: "score", ops.doubt: "logits", ops.novelty: "importance"}
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,14 @@ def _becomes(node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...])
 
 def _reads_places(node: fx.Node) -> bool:
     """Whether a call tells tokens by their places in the pruned stream."""
-    return node.target is ops.pairs or (node.target is ops.novelty and arguments.bind(node)["first"] is None)
+    return node.target in (ops.pairs, ops.novelty)
 
 
 def _is_learned(score: fx.Node) -> bool:
     """Whether a scorer with parameters gave these scores."""
     while score.target in _READS_SCORES:
-        score = arguments.operand(score, _READS_SCORES[score.target])
+        read = arguments.bind(score)[_READS_SCORES[score.target]]
+        if read is None:
+            return False
+        score = read
     return isinstance(score.target, ops.Learned) and score.target.trainable

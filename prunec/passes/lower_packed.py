@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from prunec import compat, ops
-from prunec.dataflow.forms import Forms, PackedSpace
+from prunec.dataflow.forms import Forms, PackedSpace, fixed_totals, unprotected
 from prunec.errors import UsageError
 from prunec.ir import arguments, graph
 from prunec.ir.program import Counts, Planned
@@ -36,6 +36,7 @@ from prunec.policy.lowering import Attention
 from prunec.token_axis.padding import mask_of
 
 _LOG = logging.getLogger(__name__)
+_ADD, _SUB = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class _Packing:
             return None
         operands = {source: self._in_packed_form(source) for source in pruned}
         operands |= {source: self.padded[source] for source in fixed}
-        given = _unprotected(node) if isinstance(node.target, ops.Learned) else node.args
+        given = unprotected(node) if isinstance(node.target, ops.Learned) else node.args
         args, kwargs = fx.map_arg(
             (given, node.kwargs),
             lambda source: operands[source] if source in operands else self._size(source, space),
@@ -232,7 +233,19 @@ class _Packing:
         args = (inner.slots, self.padded[given["group"]], space.rows)
         places = self._made(space, ("shares", given["group"]), ops.places_among, args)
         rows = self._call(ops.keep, (self._update(node), places, self.forms.axes(node)[0]), f"{node.name}_of")
-        return rows if base is None else self._plus(node, self._in_packed_form(base), rows)
+        return rows if base is None else self._call(_ADD, (self._in_packed_form(base), rows), node.name)
+
+    def _shared_by_all(self, node: fx.Node) -> fx.Node | None:
+        """The same for all tokens."""
+        given = arguments.bind(node)
+        x, base, group = given["x"], given["base"], given["group"]
+        space = self.forms.space(x) if x in self.packed else None
+        if space is None or self.forms.space(node) is not None:
+            return None
+        places = self._made(space, ("shares", group), ops.compose, (space.slots, self.padded[group]))
+        spread = (self._update(node), places, *self.forms.axes(x))
+        rows = self._call(ops.pad, spread, f"{node.name}_of")
+        return rows if base is None else self._call(_ADD, (self.padded[base], rows), node.name)
 
     def _update(self, node: fx.Node) -> fx.Node:
         """What is shared of packed rows: their change since the site, or their values."""
@@ -241,10 +254,7 @@ class _Packing:
         if given["base"] is None:
             return rows
         start = self._in_packed_form(given["at"])
-        return self._call(torch.ops.aten.sub.Tensor, (rows, start), f"{node.name}_update")
-
-    def _plus(self, node: fx.Node, base: fx.Node, rows: fx.Node) -> fx.Node:
-        return self._call(torch.ops.aten.add.Tensor, (base, rows), node.name)
+        return self._call(_SUB, (rows, start), f"{node.name}_update")
 
     def _taken(self, node: fx.Node, space: PackedSpace) -> fx.Node | None:
         """Rows of a table that all images share."""
@@ -297,15 +307,7 @@ class _Packing:
             slots = self._call(ops.rows, (space.slots, 1, start, stop), f"{node.name}_slots")
             return self._call(ops.pad, (self.packed[source], slots, *self.forms.axes(source)), node.name)
         if node.target is ops.share:
-            given = arguments.bind(node)
-            space = self.forms.space(given["x"]) if given["x"] in self.packed else None
-            if space is None or self.forms.space(node) is not None:
-                return None
-            slots = (space.slots, self.padded[given["group"]])
-            places = self._made(space, ("shares", given["group"]), ops.compose, slots)
-            spread = (self._update(node), places, *self.forms.axes(given["x"]))
-            rows = self._call(ops.pad, spread, f"{node.name}_of")
-            return rows if given["base"] is None else self._plus(node, self.padded[given["base"]], rows)
+            return self._shared_by_all(node)
         if node.target is ops.scatter:
             base, x, index = (arguments.operand(node, name) for name in ("base", "x", "index"))
             space = self.forms.space(x) if x in self.packed else None
@@ -346,16 +348,3 @@ class _Packing:
         node = self.graph.create_node("call_function", function, args, {}, name)
         node.meta["val"] = value
         return node
-
-
-def _unprotected(node: fx.Node) -> tuple[Any, ...]:
-    """A learned scorer's arguments with no row protected: in packed rows they have no constant place."""
-    given = arguments.bind(node)
-    return (given["x"], 0, 0, given["dim"], None, *given["parameters"])
-
-
-def fixed_totals(program: Planned) -> tuple[int, ...]:
-    """How many rows an image has on average after each site, if all batches have as many; else ()."""
-    steps = [program.plan.step(site) for site in program.plan.sites]
-    fixed = all(step.selector.budget == "batch" and step.fate != "fuse" for step in steps)
-    return tuple(site.leaves for site in program.plan.sites) if fixed else ()

@@ -56,7 +56,8 @@ LATE = ("cls_attention", "received_attention", "change")
 
 #: Options of scorers, and the scorers that each belongs to.
 _OPTIONS = {
-    "hidden": ("mlp",), "values": ("cls_attention",), "queries": ("query",), "depth": ("pre_net",),
+    "hidden": ("mlp", "novelty"), "importance": ("novelty",), "values": ("cls_attention",),
+    "queries": ("query",), "depth": ("pre_net",),
     "embedding": ("pre_net",), "of": ("similarity", "novelty"), "pairs": ("similarity",),
 }  # fmt: skip
 
@@ -132,7 +133,8 @@ class Scorer(Model):
     change              how much the MLP of the block before changed it
     similarity          how unlike its nearest partner it is, by `of`: keys or tokens, in `pairs`: alternating
                         (every other patch looks for a partner among the others) or windows of 2 x 2
-    novelty             how unlike all that come before it in an order, by `of`: of many alike one stays
+    novelty             how unlike all that come before it in an order, by `of`: of many alike one stays. With
+                        `importance`, times what an mlp takes a token to matter, to that power
     mlp                 learned, each token by itself: norm, linear, GELU, linear; `hidden`: its width, as a
                         share of the channels
     predictor           learned, each token beside the mean of all that are there
@@ -146,6 +148,7 @@ class Scorer(Model):
 
     kind: str = Field(description=listed(SCORERS), json_schema_extra={"examples": list(SCORERS)})
     hidden: float | None = Field(default=None, gt=0, le=4, description="in (0, 4]")
+    importance: float | None = Field(default=None, gt=0, le=4, description="in (0, 4]")
     values: bool = Field(default=False, description="true or false")
     queries: int | None = Field(default=None, ge=1, le=4096, description="a whole number from 1 to 4096")
     depth: int | None = Field(default=None, ge=1, le=64, description="a whole number from 1 to 64")
@@ -162,7 +165,7 @@ class Scorer(Model):
             raise ValueError(f"kind must be {listed(names)}, got {shown(kind)}{did_you_mean(kind, names)}")
         return kind
 
-    @field_validator("hidden", "values", "queries", "depth", "embedding", "of", "pairs")
+    @field_validator("hidden", "importance", "values", "queries", "depth", "embedding", "of", "pairs")
     @classmethod
     def _belongs(cls, value: Any, info: ValidationInfo) -> Any:
         kind, owners = info.data.get("kind"), _OPTIONS[str(info.field_name)]
@@ -187,7 +190,7 @@ class Scorer(Model):
     @property
     def learned(self) -> bool:
         """Whether it has parameters of its own (a scorer of another package is taken to have some)."""
-        return self.kind in LEARNED or self.kind not in SCORERS
+        return self.kind in LEARNED or self.kind not in SCORERS or self.importance is not None
 
 
 def _rate(value: Any) -> float | tuple[float, ...] | None:

@@ -12,10 +12,8 @@ STEPS, ROWS, RATE = 300, 1024, 3e-3  # of descent; tokens a step; peak learning 
 HELD_OUT = 4  # each fourth image says how well the fit predicts
 
 
-def fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
-    """Regress how much each token matters on the state; the rank correlation on held-out images."""
-    target = on_one_scale(importance)  # [n, N]
-    target = (target - target.mean()) / target.std().clamp_min(1e-6)
+def fit(gate: nn.Module, states: Tensor, target: Tensor) -> float:
+    """Regress a number for each token [n, N] on its state; the rank correlation on held-out images."""
     held_out = torch.arange(len(states)) % HELD_OUT == 0
     x, y, rows = states[~held_out], target[~held_out], IMAGES
     if not getattr(gate, "context", False) and x.dim() == 3:  # then each patch is an example by itself
@@ -31,11 +29,21 @@ def fit(gate: nn.Module, states: Tensor, importance: Tensor) -> float:
 
 
 def on_one_scale(importance: Tensor) -> Tensor:
-    """The log of the importance: 0 for the median token of an image, 1 for the one that matters most."""
-    # how sensitive an output is, and how far tokens lie apart, does not say how many of them are needed
-    logs = importance.float().clamp_min(1e-12).log()  # [n, N]
-    median, most = logs.median(dim=1, keepdim=True).values, logs.amax(dim=1, keepdim=True)
-    return (logs - median) / (most - median).clamp_min(1e-6)
+    """The log of the importance on a scale from the median token of an image to the one that matters most.
+
+    How sensitive an output is, and how far tokens lie apart, does not say how many of them are needed. Over
+    all images its mean is 0 and its spread 1.
+    """
+    found = logs(importance)  # [n, N]
+    median, most = found.median(dim=1, keepdim=True).values, found.amax(dim=1, keepdim=True)
+    found = (found - median) / (most - median).clamp_min(1e-6)
+    return (found - found.mean()) / found.std().clamp_min(1e-6)
+
+
+def logs(importance: Tensor) -> Tensor:
+    """The log of the importance, 0 on average over the tokens of an image."""
+    found = importance.float().clamp_min(1e-12).log()
+    return found - found.mean(dim=1, keepdim=True)
 
 
 def fit_grader(gate: nn.Module, states: Tensor, grades: Tensor) -> float:

@@ -158,7 +158,7 @@ class Grader(Gate):
 
 def build(scorer: Scorer, setting: Setting) -> nn.Module:
     """The module of a learned scorer, with fresh parameters."""
-    if scorer.kind == "mlp":
+    if scorer.kind in ("mlp", "novelty"):
         return MlpGate(setting, scorer.hidden or 0.25)
     if scorer.kind == "predictor":
         return Predictor(setting)

@@ -73,10 +73,6 @@ class Scoring:
         call, kind = self.writer.call, scorer.kind
         if kind == "similarity":
             return Scored(*self.writer.two(self._pairs(scorer), "score", "partner"))
-        if kind == "novelty":
-            similar = self._similar(scorer)
-            score = call("score", ops.novelty, (similar, *self.ends, None, self.valid))
-            return Scored(score, similar=similar)
         if kind == "cls_attention":
             return Scored(self._class_attention(times_values=scorer.values))
         if kind == "received_attention":
@@ -86,6 +82,15 @@ class Scoring:
             return Scored(call("score", ops.change, (*self._mlp_before(), self.dim)))
         function = {"norm": ops.token_norm, "random": ops.random_score}[kind]
         return Scored(call("score", function, (self.source, self.dim)))
+
+    def novelty(self, scorer: Scorer, gate: nn.Module | None) -> Scored:
+        """How unlike others a token is, times how important a module takes it to be."""
+        similar = self._similar(scorer)
+        read: tuple[fx.Node | int | float | None, ...] = (similar, *self.ends, self.valid)
+        if gate is not None:
+            importance = self.learned("importance", gate, classes=False).score
+            read = (*read, importance, scorer.importance)
+        return Scored(self.writer.call("score", ops.novelty, read), similar=similar)
 
     def learned(self, kind: str, gate: nn.Module, *, classes: bool) -> Scored:
         """The score of a module, which says by `classes` what each token is, and so how sure it is."""

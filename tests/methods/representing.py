@@ -78,19 +78,27 @@ def likest(tokens: Tokens, places: Sequence[int], similar: Tensor) -> list[int]:
 
 
 def alike(x: Tensor, centred_on: Sequence[int] = ()) -> Tensor:
-    """The cosine of each with each; `centred_on`: of what is left when the mean of these is taken off."""
-    if centred_on:
-        x = x - sum(x[row] for row in centred_on) / len(centred_on)
-    unit = F.normalize(x, dim=-1)
-    return unit @ unit.T
+    """How alike each is to each: the cosine, which is 1 less half the squared distance of unit vectors.
+
+    `centred_on`: of what sets normalised tokens off from the mean of these, of lengths to the power 0.7.
+    """
+    if not centred_on:
+        unit = F.normalize(x, dim=-1)
+        return unit @ unit.T
+    x = F.layer_norm(x, x.shape[-1:])
+    x = x - sum(x[row] for row in centred_on) / len(centred_on)
+    x = x / x.norm(dim=-1, keepdim=True) ** 0.3
+    scale = sum(float(x[row].square().sum()) for row in centred_on) / len(centred_on)
+    distance = torch.stack([(x - row).square().sum(dim=-1) for row in x])
+    return 1 - distance / scale / 2
 
 
 def novelty(similar: Tensor, patches: Sequence[int], order: Callable[[int], float]) -> Tensor:
-    """1 less the largest similarity with a patch that comes before in an order; the first one gets 2."""
-    found = torch.full((len(similar),), 2.0)
+    """1 less the largest similarity with a patch that comes before it in an order; the first always stays."""
+    found = torch.full((len(similar),), float("inf"))
     for row in patches:
         before = [float(similar[row, other]) for other in patches if order(other) < order(row)]
-        found[row] = 1 - max([-1.0, *before])
+        found[row] = 1 - max(before) if before else float("inf")
     return found
 
 

@@ -77,18 +77,6 @@ def kept_rows(model: nn.Module, image: Tensor, plan: dict[int, list[int]]) -> me
     return stream
 
 
-def nearest_by_hand(model: nn.Module, image: Tensor, block: int, rows: list[int]) -> Tensor:
-    """One site: the tokens that left are mixed of those that were nearest to them in front of it."""
-    parts = methods.take_apart(model, image)
-    before = parts.tokens
-    for layer in parts.layers[:block]:
-        before = methods.model.run(layer, before)
-    stream = kept_rows(model, image, {block: rows})
-    patches = methods.reconstruct(before[1:], [row - 1 for row in rows[1:]], stream.x[1:], k=20, tau=20.0)
-    x = torch.cat([stream.x[:1], patches])
-    return parts.head(x, torch.ones(len(x)))
-
-
 def test_norm_is_stale() -> None:
     model, x = segmenter(4), images()
     fast = transformed(model, "norm")
@@ -97,32 +85,6 @@ def test_norm_is_stale() -> None:
         for number, image in enumerate(x):
             plan = dict(zip((1, 2, 3), run.rows(number), strict=True))
             assert difference(run.result[0][number], kept_rows(model, image, plan).finish()) < TOLERANCE
-
-
-@pytest.mark.parametrize("keep", [0.9, 0.3])
-def test_nearest(keep: float) -> None:
-    # with 26 kept patches 20 of them make a dropped one, with 9 all of them do
-    model, x = segmenter(4), images()
-    policy = preset("norm", sites=at(2), selector={"keep_per_site": keep}, restore="nearest")
-    run = watch(transformed(model, policy), x)
-    with torch.no_grad():
-        for number, image in enumerate(x):
-            (rows,) = run.rows(number)
-            expected = nearest_by_hand(model, image, 2, rows)
-            assert difference(run.result[0][number], expected) < TOLERANCE
-
-
-def test_nearest_where_images_differ() -> None:
-    model, x = segmenter(4), images()
-    policy = preset("svit", sites=at(2), selector={"stages": 1}, reactivate=False, restore="nearest")
-    fast = transformed(model, policy)
-    separate(fast, x)
-    run = watch(fast, x)
-    assert len({len(run.rows(number)[0]) for number in range(3)}) > 1
-    with torch.no_grad():
-        for number, image in enumerate(x):
-            expected = nearest_by_hand(model, image, 2, run.rows(number)[0])
-            assert difference(run.result[0][number], expected) < TOLERANCE
 
 
 def test_rejoin_where_images_differ() -> None:

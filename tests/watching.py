@@ -160,6 +160,7 @@ class Watching(fx.Interpreter):
         self.passing: list[tuple[Any, ...]] = []
         self.values: list[tuple[Any, Any]] = []  # (target, result) of every operator of the dialect
         self.remembered: Tensor | None = None
+        self.chosen: list[tuple[Tensor, Tensor]] = []  # site -> rows of the stream before it, which count
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """As it is, and noted."""
@@ -170,24 +171,25 @@ class Watching(fx.Interpreter):
             self.remembered = result
         elif target in ops.SELECTIONS:
             self._select(target, args, result)
-        elif target is ops.assign:
-            self._merge(result)
+        elif target is ops.pool:
+            self._merge(args[2])
         if ops.is_ours(target):
             self.values.append((target, result))
         return result if self.change is None else self.change(target, result)
 
     def _select(self, target: Any, args: Any, index: Tensor) -> None:
         batch, tokens = args[0].shape
+        counts = args[0].gather(1, index) if target is ops.pack else torch.ones_like(index, dtype=torch.bool)
+        self.chosen.append((index, counts))
         first = self.anew or not self.found
         self.before = [[[row] for row in range(tokens)] for _ in range(batch)] if first else self.found[-1]
         now = [
             [groups[row] for row in rows] for groups, rows in zip(self.before, index.tolist(), strict=True)
         ]
         if target is ops.pack:
-            valid = args[0].gather(1, index).tolist()
             now = [
-                [group if counts else [] for group, counts in zip(*pair, strict=True)]
-                for pair in zip(now, valid, strict=True)
+                [group if valid else [] for group, valid in zip(*pair, strict=True)]
+                for pair in zip(now, counts.tolist(), strict=True)
             ]
         if target is ops.select and args[4:] and args[4] and index.shape[1] < tokens:
             for number, rows in enumerate(index.tolist()):
@@ -204,6 +206,10 @@ class Watching(fx.Interpreter):
                 if self.remembered is None or self.remembered[number, row] > 0:
                     now[place] = now[place] + self.before[number][row]
             self.found[-1][number] = now
+
+    def places(self, image: int) -> list[list[int]]:
+        """For each site, where the tokens that went on had stood among those before it."""
+        return [index[image][counts[image]].tolist() for index, counts in self.chosen]
 
     def groups(self, image: int) -> list[Groups]:
         """For each site, what each token stands for, padding left out."""

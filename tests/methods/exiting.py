@@ -1,10 +1,9 @@
-"""Tokens that leave early with an answer, and answers for tokens that left without one."""
+"""Tokens that leave early with an answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tests.methods.model import (
@@ -72,30 +71,3 @@ def dtop_exits(logits: Tensor, threshold: float, spare: int) -> set[int]:
         surest = sorted(members, key=lambda index: (-float(confidence[index]), index))
         leaving.update(surest[spare:])
     return leaving
-
-
-# --- Expedit: reconstruction from the nearest -------------------------------------------------
-
-
-def reconstruct(before: Tensor, kept_rows: Sequence[int], after: Tensor, k: int, tau: float) -> Tensor:
-    """All tokens, from those that were kept.
-
-    before: [N, C] in front of the pruning; after: [len(kept_rows), C] at the end -> [N, C]. A token that
-    was dropped becomes a mix of the `k` kept ones that were nearest to it before, the nearer the more of it.
-    """
-    unit = before / before.pow(2).sum(dim=-1, keepdim=True).sqrt()
-    kept = list(kept_rows)
-    full = []
-    for row in range(len(before)):
-        if row in kept:
-            full.append(after[kept.index(row)])
-            continue
-        distance = torch.stack([(unit[row] - unit[other]).pow(2).sum() for other in kept])  # squared
-        nearest = sorted(range(len(kept)), key=lambda index: (float(distance[index]), index))[:k]
-        weights = (-tau * distance[nearest]).exp()
-        weights = weights / weights.sum()
-        mixed = torch.zeros_like(after[0])
-        for weight, index in zip(weights, nearest, strict=True):
-            mixed = mixed + weight * after[index]
-        full.append(mixed)
-    return torch.stack(full)

@@ -44,35 +44,40 @@ def fuse_scaled(fuse: Any, x: Tensor, index: Tensor, *rest: Any) -> Any:
     return made * (index.shape[1] / x.shape[1])
 
 
-def fuse_each_of_kept(fuse: Any, x: Any, index: Any, score: Any, kept: Any, *rest: Any) -> Any:
-    return fuse(x, index, score, torch.zeros_like(kept), *rest)
-
-
-def fuse_each_revives(
-    fuse: Any, x: Any, index: Any, score: Any, kept: Any, joined: Any, dim: int, valid: Any
+def fuse_also_what_stays(
+    fuse: Any, x: Any, index: Any, score: Any, suffix: int, dim: int, chosen: Any, valid: Any = None
 ) -> Any:
-    return fuse(x, index, score, kept, joined, dim, None)
+    kept, joined = chosen
+    made = fuse(x, index, score, suffix, dim, (torch.zeros_like(kept), joined), valid)
+    here = (joined & ~kept).gather(1, index).unsqueeze(2)
+    return torch.where(here, made, ops.gather(x, index, dim))
 
 
-# --- merge -------------------------------------------------------------------------------------
+def fuse_revives(
+    fuse: Any, x: Any, index: Any, score: Any, suffix: int, dim: int, chosen: Any, valid: Any = None
+) -> Any:
+    return fuse(x, index, score, suffix, dim, chosen, None)
 
 
-def merge_sums(merge: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
+# --- pool --------------------------------------------------------------------------------------
+
+
+def pool_sums(pool: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
     count = torch.zeros(index.shape).scatter_add(1, group, torch.ones(group.shape))
-    return merge(x, index, group, weight, dim) * count.unsqueeze(-1)
+    return pool(x, index, group, weight, dim) * count.unsqueeze(-1)
 
 
-def merge_plainly(merge: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
-    return merge(x, index, group, None, dim)
+def pool_plainly(pool: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
+    return pool(x, index, group, None, dim)
 
 
-def merge_drops_sources(merge: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
+def pool_drops_sources(pool: Any, x: Any, index: Any, group: Any, weight: Any = None, dim: int = 1) -> Any:
     return ops.gather(x, index, dim)
 
 
-def merge_with_another_image(merge: Any, x: Any, index: Any, group: Any, *rest: Any) -> Any:
+def pool_with_another_image(pool: Any, x: Any, index: Any, group: Any, *rest: Any) -> Any:
     kept = ops.gather(x, index)
-    made = merge(x.roll(1, 0), index, group, *rest)
+    made = pool(x.roll(1, 0), index, group, *rest)
     return torch.where((made == kept.roll(1, 0)).all(-1, keepdim=True), kept, made)
 
 
@@ -88,26 +93,37 @@ def sizes_counted(sizes: Any, group: Any, index: Any, like: Any, size: Any, alik
     return sizes(group, index, like, size, None, *rest)
 
 
-def members_of_the_first(members: Any, partner: Tensor, index: Tensor, *rest: Any) -> Any:
-    return members(index[:, 1:2].expand_as(partner), index, *rest)
+def assigned_to_the_first(assign: Any, partner: Tensor, index: Tensor, *rest: Any) -> Any:
+    return assign(index[:, 1:2].expand_as(partner), index, *rest)
 
 
-def members_of_the_next(members: Any, partner: Tensor, index: Tensor, *rest: Any) -> Any:
-    return members(partner.roll(1, 1), index, *rest)
+def assigned_one_row_off(assign: Any, partner: Tensor, index: Tensor, *rest: Any) -> Any:
+    return assign(partner.roll(1, 1), index, *rest)
 
 
-def unmerge_by_place(unmerge: Any, x: Tensor, group: Tensor, dim: int = 1) -> Any:
-    rows = torch.arange(group.shape[1]).clamp_max(x.shape[dim] - 1)
-    return x.index_select(dim, rows) if x.shape[dim] < group.shape[1] else unmerge(x, group, dim)
-
-
-def unmerge_for_another_image(unmerge: Any, x: Tensor, group: Tensor, dim: int = 1) -> Any:
-    return unmerge(x, group.roll(1, 0) if x.shape[dim] < group.shape[1] else group, dim)
-
-
-def nearest_but_one(nearest: Any, x: Tensor, index: Tensor, prefix: int, *rest: Any) -> Any:
-    alike, partner = nearest(x, index, prefix, *rest)
+def nearest_but_one(nearest: Any, similar: Tensor, index: Tensor, prefix: int, *rest: Any) -> Any:
+    alike, partner = nearest(similar, index, prefix, *rest)
     return alike, index[:, prefix : prefix + 1].expand_as(partner)
+
+
+def nearest_protected(nearest: Any, similar: Tensor, index: Tensor, prefix: int, *rest: Any) -> Any:
+    alike, partner = nearest(similar, index, prefix, *rest)
+    return alike, torch.zeros_like(partner)
+
+
+def similarities_not_centred(similarities: Any, metric: Tensor, centre: Any = None, *rest: Any) -> Any:
+    return similarities(metric, None, *rest)
+
+
+def similarities_not_normalised(
+    similarities: Any, metric: Tensor, centre: Any = None, dim: int = 1, valid: Any = None
+) -> Any:
+    rows = metric.movedim(dim, 1)
+    return similarities(metric, centre, dim, valid) * rows.norm(dim=-1).unsqueeze(1)
+
+
+def similarities_of_another_image(similarities: Any, metric: Tensor, *rest: Any) -> Any:
+    return similarities(metric.roll(1, 0), *rest)
 
 
 def remembers_all(remembered: Any, score: Tensor, *rest: Any) -> Any:
@@ -136,10 +152,14 @@ def pairs_the_same_row(pairs: Any, metric: Tensor, *rest: Any) -> Any:
 
 
 _fuse = mistakes_in(ops.fuse, "class token, fuse", "class token, fuse the mean")
-_fuse_each = mistakes_in(ops.fuse_each, "class token, fuse by thresholds")
-_merge = mistakes_in(ops.pool, "merging pairs", "merging windows", "merging into the nearest")
+_fuse_by_masks = mistakes_in(ops.fuse, "class token, fuse by thresholds")
+_pool = mistakes_in(ops.pool, "merging pairs", "merging windows", "merging into the nearest")
 _sizes = mistakes_in(ops.sizes, "merging pairs", "merging pairs, spelled out")
-_members = mistakes_in(ops.assign, "merging pairs", "merging into the nearest")
+_assign = mistakes_in(ops.assign, "merging pairs", "merging into the nearest")
+_nearest = mistakes_in(ops.nearest, "merging into the nearest", "dense output, copy", "dense output, cover")
+_similar = mistakes_in(
+    ops.similarities, "merging into the nearest", "dense output, share", "dense output, cover"
+)
 
 MUTANTS = (
     _fuse("fuse without weights", fuse_unweighted, "class token, fuse"),
@@ -149,22 +169,22 @@ MUTANTS = (
     _fuse("fuse drops what leaves", fuse_nothing),
     _fuse("fuse takes the mean for the sum, and the sum for the mean", fuse_the_other_way),
     _fuse("fuse scales by n / T", fuse_scaled),
-    _fuse_each("fuse sums up what stays too", fuse_each_of_kept),
-    _fuse_each("fuse sums up what had left before", fuse_each_revives),
-    _merge("merge sums", merge_sums),
-    _merge("merge ignores sizes", merge_plainly, "merging pairs", "merging into the nearest"),
-    _merge("merge drops its sources", merge_drops_sources),
-    _merge("merge takes sources of another image", merge_with_another_image, "merging pairs"),
+    _fuse_by_masks("fuse sums up what stays too", fuse_also_what_stays),
+    _fuse_by_masks("fuse sums up what had left before", fuse_revives),
+    _pool("pool sums", pool_sums),
+    _pool("pool ignores sizes", pool_plainly, "merging pairs", "merging into the nearest"),
+    _pool("pool drops its sources", pool_drops_sources),
+    _pool("pool takes sources of another image", pool_with_another_image, "merging pairs"),
     _sizes("sizes stay one", sizes_stay_one),
     _sizes("sizes forget the merge before", sizes_forget),
     _sizes("sizes ignore the likeness", sizes_counted, "merging into the nearest"),
-    _members("all are merged into the first", members_of_the_first),
-    _members("partners are one row off", members_of_the_next),
-    Mutant("unmerge by place", ("merging pairs, dense output",), ops.unmerge, unmerge_by_place),
-    Mutant(
-        "unmerge by another image", ("merging pairs, dense output",), ops.unmerge, unmerge_for_another_image
-    ),
-    Mutant("nearest takes some other patch", ("merging into the nearest",), ops.nearest, nearest_but_one),
+    _assign("all are merged into the first", assigned_to_the_first),
+    _assign("partners are one row off", assigned_one_row_off),
+    _nearest("nearest takes some other patch", nearest_but_one),
+    _nearest("nearest takes the class token", nearest_protected),
+    _similar("similarities are not normalised", similarities_not_normalised),
+    _similar("similarities are those of another image", similarities_of_another_image),
+    _similar("similarities are not centred", similarities_not_centred, "dense output, cover"),
     Mutant("nothing is forgotten", ("merging into the nearest",), ops.remembered, remembers_all),
     Mutant("all that leaves is forgotten", ("merging into the nearest",), ops.remembered, remembers_none),
     Mutant("keys do not count by size", ("merging pairs",), ops.key_bias, bias_left_out),

@@ -63,7 +63,7 @@ def take_without_its_prefix(
     return take(table, index[:, rest[0] :].clamp_max(table.shape[dim] - 1), dim, batch)
 
 
-# --- scatter, reconstruct ----------------------------------------------------------------------
+# --- scatter -----------------------------------------------------------------------------------
 
 
 def scatter_into_zeros(scatter: Any, base: Tensor, *rest: Any) -> Any:
@@ -95,28 +95,42 @@ def scatter_padding_too(
     return scatter(base, x, index, dim)
 
 
-def reconstruct_stale(reconstruct: Any, base: Tensor, x: Tensor, index: Tensor, ends: Any, *rest: Any) -> Any:
-    return ops.scatter(base, x, index, *rest[1:])
+# --- share -------------------------------------------------------------------------------------
 
 
-def reconstruct_of_one(
-    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, mixture: Any, *rest: Any
+def share_by_place(
+    share: Any, x: Tensor, group: Tensor, base: Any = None, at: Any = None, dim: int = 1
 ) -> Any:
-    return reconstruct(base, x, index, ends, (1, mixture[1]), *rest)
+    return share(x, torch.arange(group.shape[1]).clamp_max(x.shape[dim] - 1).expand_as(group), base, at, dim)
 
 
-def reconstruct_blunt(
-    reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, mixture: Any, *rest: Any
-) -> Any:
-    return reconstruct(base, x, index, ends, (mixture[0], mixture[1] / 2), *rest)
+def share_for_another_image(share: Any, x: Tensor, group: Tensor, *rest: Any) -> Any:
+    return share(x, group.roll(1, 0), *rest)
 
 
-def reconstruct_of_all(reconstruct: Any, base: Any, x: Any, index: Any, ends: Any, *rest: Any) -> Any:
-    return reconstruct(base, x, index, (0, 0), *rest)
+def share_stale(share: Any, x: Tensor, group: Tensor, base: Any, at: Any, dim: int = 1) -> Any:
+    return base
+
+
+def share_copies(share: Any, x: Tensor, group: Tensor, base: Any, at: Any, dim: int = 1) -> Any:
+    return share(x, group, None, None, dim)
+
+
+def share_updates_of_nothing(share: Any, x: Tensor, group: Tensor, base: Any, at: Any, dim: int = 1) -> Any:
+    return share(x, group, base, torch.zeros_like(at), dim)
+
+
+def share_half(share: Any, x: Tensor, group: Tensor, base: Any, at: Any, dim: int = 1) -> Any:
+    return (base + share(x, group, base, at, dim)) / 2
+
+
+def share_bases_of_others(share: Any, x: Tensor, group: Tensor, base: Any, at: Any, dim: int = 1) -> Any:
+    return share(x, group, base.roll(1, 0), at, dim)
 
 
 _scatter = mistakes_in(ops.scatter, "dense output, stale", "windows, drop")
-_reconstruct = mistakes_in(ops.reconstruct, "dense output, nearest")
+_share = mistakes_in(ops.share, "dense output, copy", "dense output, share", "dense output, cover")
+UPDATES = ("dense output, share", "dense output, share by thresholds", "dense output, cover")
 _gather = mistakes_in(ops.gather, *DROPS)
 _compose = mistakes_in(ops.compose, "rotary, drop")
 _take = mistakes_in(ops.take, "rotary, drop")
@@ -140,8 +154,11 @@ MUTANTS = (
     _scatter(
         "scatter puts padding back", scatter_padding_too, "dense output, thresholds", "dense output, anew"
     ),
-    _reconstruct("reconstruct gives stale values", reconstruct_stale),
-    _reconstruct("reconstruct takes the nearest one alone", reconstruct_of_one),
-    _reconstruct("reconstruct is half as sharp", reconstruct_blunt),
-    _reconstruct("reconstruct mixes protected tokens in", reconstruct_of_all),
+    _share("share by place", share_by_place),
+    _share("share for another image", share_for_another_image),
+    _share("share gives stale values", share_stale, *UPDATES),
+    _share("share copies instead of updating", share_copies, *UPDATES),
+    _share("share forgets the start of an update", share_updates_of_nothing, *UPDATES),
+    _share("share gives half the update", share_half, *UPDATES),
+    _share("share updates another image's tokens", share_bases_of_others, *UPDATES),
 )

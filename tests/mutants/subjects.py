@@ -116,6 +116,11 @@ _EVIT = _preset("evit", sites=_at(1, 2), selector={"keep_per_site": 0.5})
 _ANEW = policy(fate="preserve", selector="threshold", reactivate=True, blocks=[1, 2])
 _TOME = _preset("tome", sites=_at(0, 1, 2), selector={"remove": 0.2})
 _DIFFRATE = _preset("diffrate", sites=_at(0, 1, 2), selector={"remove": 0.2})
+_SHARE = policy(blocks=[1, 2], restore="share")
+_COVER = _preset("cover", sites=_at(1, 2), selector={"keep_per_site": 0.5})
+_COVER_RAGGED = _preset(
+    "cover", sites=_at(1, 2), selector={"kind": "threshold", "keep_per_site": None, "at": 0.3}
+)
 _EXIT = _preset("dtop", sites=_at(1, 2), selector={"at": 0.6, "spare": 2})
 _FUSE_RAGGED = policy(fate="fuse", scorer="norm", weights="uniform", selector="threshold", blocks=[1, 2])
 _LEARNED = _preset("svit", sites=_at(1, 2), selector={"stages": 1}, reactivate=False)
@@ -133,7 +138,12 @@ SUBJECTS: dict[str, Subject] = {
     "mean head, set aside": Subject("mean head", policy(fate="preserve", blocks=[1, 2])),
     "rotary, drop": Subject("rotary", _DROP),
     "dense output, stale": Subject("dense output", _DROP),
-    "dense output, nearest": Subject("dense output", policy(blocks=[1, 2], restore="nearest")),
+    "dense output, copy": Subject("dense output", policy(blocks=[1, 2], restore="copy")),
+    "dense output, share": Subject("dense output", _SHARE),
+    "dense output, share by thresholds": Subject(
+        "dense output", policy(selector="threshold", blocks=[1, 2], restore="share")
+    ),
+    "dense output, cover": Subject("dense output", _COVER),
     "dense output, anew": Subject("dense output", _ANEW),
     "dense output, rejoin": Subject("dense output", policy(blocks=[1, 2], restore="rejoin")),
     "dense output, thresholds": Subject("dense output", _RAGGED),
@@ -151,6 +161,9 @@ SUBJECTS: dict[str, Subject] = {
     "packed, mean head": Subject("mean head", _RAGGED, "packed", (("attention", "padded"),)),
     "packed, anew": Subject("dense output", _ANEW, "packed", (("attention", "rows"),)),
     "masked": Subject("class token", _RAGGED, "masked"),
+    "packed, share": Subject("dense output", _SHARE, "packed", (("attention", "rows"),)),
+    "packed, cover": Subject("dense output", _COVER_RAGGED, "packed", (("attention", "rows"),)),
+    "masked, cover": Subject("dense output", _COVER_RAGGED, "masked"),
     "masked, dense output": Subject("dense output", _RAGGED, "masked"),
     "masked, spelled out": Subject("spelled out", _RAGGED, "masked"),
     "masked, mean head": Subject("mean head", _RAGGED, "masked"),

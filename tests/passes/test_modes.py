@@ -66,7 +66,9 @@ def assert_all_agree(dense: Recognised, policy: Policy, inputs: moding.Inputs, i
         kept = moding.kept_sets(padded, batch, seed=batch, least=1)
         moding.assert_modes_agree(programs, inputs, images[:batch], kept)
     programs.pop("static", None)
-    least = 1 if policy.restored in ("nearest", "none") else 0  # of no token nothing can be mixed or read
+    least = (
+        1 if policy.restored in ("copy", "share", "none") else 0
+    )  # no token can stand for others, or be read
     moding.assert_modes_agree(programs, inputs, images, moding.kept_sets(padded, 8, least=least))
 
 
@@ -165,9 +167,21 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         lambda: ViT(depth=3, suffix=2, read=lambda x: x[:, -2:]),
         {"fate": "fuse", "reactivate": False, "weights": "uniform", "scorer": "norm"},
     ),
-    "nearest": (
+    "copies": (
         lambda: ViT(depth=3, read=lambda x: x),
-        {"fate": "drop", "reactivate": False, "restore": "nearest"},
+        {"fate": "drop", "reactivate": False, "restore": "copy"},
+    ),
+    "updates that are shared": (
+        lambda: ViT(depth=3, read=lambda x: x),
+        {"fate": "drop", "reactivate": False, "restore": "share"},
+    ),
+    "updates that are shared, tokens anew": (lambda: ViT(depth=3, read=lambda x: x), {"restore": "share"}),
+    "merged if not new, updates that are shared": (
+        lambda: ViT(depth=3, read=lambda x: x),
+        {
+            "fate": "merge", "reactivate": False, "restore": "share", "scorer": "novelty",
+            "attention": "proportional",
+        },
     ),
 }  # fmt: skip
 

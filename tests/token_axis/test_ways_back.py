@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from prunec import ops
+from prunec.ir.arguments import bind, operand
 from prunec.ir.program import Program
 from prunec.passes import run_passes
 from prunec.passes.controls import Slices
@@ -133,8 +134,8 @@ def check(model: ViT, program: Program, images: Tensor) -> list[tuple[int, ...]]
     return [tuple(counts) for _, counts in found]
 
 
-def ways(program: Program) -> list[fx.Node]:
-    return [node for node in program.graph.nodes if node.target is ops.scatter]
+def ways(program: Program, operator: Callable[..., Any] = ops.scatter) -> list[fx.Node]:
+    return [node for node in program.graph.nodes if node.target is operator]
 
 
 def lengths(program: Program, operator: Callable[..., Any]) -> list[int]:
@@ -202,13 +203,32 @@ def test_all_come_back_before_the_last_block() -> None:
     assert program.plan.rejoin == 3
 
 
-def test_other_ways_back_go_all_the_way_at_once() -> None:
-    program = program_of(Taps(), blocks=[1, 2], restore="nearest")
-    assert [node.args[2].name for node in program.graph.nodes if node.target is ops.reconstruct] == [
-        "select_0", "origin_1"
-    ]  # fmt: skip
-    merging = program_of(Taps(), blocks=[1, 2], fate="merge")
-    assert [node for node in dialect_of(merging) if node in ("scatter", "unmerge")] == ["unmerge"]
+@pytest.mark.parametrize("fate", ["drop", "merge"])
+def test_copies_go_all_the_way_at_once(fate: str) -> None:
+    program = program_of(Taps(), blocks=[1, 2], fate=fate, restore="copy")
+    (copied,) = [node for node in program.graph.nodes if node.target is ops.share]
+    assert (bind(copied)["base"], bind(copied)["at"]) == (None, None)
+    assert operand(copied, "group").target is ops.compose
+    assert lengths(program, ops.share) == [26]
+    assert "scatter" not in dialect_of(program)
+
+
+@pytest.mark.parametrize("fate", ["drop", "merge"])
+def test_updates_go_up_one_selection_at_a_time(fate: str) -> None:
+    program = program_of(Taps(), blocks=[1, 2], fate=fate, restore="share")
+    assert lengths(program, ops.share) == [14, 26]
+    assert "scatter" not in dialect_of(program)
+    for step, number in zip(ways(program, ops.share), (1, 0), strict=True):
+        group, base, at = (operand(step, name) for name in ("group", "base", "at"))
+        assert operand(group, "index").name == f"select_{number}"
+        assert at.target is (ops.pool if fate == "merge" else ops.gather)
+        assert operand(at, "x") is base  # the stream from which the selection took its rows
+
+
+@pytest.mark.parametrize("restore", ["copy", "share"])
+def test_who_stands_for_a_token_is_said_once_for_all_taps(restore: str) -> None:
+    program = program_of(Taps(1, 2), blocks=[1, 2], restore=restore)
+    assert [dialect_of(program).count(name) for name in ("similarities", "nearest", "assign")] == [2, 2, 2]
 
 
 # --- numerics ---------------------------------------------------------------------------------

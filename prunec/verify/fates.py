@@ -102,15 +102,13 @@ def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
     """How like each token that leaves is to each patch that stays: [n, T]; -inf for all other tokens.
 
     That is 1 less half their squared distance: between unit vectors, or, where the choice says so, between
-    what sets normalised tokens off from the mean patch, of the square root of its length.
+    what sets them off from the mean patch, of the square root of its length.
     """
     there, patches = choice.alive.clone(), choice.entering.clone()
     for mask in (there, patches):
         mask[: inner[0]] = mask[inner[1] :] = False
     x = x.masked_fill(~choice.entering[:, None], 0).double()
-    if choice.centred:
-        spread = x.var(dim=1, correction=0, keepdim=True)
-        x = (x - x.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
+    if choice.metric is not None:
         x = x - x[patches].mean(dim=0)
         x = x * x.norm(dim=1, keepdim=True).clamp_min(1e-6) ** -0.5
     else:

@@ -28,8 +28,6 @@ from prunec.targets import Flat, Target, device_of
 
 Progress = Callable[[str], None]
 
-LITTLE = 8  # images at a time where few tokens are allowed
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -147,7 +145,7 @@ def images_at_a_time(dense: Recognised, pruned: Planned) -> int | None:
     if dense.interface.batch is None:
         return fixed_batch(dense)
     lowering = pruned.plan.lowering
-    return 1 if lowering.single else LITTLE if lowering.max_tokens else None
+    return 1 if lowering.single or lowering.max_tokens else None
 
 
 def known(

@@ -32,9 +32,10 @@ def _known(comparison: Comparison, figure: str, title: str) -> Iterator[Row]:
     for name in ("dense", "pruned", "random", "resize"):
         score: Score | None = getattr(comparison, name)
         if score is not None and getattr(score, figure) is not None:
-            line = f"{name:<8} {in_figures(score, figure):>8}"
+            line = f"{name:<8} {in_figures(score, figure):>7}"
             if name == "random" and comparison.spread is not None:
-                line += f" ± {in_figures(comparison.spread, figure)}{_seeds(comparison)}"
+                spread = in_figures(comparison.spread, figure).removesuffix("%")
+                line += f" ± {spread}{_seeds(comparison)}"
             yield "", line
 
 

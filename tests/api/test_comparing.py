@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import prunec
 from prunec.data.tiny_vit import TinyViT
 from prunec.errors import UsageError
 from tests import tiny
@@ -104,3 +105,9 @@ def test_a_metric_of_ones_own_stands_beside_the_others(tmp_path: Path) -> None:
 def test_a_metric_that_fails_is_an_error_where_there_are_no_images() -> None:
     with pytest.raises(UsageError, match="for 32 images"):
         optimize(vit(), metric=lambda output, labels: "good", **EVIT)
+
+
+def test_what_only_plans_takes_no_metric() -> None:
+    measure = prunec.Measure(target="eager", metric=lambda output, labels: 0.0)
+    with pytest.raises(UsageError, match="metric has no effect here"):
+        prunec.plan(vit(), "evit", prunec.Goal(latency=0.6), measure=measure)

@@ -54,13 +54,13 @@ def test_labels_and_a_metric_of_ones_own_are_of_the_dense_model_too() -> None:
     rows = list(rows_of(found, "images of here"))
     assert rows[:4] == [
         ("accuracy", "on 100 images of here"),
-        ("", "dense      99.00%"),
-        ("", "pruned     75.00%"),
-        ("", "random     75.00% ± 2.00% (the same counts, 5 seeds)"),
+        ("", "dense     99.00%"),
+        ("", "pruned    75.00%"),
+        ("", "random    75.00% ± 2.00 (the same counts, 5 seeds)"),
     ]
     assert rows[-4:] == [
         ("metric", "mine"),
-        ("", "dense         9.9"),
-        ("", "pruned        7.5"),
-        ("", "random        7.5 ± 0.2 (the same counts, 5 seeds)"),
+        ("", "dense        9.9"),
+        ("", "pruned       7.5"),
+        ("", "random       7.5 ± 0.2 (the same counts, 5 seeds)"),
     ]

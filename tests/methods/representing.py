@@ -140,6 +140,7 @@ def represented(
         if number in sites:
             if anew:
                 x, left = whole(x, left, share=share), []
+                size = x.new_ones(len(x))
             patches = list(range(parts.prefix, len(x) - parts.suffix))
             chosen = sites[number](Tokens(x, keys, size, patches))
             left = [*left, (x, chosen)]

@@ -34,8 +34,12 @@ class Exam:
 
     def figures(self, photographs: Run, cells: Run) -> dict[str, Spread]:
         """What a contender gets, seed by seed; it may be calibrated for each kind of picture."""
-        on_photographs = over_seeds([self._of_photographs(photographs, seed) for seed in range(SEEDS)])
-        return {**on_photographs, **over_seeds([self._of_cells(cells, seed) for seed in range(SEEDS)])}
+        on_cells = over_seeds([self._of_cells(cells, seed) for seed in range(SEEDS)])
+        return {**self.on_photographs(photographs), **on_cells}
+
+    def on_photographs(self, run: Run) -> dict[str, Spread]:
+        """Of these alone: how near its tokens and heatmaps are."""
+        return over_seeds([self._of_photographs(run, seed) for seed in range(SEEDS)])
 
     def dense(self) -> dict[str, Spread]:
         """What the probe gets from the dense model."""

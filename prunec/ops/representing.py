@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm, normalize
+from torch.nn.functional import normalize
 
 from prunec.ops.selections import topk_mask
 from prunec.ops.streams import gather
@@ -82,8 +82,8 @@ def similarities(
     """How alike any two tokens are: 1 less half their squared distance, [B, T, T].
 
     Distances are between unit vectors, so that it is the cosine. With `centre`, how many protected rows stand
-    in front and at the end, they are between normalised tokens less the mean patch, whose lengths are
-    tempered, in units of the patches' mean square: flat images are not all alike then.
+    in front and at the end, the mean patch is taken off, and of lengths the square root is left: a token that
+    stands out counts, though not as much as it stands out.
     """
     x = metric.movedim(dim, 1)  # [B, T, C]
     x = normalize(x, dim=-1) if centre is None else _contrasts(x, *centre, valid)
@@ -95,15 +95,8 @@ def _contrasts(x: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> Ten
     """What sets each token off from the mean patch: [B, T, C]."""
     counts = _patches(x, prefix, suffix, valid).unsqueeze(-1).to(x.dtype)
     number = counts.sum(dim=1, keepdim=True).clamp_min(1)
-    x = layer_norm(x, x.shape[-1:])
     x = x - (x * counts).sum(dim=1, keepdim=True) / number
-    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) ** (1 - TEMPER)
-    square = (x.square().sum(dim=-1, keepdim=True) * counts).sum(dim=1, keepdim=True) / number
-    return x / square.clamp_min(1e-12).sqrt()
-
-
-#: The power of its length that a token keeps before distances are taken: 0 for directions alone, 1 for all.
-TEMPER = 0.7
+    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6).sqrt()
 
 
 def novelty(

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from prunec import ops
 from prunec.errors import PolicyError, RecognitionError
+from prunec.ir import graph
 from prunec.ir.writer import Writer
 from prunec.policy.language import Scorer
 from prunec.policy.site_plan import Site
@@ -208,11 +209,22 @@ class Scoring:
         return mask if self.valid is None else self.writer.call("mask", ops.key_mask, (self.valid, mask))
 
     def _similar(self, scorer: Scorer) -> fx.Node:
+        call, dim = self.writer.call, self.dim
         if scorer.of == "keys":
-            keys = self.writer.call("metric", ops.token_keys, (self._keys(),))
-            return self.writer.call("similar", ops.similarities, (keys, self.ends, 1, self.valid))
-        read = (self.source, self.ends, self.dim, self.valid)
-        return self.writer.call("similar", ops.similarities, read)
+            metric, dim = call("metric", ops.token_keys, (self._keys(),)), 1
+        else:
+            metric = self._normalised()
+        return call("similar", ops.similarities, (metric, self.ends, dim, self.valid))
+
+    def _normalised(self) -> fx.Node:
+        """The tokens as the branch behind the site reads them: through its norm, where that is one call."""
+        state = self.names[state_of(self.anatomy, self.site)]
+        norms = [user for user in state.users if graph.op(user) == "layer_norm" and user.args[0] is state]
+        if norms:
+            read = (self.source, *norms[0].args[1:])
+            return self.writer.call("metric", norms[0].target, read)  # type: ignore[arg-type]
+        width = int(self.source.meta["val"].shape[-1])
+        return self.writer.call("metric", torch.nn.functional.layer_norm, (self.source, (width,)))
 
     def _pairs(self, scorer: Scorer) -> fx.Node:
         call, metric = self.writer.call, self.source

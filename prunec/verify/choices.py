@@ -42,8 +42,7 @@ class Choice:
     partner: Tensor | None = None  # the token that each would be merged into
     alike: Tensor | None = None  # its similarity to its partner
     classes: Tensor | None = None  # class scores: [T, K]
-    keys: Tensor | None = None  # what similarities are taken of, where not of the tokens themselves: [T, d]
-    centred: bool = False  # and whether without the mean patch
+    metric: Tensor | None = None  # what distances are taken of, where not of the tokens themselves: [T, d]
 
     @property
     def alive(self) -> Tensor:
@@ -67,8 +66,7 @@ class SiteNodes:
     partner: fx.Node | None
     alike: fx.Node | None  # a pair of similarity and partner
     classes: fx.Node | None
-    keys: fx.Node | None = None  # what similarities are taken of, where not of the tokens themselves
-    centred: bool = False
+    metric: fx.Node | None = None  # what distances are taken of, where not of the tokens themselves
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -81,7 +79,7 @@ class SiteNodes:
             self.partner,
             self.alike,
             self.classes,
-            self.keys,
+            self.metric,
         )
         return [node for node in found if node is not None]
 
@@ -114,10 +112,8 @@ def _site(index: fx.Node) -> SiteNodes:
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
     given = arguments.bind(arguments.operand(alike, "similar")) if alike is not None else {"centre": None}
-    keys = given.get("metric")
-    keys = keys if isinstance(keys, fx.Node) and keys.target is ops.token_keys else None
-    centred = given["centre"] is not None
-    return SiteNodes(index, kept, staying, score, partner, alike, classes, keys, centred)
+    metric = given["metric"] if given["centre"] is not None else None
+    return SiteNodes(index, kept, staying, score, partner, alike, classes, metric)
 
 
 def _in_place(chosen: fx.Node) -> SiteNodes:
@@ -241,7 +237,7 @@ class _Raw:
             None if partner is None else self._by_token(image, numbers[partner]),
             self._alike(image),
             self._by_token(image, self._of(self.site.classes, image)),
-            self._by_token(image, self._of(self.site.keys, image)), self.site.centred,
+            self._metric(image),
         )  # fmt: skip
 
     def _alike(self, image: int) -> Tensor | None:
@@ -251,6 +247,17 @@ class _Raw:
         likeness = self._of(self.site.score, image) if pair is None else self.values[pair.name][0][image]
         found: Tensor = self._by_token(image, likeness)
         return -found if pair is None else found
+
+    def _metric(self, image: int) -> Tensor | None:
+        node = self.site.metric
+        if node is None:
+            return None
+        value: Tensor = self.values[node.name]
+        rows = value.movedim(value.shape[:2].index(len(self.index)), 0)[
+            image
+        ]  # images may be its second axis
+        found: Tensor = self._by_token(image, rows)
+        return found
 
     def _of(self, node: fx.Node | None, image: int) -> Any:
         return None if node is None else self.values[node.name][image]

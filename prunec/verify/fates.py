@@ -98,23 +98,19 @@ def merged(
     return Merged(value, size)
 
 
-def likeness(x: Tensor, choice: Choice, inner: tuple[int, int], temper: float = 0.7) -> Tensor:
+def likeness(x: Tensor, choice: Choice, inner: tuple[int, int]) -> Tensor:
     """How like each token that leaves is to each patch that stays: [n, T]; -inf for all other tokens.
 
     That is 1 less half their squared distance: between unit vectors, or, where the choice says so, between
-    what sets normalised tokens off from the mean patch, their lengths to the power `temper`.
+    what sets them off from the mean patch, of the square root of its length.
     """
     there, patches = choice.alive.clone(), choice.entering.clone()
     for mask in (there, patches):
         mask[: inner[0]] = mask[inner[1] :] = False
     x = x.masked_fill(~choice.entering[:, None], 0).double()
-    if choice.centred:
-        spread = x.var(dim=1, correction=0, keepdim=True)
-        x = (x - x.mean(dim=1, keepdim=True)) / (spread + 1e-5).sqrt()
+    if choice.metric is not None:
         x = x - x[patches].mean(dim=0)
-        length = x.norm(dim=1, keepdim=True)
-        x = x / length.clamp_min(1e-6) * length**temper
-        x = x / x[patches].square().sum(dim=1).mean().clamp_min(1e-12).sqrt()
+        x = x * x.norm(dim=1, keepdim=True).clamp_min(1e-6) ** -0.5
     else:
         x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
     found = 1 - torch.cdist(x[choice.leaving], x).square() / 2

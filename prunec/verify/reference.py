@@ -244,7 +244,7 @@ class Reference(fx.Interpreter):
         if not torch.equal(~rows.isnan().any(dim=1), choice.entering):
             raise UnprovenError(f"site {site} chooses among other tokens than the dense graph has there")
         if choice.partner is not None and step.scorer.kind != "similarity":
-            self._check_partners(rows if choice.keys is None else choice.keys, site, choice)
+            self._check_partners(rows if choice.metric is None else choice.metric, site, choice)
         if step.fate == "fuse":
             rows = fates.fused(rows, choice, step)
         elif step.fate == "merge":

@@ -96,7 +96,7 @@ def _contrasts(x: Tensor, prefix: int, suffix: int, valid: Tensor | None) -> Ten
     counts = _patches(x, prefix, suffix, valid).unsqueeze(-1).to(x.dtype)
     number = counts.sum(dim=1, keepdim=True).clamp_min(1)
     x = x - (x * counts).sum(dim=1, keepdim=True) / number
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6).sqrt()
+    return x * torch.rsqrt(x.norm(dim=-1, keepdim=True).clamp_min(1e-6))
 
 
 def novelty(

@@ -67,6 +67,7 @@ class SiteNodes:
     alike: fx.Node | None  # a pair of similarity and partner
     classes: fx.Node | None
     metric: fx.Node | None = None  # what distances are taken of, where not of the tokens themselves
+    axis: int = 1  # of the tokens in that
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -112,8 +113,8 @@ def _site(index: fx.Node) -> SiteNodes:
     pair = partner.args[0] if partner is not None and graph.is_getitem(partner) else None
     alike = pair if isinstance(pair, fx.Node) and pair.target is ops.nearest else None
     given = arguments.bind(arguments.operand(alike, "similar")) if alike is not None else {"centre": None}
-    metric = given["metric"] if given["centre"] is not None else None
-    return SiteNodes(index, kept, staying, score, partner, alike, classes, metric)
+    measured = (given["metric"], given["dim"]) if given["centre"] is not None else ()
+    return SiteNodes(index, kept, staying, score, partner, alike, classes, *measured)
 
 
 def _in_place(chosen: fx.Node) -> SiteNodes:
@@ -253,10 +254,7 @@ class _Raw:
         if node is None:
             return None
         value: Tensor = self.values[node.name]
-        rows = value.movedim(value.shape[:2].index(len(self.index)), 0)[
-            image
-        ]  # images may be its second axis
-        found: Tensor = self._by_token(image, rows)
+        found: Tensor = self._by_token(image, value.movedim(self.site.axis, 1)[image])
         return found
 
     def _of(self, node: fx.Node | None, image: int) -> Any:

@@ -21,11 +21,13 @@ from tests.watching import (
     Watching,
     at,
     images,
+    learned,
     preset,
     recognised,
     segmenter,
     separate,
     sites,
+    thresholds,
     transformed,
     vit,
     watch,
@@ -241,3 +243,29 @@ def test_a_similarity_from_which_tokens_are_merged() -> None:
         [0.9] * 2
     )
     assert fast(x).isfinite().all()
+
+
+def test_dynamic() -> None:
+    """Cover, with novelty times what a small MLP takes a token to matter, to a power."""
+    model, x = segmenter(4), images()
+    fast = transformed(model, preset("dynamic", sites=at(1, 2), selector={"least": 1}))
+    separate(fast, x)
+    counts = set()
+
+    def mattering(own: dict[str, Tensor], limit: float) -> Callable[[Tensor, Tokens], list[int]]:
+        def choose(score: Tensor, tokens: Tokens) -> list[int]:
+            score = score * (0.25 * methods.svit_gate(tokens.x, own)).exp()
+            stay = {row for row in tokens.patches if score[row] > limit}
+            counts.add(len(stay))
+            return [row for row in range(len(tokens.x)) if row in stay or row not in tokens.patches]
+
+        return choose
+
+    choose = {
+        block: covered(model.backbone.blocks[block].norm1, mattering(own, limit))
+        for (block, limit), own in zip(thresholds(fast), learned(fast), strict=True)
+    }
+    with torch.no_grad():
+        expected = [represented(model, image, choose, share=True, proportional=True) for image in x]
+        assert difference(fast(x), torch.stack(expected)) < TOLERANCE
+    assert len(counts) > 2

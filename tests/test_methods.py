@@ -79,7 +79,7 @@ def kept_rows(model: nn.Module, image: Tensor, plan: dict[int, list[int]]) -> me
 
 def test_norm_is_stale() -> None:
     model, x = segmenter(4), images()
-    fast = transformed(model, "norm")
+    fast = transformed(model, preset("norm", restore="stale"))
     run = watch(fast, x)
     with torch.no_grad():
         for number, image in enumerate(x):

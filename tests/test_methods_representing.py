@@ -21,11 +21,13 @@ from tests.watching import (
     Watching,
     at,
     images,
+    learned,
     preset,
     recognised,
     segmenter,
     separate,
     sites,
+    thresholds,
     transformed,
     vit,
     watch,
@@ -156,11 +158,16 @@ def test_merged_into_the_likest(attention: str, restore: str) -> None:
 MODELS = {"class token": lambda: vit(4), "all tokens": lambda: segmenter(4)}
 
 
-def covered(of: str, chosen: Callable[[Tensor, Tokens], list[int]]) -> Callable[[Tokens], Chosen]:
-    """Tokens unlike any before them stay; each of the others is merged into the likest of these."""
+def covered(
+    norm: nn.Module | None, chosen: Callable[[Tensor, Tokens], list[int]]
+) -> Callable[[Tokens], Chosen]:
+    """Tokens unlike any before them stay; each of the others is merged into the likest of these.
+
+    They are compared by their keys, or as the branch behind the site reads them, through its norm.
+    """
 
     def choose(tokens: Tokens) -> Chosen:
-        read = tokens.keys if of == "keys" else tokens.x
+        read = tokens.keys if norm is None else norm(tokens.x)
         assert read is not None
         similar = representing.alike(read, tokens.patches)
         places = chosen(representing.novelty(similar, tokens.patches, representing.golden), tokens)
@@ -171,19 +178,25 @@ def covered(of: str, chosen: Callable[[Tensor, Tokens], list[int]]) -> Callable[
 
 def cover(of: str, where: str, **selector: Any) -> Policy:
     changes = {"sites": {**at(1, 2), "where": where}, "scorer": {"of": of}}
-    return preset("cover", **changes, selector={"keep_per_site": None, **selector})
+    return preset("cover", **changes, selector={"least": 1, **selector})
 
 
-def assert_every_mode(model: nn.Module, policy: Policy, counts: Callable[..., Any]) -> None:
+def assert_every_mode(
+    model: nn.Module, policy: Policy, counts: Callable[..., Any], limit: float = 0.0
+) -> None:
     """Every mode gives each image what the reference gives it."""
     x, of, dense = images(), policy.scorer.of or "tokens", recognised(model)
-    choose = dict.fromkeys((1, 2), covered(of, counts))
-    late = policy.sites.where == "after_attention"
+    late, blocks = policy.sites.where == "after_attention", getattr(model, "backbone", model).blocks
+    norms = {number: blocks[number].norm2 if late else blocks[number].norm1 for number in (1, 2)}
+    choose = {n: covered(None if of == "keys" else norm, counts) for n, norm in norms.items()}
     with torch.no_grad():
         expected = [
             represented(model, image, choose, share=True, late=late, proportional=True) for image in x
         ]
-    programs = moding.in_all_modes(moding.unfinished(dense, policy))
+    padded = moding.unfinished(dense, policy)
+    for number in range(len(padded.plan.sites) * policy.ragged):
+        padded.module.get_buffer(f"prunec.site_{number}.threshold").fill_(limit)
+    programs = moding.in_all_modes(padded)
     if not policy.ragged:
         programs["static"] = moding.plain(dense, policy, "static")
     assert set(programs) == set(MODES)
@@ -202,22 +215,57 @@ def test_cover(of: str, where: str, name: str) -> None:
     def best(score: Tensor, tokens: Tokens) -> list[int]:
         return representing.best(tokens, score, 17 if len(tokens.patches) == 28 else 11)
 
-    policy = cover(of, where, keep_per_site=0.6)  # 0.6 * 28 = 16.8, and 0.6 * 17 = 10.2
+    policy = cover(of, where, kind="top_k", keep_per_site=0.6)  # 0.6 * 28 = 16.8, and 0.6 * 17 = 10.2
     assert_every_mode(MODELS[name](), policy, best)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    ("of", "where", "limit"), [("tokens", "before_block", 0.3), ("keys", "after_attention", 0.6)]
+    ("of", "where", "limit"), [("tokens", "before_block", 3.8), ("keys", "after_attention", 0.9)]
 )
 def test_cover_by_a_threshold(of: str, where: str, limit: float, name: str) -> None:
     found = set()
 
     def new(score: Tensor, tokens: Tokens) -> list[int]:
-        stay = {row for row in tokens.patches if score[row] > 1 - limit}
+        stay = {row for row in tokens.patches if score[row] > limit}
         found.add(len(stay))
         return [row for row in range(len(tokens.x)) if row in stay or row not in tokens.patches]
 
-    assert_every_mode(MODELS[name](), cover(of, where, kind="threshold", at=limit), new)
+    assert_every_mode(MODELS[name](), cover(of, where), new, limit)
     assert len(found) > 3
     assert all(count < 28 for count in found)
+
+
+def test_a_similarity_from_which_tokens_are_merged() -> None:
+    model, x = segmenter(4), images()
+    fast = transformed(model, cover("keys", "after_attention", at=0.1, keep_per_site=None))
+    assert [float(fast.state_dict()[f"prunec.site_{n}.threshold"]) for n in (0, 1)] == pytest.approx(
+        [0.9] * 2
+    )
+    assert fast(x).isfinite().all()
+
+
+def test_dynamic() -> None:
+    """Cover, with novelty times what a small MLP takes a token to matter, to a power."""
+    model, x = segmenter(4), images()
+    fast = transformed(model, preset("dynamic", sites=at(1, 2), selector={"least": 1}))
+    separate(fast, x)
+    counts = set()
+
+    def mattering(own: dict[str, Tensor], limit: float) -> Callable[[Tensor, Tokens], list[int]]:
+        def choose(score: Tensor, tokens: Tokens) -> list[int]:
+            score = score * (0.25 * methods.svit_gate(tokens.x, own)).exp()
+            stay = {row for row in tokens.patches if score[row] > limit}
+            counts.add(len(stay))
+            return [row for row in range(len(tokens.x)) if row in stay or row not in tokens.patches]
+
+        return choose
+
+    choose = {
+        block: covered(model.backbone.blocks[block].norm1, mattering(own, limit))
+        for (block, limit), own in zip(thresholds(fast), learned(fast), strict=True)
+    }
+    with torch.no_grad():
+        expected = [represented(model, image, choose, share=True, proportional=True) for image in x]
+        assert difference(fast(x), torch.stack(expected)) < TOLERANCE
+    assert len(counts) > 2

@@ -1,4 +1,4 @@
-"""SViT, and the default policy after it, against plain loops, and METHODS 1.7.
+"""SViT against plain loops, and METHODS 1.7.
 
 (e), the ratio near its target, is what calibration gives here; training for it is not there yet.
 """
@@ -60,13 +60,6 @@ def test_svit(name: str) -> None:
     assert len({len(rows[0]) for rows in chosen}) == 3
     returned = [set(rows[1]) - set(rows[0]) for rows in chosen]
     assert all(returned)  # what was skipped is chosen again
-
-
-def test_dynamic() -> None:
-    model = MODELS["mean"]()
-    fast = svit(model, "dynamic")
-    assert [(site.block, site.keep) for site in sites(fast)] == [(1, 20), (2, 14), (3, 10)]
-    check(fast, reference_of(fast, model))
 
 
 # --- METHODS 1.7 ----------------------------------------------------------------------------

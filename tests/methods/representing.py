@@ -80,17 +80,15 @@ def likest(tokens: Tokens, places: Sequence[int], similar: Tensor) -> list[int]:
 def alike(x: Tensor, centred_on: Sequence[int] = ()) -> Tensor:
     """How alike each is to each: the cosine, which is 1 less half the squared distance of unit vectors.
 
-    `centred_on`: of what sets normalised tokens off from the mean of these, of lengths to the power 0.7.
+    `centred_on`: of what sets tokens off from the mean of these, with the square roots of their lengths.
     """
     if not centred_on:
         unit = F.normalize(x, dim=-1)
         return unit @ unit.T
-    x = F.layer_norm(x, x.shape[-1:])
     x = x - sum(x[row] for row in centred_on) / len(centred_on)
-    x = x / x.norm(dim=-1, keepdim=True) ** 0.3
-    scale = sum(float(x[row].square().sum()) for row in centred_on) / len(centred_on)
+    x = x / x.norm(dim=-1, keepdim=True) ** 0.5
     distance = torch.stack([(x - row).square().sum(dim=-1) for row in x])
-    return 1 - distance / scale / 2
+    return 1 - distance / 2
 
 
 def novelty(similar: Tensor, patches: Sequence[int], order: Callable[[int], float]) -> Tensor:
@@ -140,6 +138,7 @@ def represented(
         if number in sites:
             if anew:
                 x, left = whole(x, left, share=share), []
+                size = x.new_ones(len(x))
             patches = list(range(parts.prefix, len(x) - parts.suffix))
             chosen = sites[number](Tokens(x, keys, size, patches))
             left = [*left, (x, chosen)]

@@ -15,7 +15,9 @@ KINDS = (
     "predictor, query, pre_net or grader"
 )
 
-SCORER = "a mapping with the keys kind, hidden, values, queries, depth, embedding, of, pairs, options"
+SCORER = (
+    "a mapping with the keys kind, hidden, importance, values, queries, depth, embedding, of, pairs, options"
+)
 
 SELECTOR = "keys kind, keep_per_site, remove, at, multiple_of, least, spare, stages, budget"
 

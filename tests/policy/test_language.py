@@ -76,7 +76,7 @@ SCORERS = [
     ({"scorer__widht": 3}, "depth, embedding, of, pairs, options @ scorer.widht"),
     (
         scoring("norm", hidden=0.5),
-        "hidden belongs to the scorer mlp, norm has no such option; got 0.5 @ scorer.hidden",
+        "hidden belongs to the scorer mlp or novelty, norm has no such option; got 0.5 @ scorer.hidden",
     ),
     (
         scoring("norm", values=True),
@@ -110,6 +110,11 @@ SCORERS = [
     (
         scoring("norm", options=3),
         "options must be a mapping of options to their values, got 3 @ scorer.options",
+    ),
+    (scoring("novelty", importance=5), "importance must be in (0, 4], got 5 @ scorer.importance"),
+    (
+        scoring("norm", importance=0.5),
+        "importance belongs to the scorer novelty, norm has no such option; got 0.5 @ scorer.importance",
     ),
     (scoring("mlp", hidden=0), "hidden must be in (0, 4], got 0 @ scorer.hidden"),
     (scoring("cls_attention", values=1), "values must be true or false, got 1 @ scorer.values"),

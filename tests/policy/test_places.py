@@ -122,6 +122,15 @@ def test_the_old_name_of_keep_per_site_works_with_a_warning() -> None:
     assert [one.selector.keep_per_site for one in policy.steps] == [0.25, 0.5]
 
 
+@pytest.mark.parametrize(("old", "fate"), [("nearest", "drop"), ("unmerge", "merge")])
+def test_the_old_names_of_copy_work_with_a_warning(old: str, fate: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"mine.yaml: restore {old} is now copy"):
+        policy = Policy.load(written(fate=fate, restore=old), where="mine.yaml")
+    assert policy.restored == "copy"
+    assert policy == Policy.load(written(fate=fate, restore="copy"))
+    assert "restore: copy" in policy.to_yaml().splitlines()
+
+
 def test_the_table_of_the_guide() -> None:
     guide = (Path(__file__).parents[2] / "docs/guide/policies.md").read_text(encoding="utf-8")
     assert "\n".join(vit_s.table(keep=0.7)) in guide

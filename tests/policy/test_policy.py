@@ -23,7 +23,9 @@ from tests.policies import written
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(PolicyError, match=f"there is no policy '{name}'; nearest: {near}") as caught:
         Policy.load(name)
-    assert "choose one of algm, ats, bavit, cropr, cropr-drop, diffrate, " in (caught.value.remedy or "")
+    assert "choose one of algm, ats, bavit, cover, cropr, cropr-drop, diffrate, " in (
+        caught.value.remedy or ""
+    )
 
 
 FILES: list[tuple[str, str, str]] = [
@@ -187,26 +189,25 @@ def test_the_mapping_given_is_not_changed() -> None:
 # What each preset needs, and the tasks whose heads get what they read.
 HEADS = ("classification", "detection", "segmentation")
 
-ROWS = ("classification", "detection tokens")
-
 TRAINED = {"calibration", "training for the paper's accuracy"}
 
 PRESETS: dict[str, tuple[set[str], tuple[str, ...]]] = {
     "algm": ({"a known grid"}, HEADS),
-    "ats": ({"class token"}, ROWS),
+    "ats": ({"class token"}, HEADS),
     "bavit": (TRAINED, HEADS),
+    "cover": ({"calibration"}, HEADS),
     "cropr": (TRAINED, HEADS),
-    "cropr-drop": (TRAINED, ROWS),
+    "cropr-drop": (TRAINED, HEADS),
     "diffrate": ({"class token"}, HEADS),
     "dtop": ({"class scores of tokens", *TRAINED}, ("segmentation",)),
     "dynamic": ({"calibration"}, HEADS),
-    "dynamicvit": (TRAINED, ROWS),
+    "dynamicvit": (TRAINED, HEADS),
     "evit": ({"class token"}, HEADS),
     "none": (set(), HEADS),
     "norm": (set(), HEADS),
-    "pomt": ({"attention map"}, ROWS),
+    "pomt": ({"attention map"}, HEADS),
     "random": (set(), HEADS),
-    "representation-shift": (set(), ROWS),
+    "representation-shift": (set(), HEADS),
     "svit": (TRAINED, HEADS),
     "tome": (set(), HEADS),
 }

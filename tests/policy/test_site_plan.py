@@ -126,8 +126,8 @@ def test_a_policy_that_needs_a_class_token_names_the_presets_that_do_not() -> No
         make_plan(policy(scorer="cls_attention"), mean)
     assert caught.value.where == "scorer.kind"
     assert caught.value.remedy == (
-        "presets that fit this model: algm, bavit, cropr, cropr-drop, dynamic, dynamicvit, none, norm, pomt, "
-        "random, representation-shift, svit, tome"
+        "presets that fit this model: algm, bavit, cover, cropr, cropr-drop, dynamic, dynamicvit, none, "
+        "norm, pomt, random, representation-shift, svit, tome"
     )
     with pytest.raises(PolicyError, match="it reads nothing"):
         make_plan(policy(scorer="cls_attention"), anatomy(class_token=None, head=()))

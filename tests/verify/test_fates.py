@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from prunec.errors import VerificationError
 from prunec.policy.policy import Policy
 from prunec.verify import fates
 from prunec.verify.choices import Choice
@@ -38,21 +40,29 @@ def test_what_left_is_stale() -> None:
         assert torch.equal(whole[token], x[token] if alive[token] else held[token])
 
 
-def test_or_is_a_mixture_of_the_patches_that_it_was_most_like() -> None:
-    base, x = values(), values(1)
-    alive = torch.tensor([True, False, True, True, False, False, True])
-    whole = Epoch(alive, base, base=base, inner=INNER).whole(x)
-    unit = base / base.norm(dim=1, keepdim=True)
-    patches = [2, 3, 6]  # not the class token
-    weight = torch.stack([(-20 * (unit[1] - unit[other]).square().sum()).exp() for other in patches])
-    torch.testing.assert_close(whole[1], (weight / weight.sum()) @ x[patches])
-    assert torch.equal(whole[2], x[2])
-
-
-def test_or_has_what_its_group_has() -> None:
+def test_or_is_a_copy_of_what_stands_for_it() -> None:
     x = values()
     group = torch.tensor([0, 2, 2, 3, 3, 2, 6])
-    assert torch.equal(Epoch(torch.ones(TOKENS).bool(), x, group=group).whole(x), x[group])
+    assert torch.equal(Epoch(torch.ones(TOKENS).bool(), values(1), group=group).whole(x), x[group])
+
+
+def test_or_has_its_own_value_and_the_update_of_that() -> None:
+    held, x, start = values(), values(1), values(2)
+    group = torch.tensor([0, 2, 2, 3, 3, 2, 6])
+    alive = torch.zeros(TOKENS).bool().index_fill(0, group.unique(), True)
+    whole = Epoch(alive, held, group, start).whole(x)
+    for token, other in enumerate(group.tolist()):
+        torch.testing.assert_close(whole[token], held[token] + x[other] - start[other])
+
+
+def test_what_stands_for_a_token_may_leave_as_well() -> None:
+    first = choice([0, 1, 3, 5, 6], partner=torch.tensor([0, 1, 3, 3, 5, 5, 6]))
+    group = fates.represented(first, None)
+    assert group.tolist() == [0, 1, 3, 3, 5, 5, 6]
+    again = choice([0, 1, 5, 6], partner=torch.tensor([0, 1, 0, 5, 0, 5, 6]))
+    assert fates.represented(again, group).tolist() == [0, 1, 5, 5, 5, 5, 6]
+    with pytest.raises(VerificationError, match="represented"):
+        fates.represented(choice([0, 1]), None)
 
 
 def test_fused_tokens_are_summed_by_their_scores() -> None:
@@ -77,7 +87,6 @@ def test_merged_tokens_are_means_by_size_twice() -> None:
     twice = fates.merged(made.x.masked_fill(~alive[:, None], fates.NAN), again, step, made, (3, 1), INNER)
     torch.testing.assert_close(twice.x[5], (x[2] + x[3] + x[4] + x[5]) / 4)
     assert twice.size[5] == 4
-    assert twice.group.tolist() == [0, 1, 5, 5, 5, 5, 6]
 
 
 def test_some_are_forgotten_and_others_count_by_likeness() -> None:
@@ -93,8 +102,18 @@ def test_some_are_forgotten_and_others_count_by_likeness() -> None:
 
 
 def test_likeness_is_that_to_patches_that_stay() -> None:
-    x = values()
+    x = values().double()
     found = fates.likeness(x, choice([0, 2, 3]), INNER)
     unit = x / x.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found[0, [2, 3]], unit[[2, 3]] @ unit[1])
     assert found[:, [0, 1, 4, 5, 6]].isneginf().all()
+
+
+def test_or_that_of_what_sets_them_apart() -> None:
+    x = values().double() + 3
+    found = fates.likeness(x, choice([0, 2, 3], metric=x), INNER)
+    apart = x - x[1:].mean(dim=0)
+    apart = apart / apart.norm(dim=1, keepdim=True) ** 0.5
+    for other in (2, 3):
+        expected = 1 - (apart[1] - apart[other]).square().sum() / 2
+        torch.testing.assert_close(found[0, other], expected)

@@ -12,7 +12,7 @@ PruneError            1  it could not be done
 |   `-- PolicyError   2  a policy file or name is wrong, or does not fit the model
 |-- RecognitionError  3  the model, or a part of it, was not recognised
 |-- VerificationError 4  the rewritten model does not equal the original
-`-- NoGainError       5  pruning would not make this model faster here
+`-- NoGainError       5  pruning does not pay here: no faster, or outputs worse than zeros
 
 An error says what happened, where, and what to do about it. The command line prints
 those three and exits with the code; Python users get the exception itself.
@@ -99,7 +99,7 @@ class VerificationError(PruneError):
 
 
 class NoGainError(PruneError):
-    """Pruning would not make this model faster on this device."""
+    """Pruning does not pay: the model gets no faster on this device, or its outputs are of no use."""
 
     exit_code = 5
 

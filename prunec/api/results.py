@@ -34,6 +34,11 @@ class Result:
     module: nn.Module
     report: Report
 
+    @property
+    def verdict(self) -> str:
+        """Whether pruning pays here, and what it costs, in words; `report.warnings` is what to know first."""
+        return self.report.verdict
+
     def save(self, folder: str | Path) -> Path:
         """Write the artefact: manifest, weights and report."""
         report = self.report.at(folder)

@@ -19,10 +19,11 @@ from prunec.ir.interface import images_in
 from prunec.ir.program import Planned, ProgramModule, Recognised
 from prunec.measure import cost, evaluate, figures
 from prunec.measure.cost import Timing
-from prunec.measure.evaluate import Comparison
+from prunec.measure.evaluate import Comparison, Judge
 from prunec.measure.image_sets import image_set_of
 from prunec.measure.labels import fitting
 from prunec.measure.measure import Measure
+from prunec.measure.verdict import judged
 from prunec.policy.lowering import from_dict
 
 ROUNDS = 20
@@ -68,6 +69,7 @@ class Benchmark:
             yield f"on {self.comparison.images} {self.images}"
             yield f"dense   {self.comparison.dense}"
             yield f"pruned  {self.comparison.pruned}"
+            yield from (f"warning: {warning}" for warning in judged(self.comparison).warnings)
         yield ", ".join(f"{name} {value}" for name, value in self.facts.items())
 
     def __str__(self) -> str:
@@ -110,7 +112,7 @@ def benchmark(
         measure.progress("capture, recognise")
         dense = recognise(given)
         image_set = _image_set(given, images)
-        return _measured(dense, program, backend, image_set, measure)
+        return _measured(given, dense, program, backend, image_set, measure)
 
 
 def _image_set(source: Source, images: str | Path | Tensor | None) -> ImageSet | None:
@@ -120,7 +122,12 @@ def _image_set(source: Source, images: str | Path | Tensor | None) -> ImageSet |
 
 
 def _measured(
-    dense: Recognised, pruned: Planned, backend: targets.Target, image_set: ImageSet | None, measure: Measure
+    source: Source,
+    dense: Recognised,
+    pruned: Planned,
+    backend: targets.Target,
+    image_set: ImageSet | None,
+    measure: Measure,
 ) -> Benchmark:
     lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     inputs = figures.inputs(dense, measure.batch, None if image_set is None else image_set.images)
@@ -135,9 +142,16 @@ def _measured(
     comparison = None
     if image_set is not None:
         measure.progress("compare on images")
-        batch = None if dense.interface.batch else figures.fixed_batch(dense)
-        labels, _ = fitting(image_set, figures.classes(dense))
-        comparison = evaluate.compare(lowered, image_set.images, labels, batch=batch, device=device)
+        judge = Judge(figures.known(dense, source, image_set), measure.metric)
+        labels, _ = fitting(image_set, figures.classes(dense, judge.known))
+        comparison = evaluate.compare(
+            {name: figures.on_images(dense, call) for name, call in lowered.items()},
+            image_set.images,
+            labels,
+            batch=figures.images_at_a_time(dense, pruned),
+            device=device,
+            judge=judge,
+        )
     return Benchmark(
         timings=timings,
         batch=images_in(inputs),

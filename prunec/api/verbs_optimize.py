@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prunec import targets
+from prunec.api.comparing import agreement
 from prunec.api.deprecated import old_spellings
 from prunec.api.results import Result
 from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, request_of, to_plan
-from prunec.calibration.calibrate import Calibration, needs_calibration
+from prunec.calibration.calibrate import needs_calibration
 from prunec.compiler import Compiled, compile_recognised, recognise
 from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Recognised
@@ -41,6 +42,10 @@ def optimize(
     measure: Measure | None = None,
 ) -> Result:
     """Transform, lower, and measure against the compiled dense model, the ideal and the random control.
+
+    The outputs are always compared with the dense model's: on the images, else on those that the source
+    knows, else on scenes of Shapes. `Result.verdict` says how well they agree, and whatever makes the pruned
+    model not worth having is warned of.
 
     A policy with learned parts or thresholds is calibrated first: on some of the images of the folder (which
     are then left out of the measurement), else on images that the source knows, else on scenes of Shapes.
@@ -116,12 +121,10 @@ def _built(
     scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
     timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, progress)
-    if image_set:
-        progress("compare on images")
-    caveats = _caveats(given, dense, image_set, fitted_on, compiled.calibration)
-    for doubt in caveats:
-        warnings.warn(doubt, stacklevel=2)
-    accuracy = figures.accuracy(dense, plain, lowered, image_set) if image_set else None
+    flops = {"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)}
+    progress("compare on images")
+    caveats = _caveats(given, dense, image_set, fitted_on)
+    shown, accuracy, said = agreement(given, compiled, lowered, image_set, flops, measure)
     report = Report(
         source=given.spec,
         weights=given.weights,
@@ -131,38 +134,44 @@ def _built(
         plan=pruned.plan,
         stages=pruned.stages,
         certificate=compiled.certificate,
-        flops={"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)},
-        images=image_set.name if image_set else "",
+        flops=flops,
+        images=shown.name,
         accuracy=accuracy,
         latency=timed,
-        notes=(*given.notes, *_calibration_notes(compiled), *caveats),
+        notes=(*given.notes, *_calibration_notes(compiled), *caveats, *said),
         arch=given.arch,
         submodule=given.submodule,
         example=given.example,
         calibration=compiled.calibration,
         planned=chosen.planned,
         preprocess=image_set.preprocess if image_set else None,
+        untrained=_is_untrained(compiled),
     )
+    for doubt in (*caveats, *report.doubts):
+        warnings.warn(doubt, stacklevel=2)
     return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
 
 
 def _caveats(
-    source: Source,
-    dense: Recognised,
-    image_set: ImageSet | None,
-    fitted_on: ImageSet | None,
-    calibration: Calibration | None,
+    source: Source, dense: Recognised, image_set: ImageSet | None, fitted_on: ImageSet | None
 ) -> tuple[str, ...]:
-    """What is doubtful about pictures, labels and calibration: warned of, and noted in the report."""
+    """What is doubtful about pictures and labels: warned of, and noted in the report."""
     shown = image_set or fitted_on
     about_pictures = () if shown is None or shown.name == SCENES else doubts(source, shown)
-    labels = fitting(image_set, figures.classes(dense))[1] if image_set else ""
-    return (*about_pictures, *filter(None, [labels]), *(calibration.doubts if calibration else ()))
+    if image_set is None:
+        return about_pictures
+    known = figures.known(dense, source, image_set)
+    labels = fitting(image_set, figures.classes(dense, known))[1]
+    return (*about_pictures, *filter(None, [labels]))
 
 
 def _calibration_notes(compiled: Compiled) -> tuple[str, ...]:
     if compiled.calibration is not None and compiled.calibration.name == SCENES:
         return ("calibrated on synthetic scenes: give --images for counts that fit your images",)
-    if compiled.calibration is None and needs_calibration(compiled.pruned):
+    if _is_untrained(compiled):
         return ("the policy's learned parts are untrained: the figures say how fast it is, not how good",)
     return ()
+
+
+def _is_untrained(compiled: Compiled) -> bool:
+    return compiled.calibration is None and needs_calibration(compiled.pruned)

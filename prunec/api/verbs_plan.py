@@ -250,6 +250,7 @@ def _request(
     measure: Measure,
 ) -> tuple[Source, Request]:
     """What all of them start with."""
+    measure.refuse("metric", where="plan, latency_table, sweep")
     chosen = to_plan(policy)
     targets.load(measure.target)  # refuses one that cannot run before a model is read
     given = as_source(source, example, measure.preprocess)

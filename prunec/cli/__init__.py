@@ -1,6 +1,7 @@
 """The command line. Results go to stdout, chatter to stderr; every failure is one message and an exit code.
 
-Exit codes: 0 done, 1 could not, 2 usage, 3 not recognised, 4 verification failed, 5 no gain.
+Exit codes: 0 done, 1 could not, 2 usage, 3 not recognised, 4 verification failed,
+5 no gain: outputs worse than zeros, or, where a speedup is required, no faster.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from prunec.cli.options import (
     ExampleOption,
     FastOption,
     FirstOption,
+    ForceOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
@@ -26,6 +27,7 @@ from prunec.cli.options import (
     MaxDropOption,
     MaxTokensOption,
     MeanOption,
+    MetricOption,
     ModeOption,
     OutputOption,
     PolicyOption,
@@ -42,7 +44,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, show_report
+from prunec.cli.printing import hand_over, out, print_json, progress
 from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def optimize(
     fast: FastOption = False,
     latency_table: TableOption = None,
     require_speedup: RequireOption = False,
+    force: ForceOption = False,
+    metric: MetricOption = None,
     target: TargetOption = "inductor",
     images: ImagesOption = None,
     output: OutputOption = None,
@@ -108,6 +112,7 @@ def optimize(
     from prunec.artefact import artefact
     from prunec.compiler import compile_source
     from prunec.measure import cost
+    from prunec.measure import metric as own
     from prunec.measure.measure import Measure
     from prunec.planner.planned import Search
     from prunec.policy.lowering import choose
@@ -120,6 +125,7 @@ def optimize(
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     asked = with_options(mode, lengths, max_tokens)
     lowering = choose(chosen, asked, batch=batch, can=backend.modes)
+    judge = None if metric is None else own.read(metric)
     folder = output or folder_of(source, chosen.name)
     if not dry_run:
         artefact.check_place(folder)
@@ -136,7 +142,9 @@ def optimize(
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
-        measure = Measure(target=target, batch=batch, rounds=rounds, calibrate=calibrate, progress=say)
+        measure = Measure(
+            target=target, batch=batch, rounds=rounds, calibrate=calibrate, metric=judge, progress=say
+        )
         if planned:
             search = Search(
                 first=first,
@@ -150,8 +158,7 @@ def optimize(
             result = optimized(given, chosen, goal, images=images, measure=measure)
         else:
             result = optimized(given, chosen, images=images, mode=asked, measure=measure)
-        result.save(folder)
-    show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
+    hand_over(result, folder, as_json=as_json, require_speedup=require_speedup, force=force)
 
 
 def _show_program(program: Planned, *, as_json: bool) -> None:

@@ -99,5 +99,14 @@ TableOption = Annotated[
 RequireOption = Annotated[
     bool, typer.Option("--require-speedup", help="exit with code 5 when pruning does not pay here")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="write the artefact even if its outputs are worse than zeros")
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar="PKG.MOD:FN", help="a metric of your own: FN(output, labels or None) -> number"
+    ),
+]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="do not load pretrained weights")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]

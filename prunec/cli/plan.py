@@ -17,12 +17,14 @@ from prunec.cli.options import (
     ExampleOption,
     FastOption,
     FirstOption,
+    ForceOption,
     ImageSizeOption,
     ImagesOption,
     JsonOption,
     LatencyOption,
     MaxDropOption,
     MeanOption,
+    MetricOption,
     ModeOption,
     OutputOption,
     PolicyOption,
@@ -38,7 +40,7 @@ from prunec.cli.options import (
     TargetOption,
     ThreadsOption,
 )
-from prunec.cli.printing import out, print_json, progress, show_report
+from prunec.cli.printing import hand_over, out, print_json, progress
 from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 
@@ -124,6 +126,8 @@ def apply(
     rounds: RoundsOption = 20,
     threads: ThreadsOption = None,
     require_speedup: RequireOption = False,
+    force: ForceOption = False,
+    metric: MetricOption = None,
     calibrate: CalibrateOption = True,
     trust_source: Annotated[
         bool, typer.Option("--trust-source", help="import and run whatever source the plan names")
@@ -142,11 +146,13 @@ def apply(
     from prunec.frontend import sources
     from prunec.frontend.sources import Asked
     from prunec.measure import cost
+    from prunec.measure import metric as own
     from prunec.measure.measure import Measure
     from prunec.planner.planfile import PlanFile
     from prunec.policy.policy import Policy
 
     saved = PlanFile.read(file)
+    judge = None if metric is None else own.read(metric)
     folder = output or folder_of(saved.source, Policy.load(saved.policy).name)
     artefact.check_place(folder)
     pictures = inputs_of(None, None, mean, std, crop)["preprocess"]
@@ -169,8 +175,8 @@ def apply(
                 batch=saved.batch,
                 rounds=rounds,
                 calibrate=calibrate,
+                metric=judge,
                 progress=say,
             ),
         )
-        result.save(folder)
-    show_report(result.report.at(folder), as_json=as_json, require_speedup=require_speedup)
+    hand_over(result, folder, as_json=as_json, require_speedup=require_speedup, force=force)

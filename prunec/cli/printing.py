@@ -13,8 +13,8 @@ from rich.console import Console
 from prunec.errors import NoGainError
 
 if TYPE_CHECKING:
+    from prunec.api.results import Result
     from prunec.measure.figures import Progress
-    from prunec.report.report import Report
 
 out = Console(highlight=False, soft_wrap=True)
 chatter = Console(stderr=True, highlight=False)
@@ -40,12 +40,27 @@ def warn(text: str) -> None:
     chatter.print(f"prunec: warning: {text}", markup=False, soft_wrap=True)
 
 
-def show_report(report: Report, *, as_json: bool, require_speedup: bool) -> None:
-    """A report on stdout; NoGainError when a gain is required and there is none."""
+def hand_over(result: Result, folder: str, *, as_json: bool, require_speedup: bool, force: bool) -> None:
+    """Write what `optimize` made, and its report on stdout.
+
+    Raises:
+        NoGainError: its outputs are of no use and were not asked for by force, so that nothing was written;
+            or a gain is required and there is none.
+    """
+    report, refused = result.report, result.report.useless and not force
+    if not refused:
+        result.save(folder)
+        report = report.at(folder)
     if as_json:
         print_json(report.as_dict())
     else:
         out.print(report.text(), end="", markup=False)
+    if refused:
+        raise NoGainError(
+            f"{report.useless}; nothing was written",
+            where=report.source,
+            remedy="keep more tokens, or take another policy; --force writes it as it is",
+        )
     if require_speedup and report.no_gain:
         raise NoGainError(
             report.no_gain,

@@ -16,7 +16,9 @@ from prunec.frontend.sources import ImageSet, Source
 
 MOST = 512
 CALIBRATION = ENOUGH
+FEW = 32  # scenes that outputs are compared on
 SCENES = "synthetic Shapes scenes"
+EXAMPLE = "images of the example"
 
 
 def image_set_of(source: Source, folder: str | Path | None) -> ImageSet | None:
@@ -70,7 +72,7 @@ def doubts(source: Source, found: ImageSet) -> tuple[str, ...]:
     return tuple(said)
 
 
-def scenes_for(source: Source) -> ImageSet:
+def scenes_for(source: Source, start: int = 0, count: int | None = None) -> ImageSet:
     """Scenes of Shapes at the model's size: used where there are no pictures."""
     inputs = [leaf for leaf in (*source.args, *source.kwargs.values()) if isinstance(leaf, Tensor)]
     image = max(inputs, key=lambda leaf: leaf.numel())
@@ -79,7 +81,20 @@ def scenes_for(source: Source) -> ImageSet:
             f"the model takes no pictures but {list(image.shape)}, so it cannot be calibrated on scenes",
             remedy="calibrate in Python: prunec.transform(model, policy, calibration=inputs)",
         )
-    images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], 0, CALIBRATION)
+    images, _ = shapes.images(shapes.CLASSIFICATION, shapes.HELD_OUT_SEEDS[-1], start, count or CALIBRATION)
     scaled = torch.nn.functional.interpolate(images, size=image.shape[-2:], mode="bilinear", antialias=True)
     how = source.preprocess
     return ImageSet(how.normalise(scaled).to(image.device, image.dtype), None, SCENES, preprocess=how)
+
+
+def without_pictures(source: Source, example: Tensor) -> ImageSet:
+    """What outputs are compared on where nobody gives images: other scenes, or the example if none fit.
+
+    Args:
+        source: the model.
+        example: the input that it was captured with.
+    """
+    try:
+        return scenes_for(source, start=CALIBRATION, count=FEW)
+    except CalibrationError:
+        return ImageSet(example, None, EXAMPLE)

@@ -9,6 +9,7 @@ from typing import Any
 from prunec.errors import UsageError, shown
 from prunec.measure import cost
 from prunec.measure.figures import Progress
+from prunec.measure.metric import TAKES, Metric
 
 
 def _silent(step: str) -> None:
@@ -27,6 +28,10 @@ class Measure:
         `Preprocess`, a processor of transformers, transforms of torchvision, or single values such as
         {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop": 0.9}.
     calibrate: False leaves learned parts and thresholds as they are at first, for timing only.
+    metric: a function of your own, metric(output, labels), which gets what the model returns for some images,
+        on the CPU, and the class of each, a tensor [n], or None where there are no labels. It returns one
+        number for them all, or a tensor [n] with one for each; the report has the mean over the images for
+        dense, pruned and random.
     progress: called with each step's name.
     """
 
@@ -36,6 +41,7 @@ class Measure:
     threads: int | None = None
     preprocess: Any = None
     calibrate: bool = True
+    metric: Metric | None = None
     progress: Progress = _silent
 
     def __post_init__(self) -> None:
@@ -44,6 +50,13 @@ class Measure:
                 raise UsageError(
                     f"{name} must be a whole number of at least 1, got {shown(value)}", where="Measure"
                 )
+
+        if self.metric is not None and not callable(self.metric):
+            raise UsageError(
+                f"metric must be {TAKES}, got {shown(self.metric)}",
+                where="Measure",
+                remedy="on the command line it is --metric pkg.module:function",
+            )
 
     def on_threads(self) -> AbstractContextManager[object]:
         """With as many threads as were asked for."""

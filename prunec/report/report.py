@@ -14,12 +14,14 @@ from typing import Any
 from prunec.calibration.calibrate import Calibration
 from prunec.data.preprocess import Preprocess
 from prunec.ir.program import Stage
-from prunec.measure.evaluate import Comparison
 from prunec.measure.figures import Latency
+from prunec.measure.scores import Comparison
+from prunec.measure.verdict import Verdict, judged
 from prunec.planner.planned import PlanResult
 from prunec.planner.planning import LEAST_GAIN
 from prunec.policy.rules import rates
 from prunec.policy.site_plan import Plan
+from prunec.report.fidelity import rows_of
 from prunec.structure import Anatomy
 from prunec.verify.certificate import Certificate, own_words
 
@@ -48,6 +50,7 @@ class Report:
     example: str = ""  # the shapes of the inputs, where the model by itself would have others
     planned: PlanResult | None = None  # how the schedule was found, where it was asked to meet a goal
     preprocess: Preprocess | None = None  # what became of the pictures of a folder
+    untrained: bool = False  # whether learned parts were left as they are, for timing only
 
     def at(self, folder: object) -> Report:
         """The same report, saying where the artefact lies."""
@@ -65,15 +68,42 @@ class Report:
         return f"the pruned model is {speedup:.2f} times as fast as the dense one, which is no gain"
 
     @property
+    def fidelity(self) -> Verdict:
+        """What the outputs are worth; of weights that mean nothing, only how they compare."""
+        found = Verdict("") if self.accuracy is None else judged(self.accuracy, chosen=bool(self.plan.sites))
+        timing_only = self.untrained or self.weights == "random"
+        return Verdict(found.said) if timing_only else found
+
+    @property
+    def useless(self) -> str:
+        """Why the pruned model's outputs are of no use; empty where they may be of some."""
+        return self.fidelity.useless
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the pruned model may not be worth having, how fast it is left aside."""
+        return (*self.fidelity.warnings, *(self.calibration.doubts if self.calibration else ()))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must not be missed: it stands at the top."""
+        return (*self.doubts, *filter(None, [self._slower]))
+
+    @property
+    def _slower(self) -> str:
+        speedup = None if self.latency is None else self.latency.speedup("pruned")
+        if speedup is None or speedup >= 1:
+            return ""
+        slower = f"slower than the dense model (x{speedup:.2f})"
+        return f"{slower}: use the model as it is, or try another batch, policy or target"
+
+    @property
     def verdict(self) -> str:
-        """Whether pruning pays here, in words; empty where nothing was measured."""
-        if self.latency is None:
-            return self.no_gain
-        speedup = self.latency.speedup("pruned")
-        if speedup < 1:
-            slower = f"slower than the dense model (x{speedup:.2f})"
-            return f"{slower}: use the model as it is, or try another batch, policy or target"
-        return self.no_gain or f"{speedup:.2f} times as fast as the dense model"
+        """Whether pruning pays here, and what it costs, in words; empty where nothing was measured."""
+        speed = self._slower or self.no_gain
+        if self.latency is not None and not speed:
+            speed = f"{self.latency.speedup('pruned'):.2f} times as fast as the dense model"
+        return "; ".join(filter(None, [speed, self.fidelity.said, *self.fidelity.short]))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain data for JSON."""
@@ -96,6 +126,8 @@ class Report:
             "accuracy": self.accuracy.as_dict() if self.accuracy else None,
             "latency": self.latency.as_dict() if self.latency else None,
             "verdict": self.verdict,
+            "warnings": list(self.warnings),
+            "useless": self.useless,
             "planner": self.planned.as_dict() if self.planned else None,
             "notes": list(self.notes),
             "artefact": self.artefact,
@@ -103,6 +135,7 @@ class Report:
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Label and text, line by line, in reading order."""
+        yield from (("WARNING", warning) for warning in self.warnings)
         part = f", {self.submodule} of it" if self.submodule else ""
         yield (
             "model",
@@ -160,19 +193,9 @@ class Report:
         if self.preprocess:
             yield "pictures", f"{self.preprocess} ({self.preprocess.origin or 'a guess'})"
         if self.accuracy is None:
-            yield "accuracy", "not measured: give --images DIR"
-            return
-        known = self.accuracy.pruned.as_dict()
-        figure = next(name for name in ("accuracy", "agreement", "similarity") if name in known)
-        yield figure, f"on {self.accuracy.images} {self.images}"
-        for name, scores in self.accuracy.as_dict().items():
-            if name not in ("dense", "pruned", "random"):
-                continue
-            line = f"{name:<8} {100 * scores[figure]:6.2f}%"
-            if name == "random" and self.accuracy.spread is not None:
-                spread = 100 * self.accuracy.spread.as_dict()[figure]
-                line += f" ± {spread:.2f} (the same counts, {self.accuracy.seeds} seeds)"
-            yield "", line
+            yield "fidelity", "not measured"
+        else:
+            yield from rows_of(self.accuracy, self.images)
 
     def _latency_rows(self) -> Iterator[tuple[str, str]]:
         if self.latency is None:

@@ -32,7 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     result = optimize(vit(), progress=said.append, **EVIT)
     assert said == [
         "capture, recognise", "rewrite, certify",
-        "compile dense", "compile pruned", "compile ideal", "measure",
+        "compile dense", "compile pruned", "compile ideal", "measure", "compare on images",
     ]  # fmt: skip
     return result.save(tmp_path_factory.mktemp("artefacts") / "given"), result
 

@@ -72,3 +72,24 @@ def test_a_folder_that_is_none_is_an_error(pair: tuple[Any, Any], tmp_path: Path
 def test_an_unknown_target(pair: tuple[Any, Any]) -> None:
     with pytest.raises(TargetError, match="unknown target 'eagre'"):
         prunec.benchmark(*pair, measure=prunec.Measure(target="eagre"))
+
+
+def test_a_metric_of_ones_own_and_what_is_far_off_is_said(pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+
+    def largest(output: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return output.max(1).values
+
+    how = prunec.Measure(target="eager", batch=2, rounds=5, metric=largest)
+    images = pixels(4)
+    found = prunec.benchmark(model, fast, images=images, example=pixels(), measure=how)
+    assert found.comparison is not None
+    assert found.comparison.metric == "largest"
+    with torch.no_grad():
+        expected = model(images).max(1).values.mean()
+    assert found.comparison.dense.metric == pytest.approx(float(expected), abs=1e-5)
+    (output,) = found.as_dict()["comparison"]["outputs"]
+    assert output["kind"] == "class scores"
+    distance = found.comparison.pruned.relative_l2
+    assert distance is not None
+    assert ("warning: " in str(found)) is (distance > 0.5)

@@ -10,13 +10,22 @@ from prunec.cli import printing
 from prunec.errors import NoGainError
 
 
-def report(no_gain: str = "") -> Any:
-    return SimpleNamespace(
+def result(no_gain: str = "", useless: str = "") -> Any:
+    report = SimpleNamespace(
         text=lambda: "a report of [red]tokens[/red]\n",
         as_dict=lambda: {"tokens": 3},
         no_gain=no_gain,
+        useless=useless,
         source="shapes",
     )
+    report.at = lambda folder: report
+    saved: list[str] = []
+    return SimpleNamespace(report=report, save=saved.append, saved=saved)
+
+
+def hand_over(given: Any, **how: bool) -> None:
+    choices = {"as_json": False, "require_speedup": False, "force": False, **how}
+    printing.hand_over(given, "out", **choices)
 
 
 def test_steps_and_warnings_go_to_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,17 +38,30 @@ def test_steps_and_warnings_go_to_stderr_as_they_are(capsys: pytest.CaptureFixtu
 
 
 def test_a_report_is_text_or_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    printing.show_report(report(), as_json=False, require_speedup=True)
+    hand_over(result(), require_speedup=True)
     assert capsys.readouterr().out == "a report of [red]tokens[/red]\n"  # no markup of rich
-    printing.show_report(report(), as_json=True, require_speedup=True)
+    hand_over(result(), as_json=True, require_speedup=True)
     assert json.loads(capsys.readouterr().out) == {"tokens": 3}
 
 
 def test_without_a_gain_the_report_is_shown_and_then_it_is_an_error_where_one_is_required(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    printing.show_report(report("as slow as before"), as_json=False, require_speedup=False)
+    given = result("as slow as before")
+    hand_over(given)
     with pytest.raises(NoGainError, match="as slow as before") as caught:
-        printing.show_report(report("as slow as before"), as_json=False, require_speedup=True)
+        hand_over(given, require_speedup=True)
     assert caught.value.where == "shapes"
+    assert capsys.readouterr().out.count("a report") == 2
+    assert given.saved == ["out", "out"]
+
+
+def test_what_is_useless_is_shown_and_written_by_force_only(capsys: pytest.CaptureFixture[str]) -> None:
+    given = result(useless="worse than zeros")
+    with pytest.raises(NoGainError, match="worse than zeros; nothing was written") as caught:
+        hand_over(given)
+    assert "--force" in (caught.value.remedy or "")
+    assert given.saved == []
+    hand_over(given, force=True)
+    assert given.saved == ["out"]
     assert capsys.readouterr().out.count("a report") == 2

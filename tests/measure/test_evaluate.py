@@ -15,7 +15,8 @@ from prunec.data.shapes import CLASSIFICATION, HELD_OUT_SEEDS, images, normalize
 from prunec.errors import UsageError
 from prunec.frontend import sources
 from prunec.measure import evaluate
-from prunec.measure.evaluate import Comparison, Score, compare
+from prunec.measure.evaluate import Judge, compare
+from prunec.measure.fidelity import Known
 from prunec.passes import run_passes
 from prunec.passes.controls import RandomScores
 from prunec.policy.policy import Policy
@@ -46,7 +47,7 @@ def test_a_model_equals_itself(x: Tensor) -> None:
     found = compare({"dense": scores, "pruned": scores}, x, labels=x.argmax(1))
     assert found.pruned == found.dense
     assert found.dense.as_dict() == pytest.approx(
-        {"similarity": 1, "agreement": 1, "divergence": 0, "accuracy": 1}, abs=1e-6
+        {"similarity": 1, "agreement": 1, "divergence": 0, "accuracy": 1, "relative_l2": 0}, abs=1e-6
     )
 
 
@@ -68,11 +69,11 @@ def test_divergence_is_from_dense_to_the_other() -> None:
     assert back > 3
 
 
-def test_features_have_a_similarity_only() -> None:
+def test_features_have_no_classes() -> None:
     x = torch.randn(4, 5, 6)
     found = compare({"dense": scores, "pruned": torch.neg}, x, labels=torch.zeros(4, dtype=torch.long))
-    assert found.pruned.as_dict() == pytest.approx({"similarity": -1})
-    assert str(found.dense) == "similarity 1.0000"
+    assert found.pruned.as_dict() == pytest.approx({"similarity": -1, "relative_l2": 2})
+    assert str(found.dense) == "similarity 1.0000, relative_l2 0.0000"
 
 
 @dataclass
@@ -112,6 +113,7 @@ def test_the_batch_changes_nothing_but_is_always_full(x: Tensor, batch: int | No
     assert set(seen) == {batch or 10}
     assert sum(seen) >= 10
     whole = {name: value.mean().item() for name, value in evaluate.measures(turned(x), x, labels).items()}
+    whole["relative_l2"] = ((turned(x) - x).norm() / x.norm()).item()
     assert found.pruned.as_dict() == pytest.approx(whole, rel=1e-5)
 
 
@@ -156,15 +158,78 @@ def test_the_callers_random_numbers_go_on_as_if_nothing_had_happened(x: Tensor) 
 
 def test_a_comparison_becomes_json(x: Tensor) -> None:
     found = compare({"dense": scores, "pruned": turned, "random": chance}, x, seeds=2).as_dict()
-    assert list(found) == ["images", "seeds", "dense", "pruned", "random", "spread"]
+    assert list(found) == ["images", "seeds", "dense", "pruned", "random", "spread", "outputs"]
     assert json.loads(json.dumps(found)) == found
-    plain = Comparison(images=1, seeds=0, dense=Score(1.0), pruned=Score(0.5))
-    assert plain.as_dict() == {
-        "images": 1,
-        "seeds": 0,
-        "dense": {"similarity": 1.0},
-        "pruned": {"similarity": 0.5},
-    }
+
+
+# --- all outputs --------------------------------------------------------------------------------------------
+
+
+def two(x: Tensor) -> dict[str, Any]:
+    return {"loss": x.sum(), "logits": x, "states": [x[:, None].repeat(1, 4, 1), x.argmax(1)]}
+
+
+def test_all_outputs_count_that_have_a_number_for_each_image(x: Tensor) -> None:
+    def other(y: Tensor) -> dict[str, Any]:
+        found = two(y)
+        return {**found, "states": [3 * found["states"][0], found["states"][1]]}
+
+    found = compare({"dense": two, "pruned": other}, x, x.argmax(1))
+    logits, states = found.outputs
+    assert (logits.output.name, logits.output.kind) == ("logits", "class scores")
+    assert (states.output.name, states.output.kind) == ("states[0]", "features")
+    assert found.pruned == logits.scores["pruned"]
+    assert found.pruned.accuracy == 1
+    assert states.scores["pruned"].relative_l2 == pytest.approx(2)
+    assert states.scores["pruned"].accuracy is None
+
+
+def test_relative_l2_is_over_all_images_and_not_a_mean_of_ratios() -> None:
+    x = torch.tensor([[3.0, 0], [0, 4], [0.001, 0]])
+    found = compare({"dense": scores, "pruned": lambda y: y + torch.tensor([0.0, 1.0])}, x, batch=2)
+    assert found.pruned.relative_l2 == pytest.approx(3**0.5 / 5, rel=1e-5)
+
+
+def test_what_is_known_decides_the_kind(x: Tensor) -> None:
+    known = Known(width=3)
+    found = compare({"dense": scores, "pruned": turned}, x, judge=Judge(known))
+    assert found.pruned.agreement is None
+    assert found.outputs[0].output.kind == "features"
+
+
+def test_a_smaller_picture_is_a_control_like_others(x: Tensor) -> None:
+    found = compare({"dense": scores, "pruned": turned, "resize": scores}, x)
+    assert found.resize == found.dense
+
+
+# --- a metric of one's own ----------------------------------------------------------------------------------
+
+
+def test_a_metric_gets_the_output_as_it_is_and_the_labels(x: Tensor) -> None:
+    seen: list[tuple[list[int], Any]] = []
+
+    def metric(output: Any, labels: Tensor | None) -> Tensor:
+        seen.append((list(output["logits"].shape), None if labels is None else labels.tolist()))
+        return output["logits"][:, 0]
+
+    labels = torch.arange(10) % 3
+    found = compare({"dense": two, "pruned": two}, x, labels, batch=4, judge=Judge(metric=metric))
+    assert found.metric == "metric"
+    assert found.dense.metric == pytest.approx(x[:, 0].mean().item(), rel=1e-5)
+    assert found.pruned.metric == found.dense.metric
+    assert seen[-1] == ([2, 3], [2, 0])  # what only fills up the last batch is not shown to it
+    compare({"dense": two, "pruned": two}, x, judge=Judge(metric=metric))
+    assert seen[-1][1] is None
+
+
+def test_a_metric_of_one_number_counts_for_each_image_of_its_batch(x: Tensor) -> None:
+    found = compare(
+        {"dense": scores, "pruned": scores, "random": chance}, x, batch=8,
+        judge=Judge(metric=lambda output, labels: len(output)),
+    )  # fmt: skip
+    assert found.dense.metric == pytest.approx((8 * 8 + 2 * 2) / 10)
+    assert found.random is not None
+    assert found.random.metric == found.dense.metric
 
 
 # --- what does not fit --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from prunec.compiler import Compiled, compile_source
 from prunec.frontend.sources import ImageSet, from_module
 from prunec.ir.program import Program
 from prunec.measure import figures
+from prunec.measure.fidelity import Known
 from prunec.measure.figures import with_batch
 from prunec.targets.eager import Eager
 from tests import tiny
@@ -235,7 +236,7 @@ def test_accuracy_is_that_of_the_labels(norm: Compiled) -> None:
 def test_features_have_no_accuracy() -> None:
     found = compiled(tiny.ViT(read=nn.Identity()))
     result = compared(found, pictures([0, 1, 2, 3]))
-    assert result.pruned.as_dict().keys() == {"similarity"}
+    assert result.pruned.as_dict().keys() == {"similarity", "relative_l2"}
 
 
 def test_a_fixed_batch_is_compared_at_that_batch(fixed: Compiled) -> None:
@@ -248,3 +249,31 @@ def test_the_random_control_has_the_same_counts_and_another_choice(norm: Compile
     result = compared(norm, pictures(None))
     assert result.random.similarity < 1
     assert result.spread.similarity > 0
+
+
+# --- what is known of outputs -----------------------------------------------------------------
+
+
+class Headless(tiny.ViT):
+    num_classes = 0
+
+
+def test_what_is_known_of_a_model(norm: Compiled) -> None:
+    found = figures.known(norm.dense, image_set=pictures([0, 1, 2, 4]))
+    assert (found.width, found.tokens, found.picture) == (DIM, (26, 25), (20, 20))
+    assert (found.classes, found.labelled) == ({}, 5)
+    named = figures.known(norm.dense, image_set=pictures([0, 1, 2, 2], classes=3))
+    assert (list(named.classes), named.labelled) == ([3], 0)
+    source = from_module(Headless().eval(), tiny.pixels())
+    assert list(figures.known(norm.dense, source).classes) == [0]
+
+
+def test_the_classes_are_those_of_the_main_output(norm: Compiled) -> None:
+    assert figures.classes(norm.dense, Known()) == CLASSES
+    assert figures.classes(norm.dense, Known(width=CLASSES)) is None
+    assert figures.output_sizes(norm.dense) == [(CLASSES,)]
+
+
+def test_a_batch_that_only_one_size_of_fits(norm: Compiled, fixed: Compiled) -> None:
+    assert figures.images_at_a_time(norm.dense, norm.pruned) is None
+    assert figures.images_at_a_time(fixed.dense, fixed.pruned) == 3

@@ -15,7 +15,7 @@ from prunec.errors import CalibrationError, UsageError
 from prunec.frontend import sources
 from prunec.frontend.source import ImageSet, Source
 from prunec.measure import image_sets
-from prunec.measure.image_sets import doubts, image_set_of, scenes_for, split_off
+from prunec.measure.image_sets import doubts, image_set_of, scenes_for, split_off, without_pictures
 from tests.tiny import ViT
 
 
@@ -51,6 +51,21 @@ def test_without_images_scenes_are_calibrated_on_at_the_models_size(monkeypatch:
     assert rest is None
     assert chosen.images.shape == (4, 3, 12, 10)
     assert chosen.images.std() > 0.1
+
+
+def test_outputs_are_compared_on_other_scenes_than_those_of_a_calibration() -> None:
+    source = source_of()
+    shown, calibrated = without_pictures(source, torch.zeros(2, 3, 8, 8)), scenes_for(source)
+    assert shown.name == calibrated.name == image_sets.SCENES
+    assert len(shown.images) == image_sets.FEW
+    assert not any(torch.equal(one, other) for one in shown.images for other in calibrated.images)
+
+
+def test_what_takes_no_pictures_is_compared_on_its_example() -> None:
+    example = torch.zeros(2, 1, 8, 8)
+    shown = without_pictures(source_of(example), example)
+    assert shown.images is example
+    assert shown.name == image_sets.EXAMPLE
 
 
 def test_what_takes_no_pictures_has_no_scenes() -> None:

@@ -33,3 +33,10 @@ def test_what_would_have_no_effect_is_refused_by_name() -> None:
         Measure(rounds=7).refuse("calibrate", "rounds", where="plan")
     assert caught.value.where == "plan"
     assert "rounds" in (caught.value.remedy or "")
+
+
+def test_a_metric_is_a_function() -> None:
+    assert Measure(metric=max).metric is max
+    with pytest.raises(UsageError, match="metric must be a function") as caught:
+        Measure(metric="sklearn.metrics:f1_score")  # type: ignore[arg-type]
+    assert "--metric" in (caught.value.remedy or "")

@@ -4,11 +4,15 @@ import dataclasses
 import json
 from typing import Any
 
+import pytest
+
+from prunec.calibration.calibrate import Calibration
 from prunec.data.preprocess import Preprocess
 from prunec.ir.program import Stage
 from prunec.measure.cost import Timing
-from prunec.measure.evaluate import Comparison, Score
+from prunec.measure.fidelity import outputs_of
 from prunec.measure.figures import Latency
+from prunec.measure.scores import Compared, Comparison, Score
 from prunec.policy.policy import Policy
 from prunec.policy.site_plan import Plan, Site
 from prunec.report.report import Report
@@ -90,7 +94,7 @@ def test_text_of_everything() -> None:
 
 def test_text_says_what_was_not_measured() -> None:
     assert lines(BARE)[-2:] == [
-        "accuracy     not measured: give --images DIR",
+        "fidelity     not measured",
         "latency      not measured",
     ]
     assert not any(line.startswith(("FLOPs", "artefact", "note")) for line in lines(BARE))
@@ -114,16 +118,45 @@ def test_text_of_a_model_without_repairs_or_sites() -> None:
     assert not any(line.startswith("sites") for line in lines(report))
 
 
-def test_agreement_stands_where_there_are_no_labels_and_similarity_where_there_are_no_classes() -> None:
-    def figures(score: Score) -> list[str]:
-        compared = Comparison(7, 2, score, score, score, score)
-        return lines(dataclasses.replace(BARE, images="images of here", accuracy=compared))
+def faithful(**scores: Score) -> Report:
+    (output,) = outputs_of([("logits", (7,))])
+    compared = Comparison(32, 5, SCORE, SCORE, outputs=(Compared(output, scores),))
+    return dataclasses.replace(FULL, accuracy=compared)
 
-    said = figures(dataclasses.replace(SCORE, accuracy=None))
-    assert said.index("agreement    on 7 images of here") == said.index("             dense     80.00%") - 1
-    said = figures(Score(similarity=0.9))
-    assert said.index("similarity   on 7 images of here") == said.index("             dense     90.00%") - 1
-    assert "             random    90.00% ± 90.00 (the same counts, 2 seeds)" in said
+
+def test_what_outputs_are_worth_is_in_the_verdict_and_at_the_top() -> None:
+    far = dataclasses.replace(SCORE, relative_l2=1.5)
+    near, spread = dataclasses.replace(SCORE, relative_l2=0.1), Score(0, 0.01, 0.01)
+    poor = faithful(pruned=far, random=far, spread=spread)
+    zeros, chance = poor.warnings
+    assert "relative L2 1.50" in zeros
+    assert chance.startswith("no better than random tokens")
+    assert lines(poor)[:2] == [f"WARNING      {zeros}", f"WARNING      {chance}"]
+    assert poor.verdict.startswith("2.00 times as fast as the dense model; same best class")
+    assert poor.verdict.endswith("outputs are worse than zeros; no better than random tokens")
+    assert poor.useless
+    assert poor.as_dict()["warnings"] == [zeros, chance]
+    assert poor.as_dict()["useless"] == poor.useless
+    good = faithful(pruned=near, random=dataclasses.replace(near, agreement=0.5), spread=spread)
+    assert (good.warnings, good.useless) == ((), "")
+    assert not lines(good)[0].startswith("WARNING")
+
+
+@pytest.mark.parametrize("change", [{"weights": "random"}, {"untrained": True}])
+def test_weights_that_mean_nothing_are_not_judged(change: dict[str, Any]) -> None:
+    far = dataclasses.replace(SCORE, relative_l2=1.5)
+    poor = dataclasses.replace(faithful(pruned=far), **change)
+    assert (poor.warnings, poor.useless) == ((), "")
+    assert "same best class" in poor.verdict
+
+
+def test_a_calibration_that_predicts_little_is_told_at_the_top() -> None:
+    weak = Calibration(63, "images", fits=(0.29,), shares=(), counts=(), seconds=1.0)
+    few, little = dataclasses.replace(FULL, calibration=weak).warnings
+    assert "63 images only" in few
+    assert "0.29" in little
+    enough = dataclasses.replace(weak, images=64, fits=(0.3,))
+    assert dataclasses.replace(FULL, calibration=enough).warnings == ()
 
 
 def test_dict_is_plain_data() -> None:
@@ -131,7 +164,7 @@ def test_dict_is_plain_data() -> None:
     assert list(data) == [
         "source", "submodule", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
         "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "verdict",
-        "planner", "notes", "artefact",
+        "warnings", "useless", "planner", "notes", "artefact",
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()
     assert data["plan"]["sites"][1] == {
@@ -155,7 +188,10 @@ def test_the_verdict_is_given_always() -> None:
         "slower than the dense model (x0.80): use the model as it is, or try another batch, policy or target"
     )
     assert f"verdict      {slower}" in lines(timed(0.025))
+    assert lines(timed(0.025))[0] == f"WARNING      {slower}"
     assert timed(0.025).as_dict()["verdict"] == slower
+    assert timed(0.025).as_dict()["warnings"] == [slower]
+    assert timed(0.01).warnings == ()
     assert timed(0.0198).verdict == (
         "the pruned model is 1.01 times as fast as the dense one, which is no gain"
     )

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from prunec.api import verbs
-from prunec.planner.planning import Workshop
+from prunec.planner.workshop import Workshop
 from prunec.policy.policy import Policy
 from prunec.report.report import Report
 from tests.cli.running import PLANNED, Call, failure

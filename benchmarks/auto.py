@@ -5,8 +5,8 @@
     python benchmarks/auto.py --quick            # eager, two runs: to see that it works
 
 Every preset that needs no training is planned alone for the budget: built, timed, its loss measured. Beside
-that stand five runs of the choice among all of them. A policy is as good as the best where it loses at most 5%
-more, each planned alone. Exits with 1 where a run picks a worse one, or misses the budget.
+that stand five runs of the choice among all of them. A policy is as good as the best where it loses at most
+5% more, each planned alone. Exits with 1 where a run picks a worse one, or misses the budget.
 """
 
 from __future__ import annotations

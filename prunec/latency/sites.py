@@ -68,9 +68,7 @@ def beside(
             replace(
                 base,
                 work={**base.work, "sites": facts["sites"], "mode": facts["mode"]},
-                sites=tuple(
-                    known + added for known, added in zip(base.sites, _added(base, more), strict=True)
-                ),
+                sites=taken,
                 spread=statistics.median(timings[name].spread for name in names.values()),
                 samples={**base.samples, **{name: timings[name].samples for name in names.values()}},
             )

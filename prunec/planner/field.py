@@ -166,10 +166,11 @@ class Look:
         """A policy at its own sites or at those that fit the budget, whichever loses less."""
         self.request.progress(f"what {policy.name} loses")
         try:
-            seen = [self._seen(space) for space in self._spaces(policy)]
+            spaces = list(self._spaces(policy))
         except PruneError as error:
             return Seen(Entrant(policy.name, why_not=error.what))
-        return min(seen, key=lambda one: (one.loss, one.entrant.share))
+        seen = map(self._seen, spaces)
+        return min(seen, key=lambda one: (one.loss, math.isnan(one.entrant.share), one.entrant.share))
 
     def _spaces(self, policy: Policy) -> Iterator[Space]:
         asked = replace(self.request, policy=policy)
@@ -181,6 +182,12 @@ class Look:
             yield Map(policy, self.dense.anatomy, line.lowering, self.table, known, limits)
 
     def _seen(self, space: Space) -> Seen:
+        try:
+            return self._measured(space)
+        except PruneError as error:  # its sites do not go with the model
+            return Seen(Entrant(space.policy.name, why_not=error.what))
+
+    def _measured(self, space: Space) -> Seen:
         choice, policy = space.reaching(self.goal), space.policy
         if choice is None:
             least = space.share(space.fastest)

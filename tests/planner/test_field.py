@@ -105,6 +105,18 @@ def test_the_policy_is_chosen_with_its_schedule() -> None:
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["policy"] == found.policy.name
 
 
+def test_what_does_not_go_with_the_model_says_why_and_whose_sites_do_not_gets_others() -> (
+    None
+):
+    grader = Policy.load("dtop", keep=0.5)
+    late = Policy.load("norm", blocks=(9,))
+    found = field.compare(DENSE, 0.5, request(late), Field.of([grader, late]))
+    looked = {one.policy: one for one in found.entrants}
+    assert "class scores" in looked["dtop"].why_not
+    assert found.policy.name == "norm"
+    assert set(found.decision.chosen.schedule) <= set(range(4))
+
+
 @pytest.mark.usefixtures("foreseen")
 def test_where_none_can_be_used_each_says_why() -> None:
     with pytest.raises(PlanError, match=r"norm: takes .*; evit: takes ") as caught:

@@ -105,9 +105,7 @@ def test_the_policy_is_chosen_with_its_schedule() -> None:
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["policy"] == found.policy.name
 
 
-def test_what_does_not_go_with_the_model_says_why_and_whose_sites_do_not_gets_others() -> (
-    None
-):
+def test_what_does_not_go_with_the_model_says_why_and_whose_sites_do_not_gets_others() -> None:
     grader = Policy.load("dtop", keep=0.5)
     late = Policy.load("norm", blocks=(9,))
     found = field.compare(DENSE, 0.5, request(late), Field.of([grader, late]))

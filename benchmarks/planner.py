@@ -39,7 +39,8 @@ from prunec.latency import latency
 from prunec.latency.table import LatencyTable
 from prunec.measure import cost, evaluate, figures
 from prunec.planner.planned import Request, Search, explore, planned, workshop_of
-from prunec.planner.planning import Candidate, decide, described
+from prunec.planner.planning import decide
+from prunec.planner.workshop import Candidate, described
 from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal

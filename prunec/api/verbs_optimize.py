@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prunec import targets
 from prunec.api.comparing import agreement
 from prunec.api.deprecated import old_spellings
 from prunec.api.results import Result
-from prunec.api.verbs_plan import Chosen, PlanLike, SourceLike, as_source, request_of, to_plan
+from prunec.api.verbs_plan import (
+    AUTO,
+    Chosen,
+    PlanLike,
+    PoliciesLike,
+    SourceLike,
+    as_source,
+    request_of,
+    to_choose_from,
+)
 from prunec.calibration.calibrate import needs_calibration
 from prunec.compiler import Compiled, compile_recognised, recognise
+from prunec.errors import UsageError
 from prunec.frontend.sources import ImageSet, Source
 from prunec.ir.program import Recognised
 from prunec.measure import figures
 from prunec.measure.image_sets import SCENES, doubts, image_set_of, split_off
 from prunec.measure.labels import fitting
 from prunec.measure.measure import Measure
+from prunec.planner.field import compare
+from prunec.planner.field import plan as plan_among
 from prunec.planner.planned import Search
-from prunec.planner.planned import plan as plan_schedule
 from prunec.policy.modes import ModeLike
 from prunec.policy.policy import Policy
 from prunec.report.report import Report
@@ -33,7 +45,7 @@ ROUNDS = 20
 @old_spellings
 def optimize(
     source: SourceLike,
-    policy: PlanLike,
+    policy: PlanLike | PoliciesLike,
     goal: Goal | None = None,
     *,
     images: str | Path | None = None,
@@ -52,7 +64,7 @@ def optimize(
 
     Args:
         source: a SOURCE string, a `Source`, or a module.
-        policy: as for `transform`; also a plan.
+        policy: as for `transform`; also a plan. With a goal, several, or "auto": one of them is chosen.
         goal: plan blocks and counts by measurement on this device, so that this is met. For another search
             than the usual one: optimize(source, plan(source, policy, goal, search=...)).
         images: a folder of images to measure on; subfolders that name the model's classes give labels.
@@ -67,19 +79,21 @@ def optimize(
 
 def optimized(
     source: SourceLike,
-    policy: PlanLike,
-    wanted: tuple[Goal, Search] | None = None,
+    policy: PlanLike | PoliciesLike,
+    wanted: tuple[Goal | float, Search] | None = None,
     *,
     images: str | Path | None = None,
     example: Any = None,
     mode: ModeLike | None = None,
     measure: Measure | None = None,
 ) -> Result:
-    """`optimize` with a search of one's own beside the goal."""
+    """`optimize` with a search of one's own beside the goal, or the keep that policies are compared at."""
     measure = measure or Measure()
     backend = targets.load(measure.target)
-    chosen = Chosen.of(policy if wanted is None else to_plan(policy), mode)
-    chosen.lowering(measure.batch, backend.modes)  # refuses what cannot run before a model is read
+    field = None if wanted is None else to_choose_from(policy)
+    chosen = Chosen.of(_alone(policy) if field is None else field.policies[0], mode)
+    if field is None or field.alone:
+        chosen.lowering(measure.batch, backend.modes)  # refuses what cannot run before a model is read
     given = as_source(source, example, measure.preprocess)
     with measure.on_threads():
         image_set, fitted_on = image_set_of(given, images), None
@@ -87,13 +101,28 @@ def optimized(
             image_set, fitted_on = split_off(given, image_set)
         measure.progress("capture, recognise")
         dense = recognise(given)
-        if wanted is not None and fitted_on is not None:
+        if wanted is not None and field is not None and fitted_on is not None:
             goal, search = wanted
             request = request_of(chosen.policy, fitted_on, search, measure)
-            chosen = Chosen.of(plan_schedule(given, dense, goal, request), None)
+            if isinstance(goal, Goal):
+                chosen = Chosen.of(plan_among(given, dense, goal, request, field), None)
+            else:
+                chosen = Chosen.of(compare(dense, goal, request, field), None)
         if not _calibrates(chosen.policy, measure):
             fitted_on = None
         return _built(given, dense, chosen, backend, image_set, fitted_on, measure)
+
+
+def _alone(policy: PlanLike | PoliciesLike) -> PlanLike:
+    """The one policy that there must be where none is chosen; UsageError where there are several."""
+    several = isinstance(policy, Sequence) and not isinstance(policy, str)
+    if several or policy == AUTO:
+        raise UsageError(
+            "a policy is chosen for a goal, and there is none",
+            where="policy",
+            remedy="give one, such as Goal(latency=0.6); on the command line --latency 0.6",
+        )
+    return cast("PlanLike", policy)
 
 
 def _calibrates(policy: Policy, measure: Measure) -> bool:

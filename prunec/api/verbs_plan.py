@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,24 @@ from prunec.latency.table import LatencyTable
 from prunec.measure.image_sets import doubts, image_set_of, split_off
 from prunec.measure.measure import Measure
 from prunec.planner import sweep as sweeping
+from prunec.planner.field import Field
+from prunec.planner.field import plan as plan_among
 from prunec.planner.planfile import PlanFile
-from prunec.planner.planned import PlanResult, Request, Search, estimated, explore, tables, workshop_of
-from prunec.planner.planned import plan as plan_schedule
-from prunec.planner.planning import ROUNDS
+from prunec.planner.planned import Request, Search, estimated, explore, tables, workshop_of
+from prunec.planner.result import PlanResult
 from prunec.planner.sweep import Sweep
+from prunec.planner.workshop import ROUNDS
 from prunec.policy.lowering import MODES, Lowering, choose
 from prunec.policy.modes import ModeLike, as_mode, name_of
 from prunec.policy.policy import Policy, PolicyLike
 from prunec.schedules.goal import Goal
-from prunec.schedules.schedule import Schedule, scheduled
+from prunec.schedules.schedule import Schedule, check_schedulable, scheduled
 
 #: What can be transformed by: a policy, a plan, or a plan's file.
 PlanLike = PolicyLike | PlanResult | PlanFile
+#: What a plan chooses from: a policy, several, or "auto", all presets that mean something without training.
+PoliciesLike = PolicyLike | Sequence[PolicyLike]
+AUTO = "auto"
 #: What a model is named or given by.
 SourceLike = Source | nn.Module | str
 POINTS = 8
@@ -42,7 +47,7 @@ POINTS = 8
 
 def plan(
     source: SourceLike,
-    policy: PolicyLike,
+    policy: PoliciesLike,
     goal: Goal,
     *,
     images: str | Path | None = None,
@@ -54,7 +59,8 @@ def plan(
 
     Args:
         source: as for `optimize`.
-        policy: which tokens go, and what becomes of them; its own blocks and rates do not count.
+        policy: which tokens go, and what becomes of them; its own blocks and rates do not count. Of several,
+            or of all that fit with "auto", the one that loses least is chosen too.
         goal: `Goal(latency=0.6)`, `Goal(speedup=2)` or `Goal(max_drop=0.01)`.
         images: a folder; some of its images tell what schedules lose. Labels are not looked at.
         example: as for `optimize`.
@@ -70,9 +76,10 @@ def plan(
             "points are of a sweep, and a plan is one schedule", where="search=", remedy="leave points out"
         )
     with measure.on_threads():
-        given, request = _request(source, policy, images, example, search, measure)
+        field = to_choose_from(policy)
+        given, request = _request(source, field.policies[0], images, example, search, measure)
         measure.progress("capture, recognise")
-        return plan_schedule(given, recognise(given), goal, request)
+        return plan_among(given, recognise(given), goal, request, field)
 
 
 def latency_table(
@@ -150,9 +157,10 @@ def sweep(
 def _swept(given: Source, dense: Recognised, request: Request, path: Path | None) -> Sweep:
     facts = sweeping.about(given, dense, request)
     known = () if path is None else sweeping.read(path, facts)
+    check_schedulable(request.policy)
     explored = explore(dense, request)
     start = time.perf_counter()
-    found = Sweep(facts, known, explored.maps, explored.seconds)
+    found = Sweep(facts, known, explored.schedules, explored.seconds)
     points = request.search.points or POINTS
     for measured in sweeping.sweep(explored, workshop_of(given, explored, request), points, known):
         seconds = {**explored.seconds, "build and time": time.perf_counter() - start}
@@ -212,6 +220,15 @@ def to_plan(policy: PlanLike) -> Policy:
             remedy="load it without them; Search(blocks=...) limits the blocks that a plan may choose",
         )
     return loaded
+
+
+def to_choose_from(policy: PlanLike | Sequence[PolicyLike]) -> Field:
+    """The policies that a plan is to choose from."""
+    if isinstance(policy, str) and policy == AUTO:
+        return Field.auto()
+    if isinstance(policy, Sequence) and not isinstance(policy, str):
+        return Field.of([to_plan(one) for one in policy])
+    return Field.of([to_plan(policy)])
 
 
 def as_source(source: SourceLike, example: Any = None, preprocess: Any = None) -> Source:

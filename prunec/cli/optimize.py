@@ -30,7 +30,7 @@ from prunec.cli.options import (
     MetricOption,
     ModeOption,
     OutputOption,
-    PolicyOption,
+    PolicyOrAuto,
     RandomWeights,
     RequireOption,
     RestoreOption,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 def optimize(
     source: SourceArgument,
-    policy: PolicyOption,
+    policy: PolicyOrAuto,
     keep: KeepOption = None,
     blocks: BlocksOption = None,
     restore: RestoreOption = None,
@@ -94,8 +94,14 @@ def optimize(
     """Transform a model, prove it, measure it, and write the artefact.
 
     With --latency, --speedup or --max-drop, blocks and counts are planned by what is measured on this device.
+    With --policy auto so is the policy; with --keep instead, presets are compared at equal FLOPs.
     """
     planned = any(goal is not None for goal in (latency, speedup, max_drop))
+    auto = policy == "auto"
+    if auto and (restore is not None or dry_run or planned == (keep is not None)):
+        raise typer.BadParameter(
+            "--policy auto needs a goal, such as --latency 0.6, or --keep; leave out --restore and --dry-run"
+        )
     if planned and (keep is not None or dry_run):
         raise typer.BadParameter(
             "--latency, --speedup and --max-drop plan counts by measurement: leave out --keep and --dry-run"
@@ -121,12 +127,15 @@ def optimize(
     from prunec.schedules.goal import Goal
 
     backend = targets.load(target)
-    chosen = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
+    chosen: Policy | str = policy
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     asked = with_options(mode, lengths, max_tokens)
-    lowering = choose(chosen, asked, batch=batch, can=backend.modes)
     judge = None if metric is None else own.read(metric)
-    folder = output or folder_of(source, chosen.name)
+    folder = output or folder_of(source, policy)
+    if not auto:
+        alone = Policy.load(policy, keep=keep, blocks=None if planned else numbers(blocks), restore=restore)
+        lowering = choose(alone, asked, batch=batch, can=backend.modes)
+        chosen, folder = alone, output or folder_of(source, alone.name)
     if not dry_run:
         artefact.check_place(folder)
     given = read_source(
@@ -138,14 +147,14 @@ def optimize(
         submodule=submodule,
     )
     if dry_run:
-        compiled = compile_source(given, chosen, calibrate=False, lowering=lowering)
+        compiled = compile_source(given, alone, calibrate=False, lowering=lowering)
         _show_program(compiled.pruned, as_json=as_json)
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         measure = Measure(
             target=target, batch=batch, rounds=rounds, calibrate=calibrate, metric=judge, progress=say
         )
-        if planned:
+        if planned or auto:
             search = Search(
                 first=first,
                 sites=sites,
@@ -154,8 +163,8 @@ def optimize(
                 table=None if latency_table is None else Path(latency_table),
                 mode=asked,
             )
-            goal = (Goal(latency, speedup, max_drop), search)
-            result = optimized(given, chosen, goal, images=images, measure=measure)
+            goal = keep if keep is not None else Goal(latency, speedup, max_drop)
+            result = optimized(given, chosen, (goal, search), images=images, measure=measure)
         else:
             result = optimized(given, chosen, images=images, mode=asked, measure=measure)
     hand_over(result, folder, as_json=as_json, require_speedup=require_speedup, force=force)

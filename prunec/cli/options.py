@@ -42,6 +42,24 @@ SubmoduleOption = Annotated[
 PolicyOption = Annotated[
     str, typer.Option("--policy", "-p", metavar="NAME|FILE", help="a preset or a policy file")
 ]
+PolicyToPlan = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", "-p", metavar="NAME|FILE|auto", help="a preset or a policy file; auto: the best preset"
+    ),
+]
+PoliciesOption = Annotated[
+    str | None, typer.Option("--policies", metavar="A,B,C", help="several, of which the best is chosen")
+]
+PolicyOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        "-p",
+        metavar="NAME|FILE|auto",
+        help="a preset or a policy file; auto: the preset that loses least at a goal, or at --keep",
+    ),
+]
 KeepOption = Annotated[
     float | None, typer.Option("--keep", help="share of the patch tokens that survives all sites")
 ]

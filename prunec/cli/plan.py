@@ -27,7 +27,8 @@ from prunec.cli.options import (
     MetricOption,
     ModeOption,
     OutputOption,
-    PolicyOption,
+    PoliciesOption,
+    PolicyToPlan,
     RandomWeights,
     RequireOption,
     RoundsOption,
@@ -46,7 +47,8 @@ from prunec.cli.values import folder_of, inputs_of, numbers, read_source
 
 def plan(
     source: SourceArgument,
-    policy: PolicyOption,
+    policy: PolicyToPlan = None,
+    policies: PoliciesOption = None,
     latency: LatencyOption = None,
     speedup: SpeedupOption = None,
     max_drop: MaxDropOption = None,
@@ -76,7 +78,12 @@ def plan(
     allow_pickle: AllowPickle = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it."""
+    """Find the schedule that reaches a goal on this device, and print it as YAML: edit it, then apply it.
+
+    With --policies, or --policy auto, the policy is chosen too.
+    """
+    if (policy is None) == (policies is None):
+        raise typer.BadParameter("give --policy NAME, --policy auto, or --policies A,B,C")
     import torch
 
     from prunec.api import verbs
@@ -106,7 +113,7 @@ def plan(
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         planned = verbs.plan(
             given,
-            policy,
+            policy or [name.strip() for name in (policies or "").split(",")],
             Goal(latency, speedup, max_drop),
             images=images,
             search=search,

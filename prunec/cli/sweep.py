@@ -139,7 +139,7 @@ def _drawing(path: Path) -> Any:
 
 def _points(found: Sweep) -> Table:
     """The points of a sweep, the fastest first."""
-    from prunec.planner.planning import described
+    from prunec.planner.workshop import described
 
     names = ("", "share of dense", "predicted", "loss", "added up", "mode", "schedule")
     table = Table(*names, box=None, pad_edge=False)

@@ -212,13 +212,17 @@ class Pieces:
         calls = self._at_counts(self.dense, {"front": self.front}, {"": ()}, target)
         short = {"tail": self.tail, **{f"chain {kind}": piece for kind, piece in self.chains.items()}}
         calls |= self._at_counts(self.short, short, {f"@{n}": (n,) for n in counts}, target)
-        pairs = {f"@{n}>{k}": (n, k) for n, k in self.pairs}
-        calls |= self._at_counts(self.sited, {"pair": self.pair}, pairs, target)
+        calls |= self.pair_calls(self.pairs, target)
         for kind, run in self.runs.items():
             whole = self._chain(self.dense, run)
             if whole.signature != self.chains[kind].signature:  # before the first site nothing hides keys
                 calls |= self._at_counts(self.dense, {f"chain {kind}": whole}, {f"@{counts[0]}": ()}, target)
         return calls
+
+    def pair_calls(self, pairs: Sequence[tuple[int, int]], target: Target) -> dict[str, Callable[[], object]]:
+        """Two blocks with a site between them, for stream lengths before and behind it: `pair@N>K`."""
+        cases = {f"@{n}>{k}": (n, k) for n, k in pairs}
+        return self._at_counts(self.sited, {"pair": self.pair}, cases, target)
 
     def _at_counts(
         self,

@@ -12,6 +12,7 @@ never accuracy itself.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -128,6 +129,23 @@ class Trial:
         self.kind: Kind = "divergence" if self.expected[0].dim() == 2 else "distance"
         self.gates = _gates(dense, policy, images) if policy.scorer.learned else {}
         self.longest: dict[int, float] = {}  # of the last trial: mean length -> longest stream of a batch
+
+    def of(self, policy: Policy, images: Tensor, most: int | None = None) -> Trial:
+        """The same trial of another policy, on so many of the images at most.
+
+        Args:
+            policy: to be tried.
+            images: for its learned parts.
+            most: how many images are looked at, in whole batches and one at least; None: all.
+        """
+        other = copy.copy(self)
+        other.policy, other.longest = policy, {}
+        if most is not None:
+            number = max(1, most // len(self.batches[0]))
+            other.batches, other.expected = self.batches[:number], self.expected[:number]
+            other.images = sum(map(len, other.batches))
+        other.gates = _gates(self.dense, policy, images) if policy.scorer.learned else {}
+        return other
 
     def losses_of(self, programs: Sequence[Program]) -> list[float]:
         """The mean loss of whole programs."""

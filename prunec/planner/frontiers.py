@@ -12,7 +12,7 @@ from prunec.latency.table import LatencyTable
 from prunec.policy.lowering import Lowering
 from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal
-from prunec.schedules.schedule import shortest
+from prunec.schedules.schedule import Schedule, scheduled, shortest
 from prunec.schedules.search import Choice, Costs, Limits, best, fastest, frontier
 from prunec.structure import Anatomy
 
@@ -30,6 +30,7 @@ class Map:
     losses: Losses
     limits: Limits
     width: int = 0  # channels of the stream
+    trial: Trial | None = None  # that its losses come from
 
     @cached_property
     def costs(self) -> Costs:
@@ -70,6 +71,15 @@ class Map:
         if goal.share is not None:
             return best(choices, goal.share * margin / scale * self.table.dense)
         return fastest(choices, (goal.loss or 0.0) * margin)
+
+    @property
+    def fastest(self) -> Choice:
+        """The schedule that is predicted to be the fastest."""
+        return self.choices[0]
+
+    def made(self, schedule: Schedule) -> Policy:
+        """The policy with a schedule."""
+        return scheduled(self.policy, self.anatomy, schedule)
 
     @property
     def dense_choice(self) -> Choice:
@@ -140,7 +150,8 @@ class Map:
             {"share": self.share(choice), "loss": choice.loss, "schedule": schedule_of(choice)}
             for choice in self.choices
         ]
-        return {"mode": str(self.lowering), "table": self.table.as_dict(), "frontier": points}
+        facts = {"policy": self.policy.name, "mode": str(self.lowering)}
+        return {**facts, "table": self.table.as_dict(), "frontier": points}
 
 
 def schedule_of(choice: Choice) -> dict[int, int]:

@@ -12,13 +12,18 @@ from pydantic import Field, ValidationError
 from prunec import documents
 from prunec.errors import PlanError
 from prunec.frontend.sources import Source, runs_code
-from prunec.planner.planned import PlanResult
+from prunec.planner.lines import Line
+from prunec.planner.result import PlanResult
 from prunec.policy.language import MOST, Model, Word, mistakes
 from prunec.policy.policy import Policy
 
 HEAD = """\
 # A plan for prunec: edit `schedule`, then run `{command}`.
 # schedule: block: how many tokens go on behind its site, protected ones counted in.
+"""
+OWN = """\
+# A plan for prunec: edit `keep`, then run `{command}`.
+# keep: the share of the patches that survives all sites of the policy; where these are it says itself.
 """
 
 
@@ -35,7 +40,8 @@ class PlanFile(Model):
     target: Word
     mode: Word
     batch: int = Field(ge=1, le=MOST)
-    schedule: dict[Annotated[int, Field(ge=0, le=MOST)], Annotated[int, Field(ge=1, le=MOST)]]
+    #: null: the policy as it is, at its own sites
+    schedule: dict[Annotated[int, Field(ge=0, le=MOST)], Annotated[int, Field(ge=1, le=MOST)]] | None
     about: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -54,24 +60,27 @@ class PlanFile(Model):
             "predicted_loss": chosen.expected, "measured_loss": chosen.loss,
         }  # fmt: skip
         known = {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
-        table = planned.maps[0].table
+        at = planned.at
+        own, place = isinstance(at, Line), at.table.place
+        policy = planned.policy if own else at.policy
         return cls(
             source=source.spec,
             arch=source.arch,
             submodule=source.submodule,
             example=source.example,
             weights=source.weights,
-            policy=planned.maps[0].policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            policy=policy.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
             target=target,
             mode=planned.lowering.mode,
             batch=batch,
-            schedule=dict(sorted(chosen.schedule.items())),
+            schedule=None if own else dict(sorted(chosen.schedule.items())),
             about={
                 "goal": str(planned.goal),
-                "device": table.place.get("device", "unknown"),
-                "torch": table.place.get("torch", "unknown"),
+                "device": place.get("device", "unknown"),
+                "torch": place.get("torch", "unknown"),
                 **known,
                 **({"why_no_site": planned.decision.reason} if planned.decision.reason else {}),
+                **({"policies": [*planned.standing()]} if planned.entrants else {}),
                 **({"notes": list(planned.decision.notes)} if planned.decision.notes else {}),
             },
         )
@@ -97,9 +106,9 @@ class PlanFile(Model):
         data = self.model_dump(mode="json", exclude_defaults=True)
         ordered = {"version": 1, **data, "schedule": self.schedule}  # an empty one is said too
         consent = " --trust-source" if any(map(runs_code, filter(None, (self.source, self.arch)))) else ""
-        return HEAD.format(command=f"prunec apply {name}{consent}") + yaml.safe_dump(
-            ordered, sort_keys=False, allow_unicode=True, width=110
-        )
+        return (OWN if self.schedule is None else HEAD).format(
+            command=f"prunec apply {name}{consent}"
+        ) + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _wrong(path: str | Path, why: str, remedy: str = "correct the file") -> PlanError:

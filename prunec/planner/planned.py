@@ -1,36 +1,41 @@
-"""A plan from start to end: measure what is not known yet, search, build, decide; and what to report."""
+"""A plan from start to end: measure what is not known yet, search, build, decide."""
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from prunec.errors import TableError, UsageError
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir import graph
 from prunec.ir.program import Recognised
 from prunec.latency import latency, losses, roofline
 from prunec.latency.fast import estimate
 from prunec.latency.latency import Workload, place_of, work_of
-from prunec.latency.losses import Losses, Trial
+from prunec.latency.losses import Trial
 from prunec.latency.roofline import Ceilings
 from prunec.latency.table import LatencyTable, cached
 from prunec.measure import figures
 from prunec.measure.figures import Progress
 from prunec.measure.packed_attention import faster_attention
-from prunec.planner.frontiers import Map, schedule_of
-from prunec.planner.planning import ROUNDS, Candidate, Decision, Workshop, decide, described, unreachable
+from prunec.planner.frontiers import Map
+from prunec.planner.lines import Line, width_of
+from prunec.planner.planning import Decision, decide, unreachable
+from prunec.planner.result import Entrant, PlanResult, space_of
+from prunec.planner.workshop import ROUNDS, Candidate, Name, Space, Workshop, policy_of
 from prunec.policy.lowering import Attention, Lowering, choose
 from prunec.policy.modes import Masked, ModeLike, Packed, Padded, Static, as_mode, name_of
 from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal
-from prunec.schedules.schedule import check_schedulable, limits_of, scheduled
+from prunec.schedules.schedule import check_schedulable, limits_of, unschedulable
+from prunec.schedules.search import Limits
+from prunec.structure import Anatomy
 from prunec.targets import Target, device_of
+
+CONTROL = "random"  # the preset that runs beside several policies, and whose table has the blocks of all
 
 
 @dataclass(frozen=True)
@@ -79,81 +84,22 @@ class Explored:
     """All that is known before anything is built."""
 
     dense: Recognised
-    maps: tuple[Map, ...]  # one for each mode
+    maps: tuple[Space, ...]  # one for each mode
     trial: Trial
     flat: tuple[Any, ...]
     seconds: Mapping[str, float]
 
-
-@dataclass(frozen=True)
-class PlanResult:
-    """A policy with its schedule, and how it was found."""
-
-    policy: Policy
-    lowering: Lowering
-    goal: Goal | None
-    maps: tuple[Map, ...]
-    decision: Decision
-    seconds: Mapping[str, float]
-
     @property
-    def losses(self) -> Losses:
-        """What shortening costs."""
-        return self.maps[0].losses
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything that led to the decision, for JSON."""
-        return {
-            "goal": {"share": self.goal.share, "loss": self.goal.loss} if self.goal else None,
-            "modes": [plan.as_dict() for plan in self.maps],
-            "losses": self.losses.as_dict(),
-            **self.decision.as_dict(),
-            "seconds": dict(self.seconds),
-        }
-
-    def rows(self) -> Iterator[tuple[str, str]]:
-        """Label and text, for the report."""
-        decision, kind = self.decision, self.losses.kind
-        yield "planned", f"{self.goal}: {described(decision.chosen.schedule)}, mode {decision.chosen.mode}"
-        if decision.reason:
-            yield "", decision.reason
-        yield from (("", note) for note in decision.notes)
-        for plan in self.maps:
-            table, found = plan.table, len(plan.choices)
-            how = f"estimated, ±{table.error:.0%}" if table.estimated else f"measured {table.date}"
-            spread = f"in {table.seconds:.0f} s, spread {table.spread:.1%}"
-            yield (
-                "",
-                f"table of {len(table.counts)} lengths, mode {plan.lowering}, {how} on "
-                f"{table.place['device']} "
-                f"{spread}; frontier of {found} schedules",
-            )
-        if self.losses.spread is not None:
-            factor = math.exp(self.losses.spread)
-            yield (
-                "",
-                f"losses are estimated from one dense pass: off by a factor of {factor:.1f} or so",
-            )
-        yield "", f"loss: {kind} from the dense model on {self.losses.images} {self.losses.name}, no accuracy"
-        yield "", "share of dense, predicted and measured     loss, added up and measured"
-        for candidate in decision.candidates:
-            yield "", ("> " if candidate is decision.chosen else "  ") + _line(candidate)
-        yield "", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
-
-
-def _line(candidate: Candidate) -> str:
-    times = f"{candidate.predicted:.3f} {candidate.share:.3f} ±{candidate.noise:.3f}"
-    return (
-        f"{times}   {candidate.expected:.2e} {candidate.loss:.2e}   "
-        f"{described(candidate.schedule)}, {candidate.mode}"
-    )
+    def schedules(self) -> tuple[Map, ...]:
+        """Where sites and counts can be chosen."""
+        return tuple(plan for plan in self.maps if isinstance(plan, Map))
 
 
 def tables(dense: Recognised, request: Request) -> dict[Lowering, LatencyTable]:
     """The latency table of each mode that may be chosen: measured now, or before, or given."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
-    found = _lowerings(dense, request)
+    found = lowerings(dense, request)
     if request.search.table is None:
         return {lowering: _table(dense, lowering, flat, request) for lowering in found}
     table = LatencyTable.read(request.search.table)
@@ -183,39 +129,74 @@ def estimated(dense: Recognised, request: Request, ceilings: Ceilings) -> Latenc
     """The table of a device that is not here, from what it does at best."""
     check_schedulable(request.policy)
     flat = figures.inputs(dense, request.batch, request.images.images)
-    workload = Workload(dense, request.policy, _lowerings(dense, request)[0], flat)
+    workload = Workload(dense, request.policy, lowerings(dense, request)[0], flat)
     return roofline.estimate(workload, ceilings, {"device": ceilings.name}, _work(workload, request))
 
 
-def explore(dense: Recognised, request: Request) -> Explored:
-    """The frontier of a policy on a recognised model, in each mode that may be chosen."""
+def explore(
+    dense: Recognised, request: Request, table: LatencyTable | None = None, trial: Trial | None = None
+) -> Explored:
+    """What a policy may become on a recognised model, in each mode that may be chosen.
+
+    Args:
+        dense: the model.
+        request: what is looked for.
+        table: of this policy, where it is known.
+        trial: of this policy, where it was made before.
+    """
     start = time.perf_counter()
-    known = tables(dense, request)
+    trial = trial or Trial(dense, request.policy, request.images.images, _batch_of(request))
+    flat = figures.inputs(dense, request.batch, request.images.images)
+    if unschedulable(request.policy):
+        maps: tuple[Space, ...] = lines(dense, request, trial, table)
+        return Explored(dense, maps, trial, flat, {"table": time.perf_counter() - start})
+    found = lowerings(dense, request)
+    known = tables(dense, request) if table is None else dict.fromkeys(found, table)
     measured = time.perf_counter()
-    trial = Trial(dense, request.policy, request.images.images, _batch_of(request))
-    search = request.search
-    limits = limits_of(
-        request.policy, dense.anatomy, first=search.first, sites=search.sites, only=search.blocks
+    allowed = limits(dense.anatomy, request)
+    blocks = [block for block in range(dense.anatomy.depth) if allowed.allow(block)]
+    measure = estimate if request.search.fast else losses.measure
+    counts = next(iter(known.values())).counts
+    lost = measure(trial, counts, blocks, request.images.name, progress=request.progress)
+    width = width_of(dense)
+    maps = tuple(
+        Map(request.policy, dense.anatomy, lowering, own, lost, allowed, width, trial)
+        for lowering, own in known.items()
     )
-    blocks = [block for block in range(dense.anatomy.depth) if limits.allow(block)]
-    if not blocks:
+    seconds = {"table": measured - start, "losses": time.perf_counter() - measured}
+    return Explored(dense, maps, trial, flat, seconds)
+
+
+def limits(anatomy: Anatomy, request: Request) -> Limits:
+    """What schedules are allowed; UsageError where no block may have a site."""
+    search = request.search
+    found = limits_of(request.policy, anatomy, first=search.first, sites=search.sites, only=search.blocks)
+    if not any(map(found.allow, range(anatomy.depth))):
         raise UsageError(
-            f"no block may have a site: of blocks {search.first} to {limits.last}, "
+            f"no block may have a site: of blocks {search.first} to {found.last}, "
             + ("there is none" if search.blocks is None else f"{search.blocks} allows none"),
             where="the blocks of the plan",
             remedy="change --first or --blocks",
         )
-    measure = estimate if search.fast else losses.measure
-    counts = next(iter(known.values())).counts
-    found = measure(trial, counts, blocks, request.images.name, progress=request.progress)
-    width = _width(dense)
-    maps = tuple(
-        Map(request.policy, dense.anatomy, lowering, table, found, limits, width)
-        for lowering, table in known.items()
-    )
-    flat = figures.inputs(dense, request.batch, request.images.images)
-    seconds = {"table": measured - start, "losses": time.perf_counter() - measured}
-    return Explored(dense, maps, trial, flat, seconds)
+    return found
+
+
+def lines(
+    dense: Recognised, request: Request, trial: Trial, table: LatencyTable | None = None
+) -> tuple[Line, ...]:
+    """A policy at its own sites in each mode that may be chosen; by the control's table where it has none."""
+    if all(step.sites.blocks == () for step in request.policy.steps):
+        check_schedulable(request.policy)  # says so
+    table = table or control_table(dense, request)
+    fitted_on = request.images if request.calibrated else None
+    first, *others = lowerings(dense, request)
+    line = Line(request.policy, first, table, trial, fitted_on, request.images.name)
+    return (line, *(replace(line, lowering=lowering) for lowering in others))
+
+
+def control_table(dense: Recognised, request: Request) -> LatencyTable:
+    """The table of the model with random tokens: what its blocks take, whatever is between them."""
+    return next(iter(tables(dense, replace(request, policy=Policy.load(CONTROL))).values()))
 
 
 def plan(source: Source, dense: Recognised, goal: Goal, request: Request) -> PlanResult:
@@ -251,18 +232,27 @@ def foreseen(explored: Explored, goal: Goal) -> Candidate:
     if not fitting:
         raise unreachable(explored.maps, goal)
     choice, plan = min(fitting, key=lambda pair: pair[0].loss if goal.share is not None else pair[0].time)
-    return Candidate(str(plan.lowering), schedule_of(choice), plan.share(choice), choice.loss)
+    name = Name.of(plan, choice)
+    return Candidate(
+        name.mode, dict(name.schedule), plan.share(choice), choice.loss, policy=name.policy, keep=name.keep
+    )
 
 
-def planned(explored: Explored, goal: Goal, decision: Decision, seconds: Mapping[str, float]) -> PlanResult:
+def planned(
+    explored: Explored,
+    goal: Goal,
+    decision: Decision,
+    seconds: Mapping[str, float],
+    entrants: tuple[Entrant, ...] = (),
+) -> PlanResult:
     """The record of a decision, with the policy that it comes to."""
     chosen = decision.chosen
-    at = next(plan for plan in explored.maps if str(plan.lowering) == chosen.mode)
-    policy = scheduled(at.policy, at.anatomy, chosen.schedule)
-    return PlanResult(policy, at.lowering, goal, explored.maps, decision, seconds)
+    at = space_of(explored.maps, chosen)
+    policy = policy_of(at, chosen.schedule, chosen.keep)
+    return PlanResult(policy, at.lowering, goal, explored.maps, decision, seconds, entrants)
 
 
-def _lowerings(dense: Recognised, request: Request) -> list[Lowering]:
+def lowerings(dense: Recognised, request: Request) -> list[Lowering]:
     """The modes to choose from: where images may differ and none is asked for, padded and packed."""
     policy, can = request.policy, request.target.modes
     ragged = policy.ragged and request.batch > 1 and dense.interface.batch is not None
@@ -308,9 +298,3 @@ def _work(workload: Workload, request: Request) -> dict[str, str | int]:
 def _batch_of(request: Request) -> int:
     """Images at a time in trials: where they differ, the longest of a batch counts."""
     return request.batch if request.policy.ragged and request.batch > 1 else losses.BATCH
-
-
-def _width(dense: Recognised) -> int:
-    """Channels of the stream."""
-    state = graph.by_name(dense.graph)[dense.anatomy.states[0]].meta["val"]
-    return int(state.shape[-1])

@@ -13,55 +13,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
-import torch
-from torch import nn
-
-from prunec.compiler import compile_recognised
 from prunec.errors import PlanError
-from prunec.frontend.sources import ImageSet
-from prunec.latency.losses import Trial
-from prunec.measure import cost, figures
-from prunec.measure.figures import Progress
-from prunec.planner.frontiers import Map, schedule_of
+from prunec.planner.frontiers import schedule_of
+from prunec.planner.lines import Line
+from prunec.planner.workshop import Candidate, Space, Workshop, described
 from prunec.schedules.goal import Goal
-from prunec.schedules.schedule import Schedule, scheduled
 from prunec.schedules.search import Choice
-from prunec.targets import Flat, Target, device_of
 
 LEAST_GAIN = 0.03
 MOST_BUILT = 4  # schedules in one round of the loop
 MARGINS = (1.0, 0.97, 1.03, 0.94)  # what is predicted may be wrong: shares of the budget to build for
 CORRECTIONS = 2  # rounds of the loop behind the first; the last one only where nothing met the goal yet
-ROUNDS = 15
-SECONDS = 120.0
 BOUND = 0.85  # share of the dense time that the shortest stream takes, from which tokens hardly matter
+BEHIND = 2.0  # times the least loss at the first schedules of all policies: others are not refined
 TILE = 128  # rows and columns of a matrix product that one processor of a GPU works on at a time
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One schedule: what was predicted of it, and what was measured."""
-
-    mode: str
-    schedule: Schedule  # empty: no site, only dead rows left out
-    predicted: float  # share of the dense model's time
-    expected: float  # loss
-    share: float = math.nan  # measured; not a number where it was not built
-    loss: float = math.nan
-    noise: float = 0.0  # of the measured share
-
-    def meets(self, goal: Goal) -> bool:
-        """Whether it does what was asked for, by measurement."""
-        return self.share <= goal.share if goal.share is not None else self.loss <= (goal.loss or 0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON, which has no NaN: what was not measured is null."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -81,170 +50,144 @@ class Decision:
         return {**asdict(self), "chosen": self.chosen.as_dict(), "candidates": candidates}
 
 
-Name = tuple[str, tuple[tuple[int, int], ...]]  # mode, schedule
-
-
-class Workshop:
-    """Builds schedules, and times them beside the dense model."""
-
-    def __init__(
-        self,
-        original: nn.Module,
-        trial: Trial,
-        target: Target,
-        flat: tuple[Any, ...],
-        calibration: ImageSet | None,
-        *,
-        rounds: int = ROUNDS,
-        progress: Progress = lambda step: None,
-    ) -> None:
-        self.original, self.dense, self.target, self.flat = original, trial.dense, target, flat
-        self.trial, self.calibration, self.rounds, self.progress = trial, calibration, rounds, progress
-        self.calls: dict[Name, Flat] = {}
-        self.losses: dict[Name, float] = {}
-        self.forecasts: dict[Name, tuple[float, float]] = {}
-
-    def build(self, plan: Map, choice: Choice) -> None:
-        """Compile a schedule, and see what its outputs lose."""
-        schedule = schedule_of(choice)
-        name = (str(plan.lowering), tuple(sorted(schedule.items())))
-        self.forecasts.setdefault(name, (plan.share(choice), choice.loss))
-        if name in self.calls:
-            return
-        self.progress(f"build {described(schedule)}")
-        compiled = compile_recognised(
-            self.original,
-            self.dense,
-            scheduled(plan.policy, plan.anatomy, schedule),
-            self.calibration,
-            calibrate=self.calibration is not None,
-            lowering=plan.lowering,
-        )
-        self.losses[name] = self.trial.losses_of([compiled.plain])[0]
-        self.calls[name] = self.target.lower(compiled.pruned)
-
-    def measured(self) -> tuple[Candidate, ...]:
-        """All that was built, timed in one interleaved run."""
-        runs = {str(name): figures.bound(call, self.flat) for name, call in self.calls.items()}
-        runs["dense"] = figures.bound(self.lowered, self.flat)
-        self.progress(f"compile {len(runs)} programs")
-        with torch.no_grad():
-            for run in runs.values():
-                run()
-        self.progress(f"time {len(self.calls)} schedules beside the dense model")
-        timings = cost.measure(runs, device=device_of(self.dense), rounds=self.rounds, seconds=SECONDS)
-        found = []
-        for name, (predicted, expected) in self.forecasts.items():
-            share = cost.ratio(timings, str(name), "dense")
-            rounds = len(timings["dense"].samples)  # fewer than asked for where time was over
-            noise = cost.ratio_spread(timings, str(name), "dense") / math.sqrt(rounds)
-            mode, schedule = name
-            loss = self.losses[name]
-            found.append(Candidate(mode, dict(schedule), predicted, expected, share, loss, noise))
-        return tuple(found)
-
-    def cleared(self) -> Workshop:
-        """The same workshop without what was built in it."""
-        self.calls, self.losses, self.forecasts = {}, {}, {}
-        return self
-
-    @cached_property
-    def lowered(self) -> Flat:
-        """The dense model, compiled once for all runs."""
-        return self.target.lower(self.dense)
-
-
-def decide(maps: Sequence[Map], goal: Goal, workshop: Workshop) -> Decision:
+def decide(
+    spaces: Sequence[Space],
+    goal: Goal,
+    workshop: Workshop,
+    beside: Sequence[tuple[Space, Choice]] = (),
+    never: str = "",
+) -> Decision:
     """Build the schedules that are predicted to do best, and choose among them by what is measured.
 
     Args:
-        maps: the frontier in each mode that may be chosen.
+        spaces: what may be chosen: of one policy or of several, in each mode.
         goal: what is asked for.
         workshop: where schedules are built and timed.
+        beside: what is built in any case.
+        never: the policy of it that is not chosen: the control.
 
     Raises:
-        PlanError: no schedule of the policy can reach the goal.
+        PlanError: nothing can reach the goal.
     """
-    first = _proposals(maps, goal, 1.0)
-    if not first and all(plan.reaching(goal) is None for plan in maps):
-        raise unreachable(maps, goal)
-    workshop.build(maps[0], maps[0].dense_choice)
-    for plan, choice in first:
+    first = _proposals(spaces, goal, {})
+    if not first and all(plan.reaching(goal) is None for plan in spaces):
+        raise unreachable(spaces, goal)
+    workshop.build(spaces[0], spaces[0].dense_choice)
+    for plan, choice in (*first, *beside):
         workshop.build(plan, choice)
     for plan, choice in _refined(first, goal, workshop):
         workshop.build(plan, choice)
-    found, scale = workshop.measured(), 1.0
+    found, scales = workshop.measured(), dict[str, float]()
     for _ in range(CORRECTIONS if goal.share is not None else 0):
-        sited = [one for one in found if one.schedule] or found  # where none was thought to be needed
-        scale = statistics.median(one.share / one.predicted for one in sited)
-        for plan, choice in _proposals(maps, goal, scale):
+        scales = _scales(found)
+        ahead = _ahead(found, spaces, never)
+        for plan, choice in _proposals(ahead, goal, scales):
             workshop.build(plan, choice)
         if len(workshop.calls) == len(found):
             break
         found = workshop.measured()
-        if any(one.schedule and one.meets(goal) for one in found):
+        met = {one.policy for one in found if one.schedule and one.meets(goal)}
+        if met >= {plan.policy.name for plan in ahead}:
             break
-    return _chosen(found, goal, scale, maps[0])
+    return _chosen(found, goal, scales, spaces[0], never)
 
 
-def _proposals(maps: Sequence[Map], goal: Goal, scale: float) -> list[tuple[Map, Choice]]:
-    """The schedules worth building: the best for the goal, and for a little more and less."""
-    found: list[tuple[Map, Choice]] = []
-    for margin in MARGINS:
-        choices = [(plan, plan.reaching(goal, margin, scale)) for plan in maps]
+def _scales(found: Sequence[Candidate]) -> dict[str, float]:
+    """How many times as long as predicted the schedules of each policy took."""
+    sited = [one for one in found if one.schedule] or found  # where none was thought to be needed
+    policies = dict.fromkeys(one.policy for one in found)
+    ratios = {name: [one.share / one.predicted for one in sited if one.policy == name] for name in policies}
+    every = [ratio for of_one in ratios.values() for ratio in of_one]
+    return {name: statistics.median(of_one or every) for name, of_one in ratios.items()}
+
+
+def _ahead(found: Sequence[Candidate], spaces: Sequence[Space], never: str) -> list[Space]:
+    """The spaces of policies that may still turn out the best."""
+    least: dict[str, float] = {}
+    for one in found:
+        if one.schedule and one.policy != never:
+            least[one.policy] = min(one.loss, least.get(one.policy, math.inf))
+    most = BEHIND * min(least.values(), default=math.inf)
+    return [plan for plan in spaces if least.get(plan.policy.name, 0.0) <= most]
+
+
+def _proposals(
+    spaces: Sequence[Space], goal: Goal, scales: Mapping[str, float]
+) -> list[tuple[Space, Choice]]:
+    """What is worth building: of each policy the best for the goal, and for a little more and less."""
+    names = dict.fromkeys(plan.policy.name for plan in spaces)
+    margins = MARGINS if len(names) == 1 else MARGINS[: 1 + bool(scales)]
+    found = [
+        _of_one([plan for plan in spaces if plan.policy.name == name], goal, scales.get(name, 1.0), margins)
+        for name in names
+    ]
+    found.sort(key=lambda pairs: _foreseen(pairs[0], goal) if pairs else (math.inf, math.inf))
+    return [pair for pairs in found for pair in pairs]
+
+
+def _of_one(
+    spaces: Sequence[Space], goal: Goal, scale: float, margins: Sequence[float]
+) -> list[tuple[Space, Choice]]:
+    """What is worth building of one policy: the first in every space, the others in the best one."""
+    found: list[tuple[Space, Choice]] = []
+    for margin in margins:
+        choices = [(plan, plan.reaching(goal, margin, scale)) for plan in spaces]
         fitting = [(plan, choice) for plan, choice in choices if choice is not None]
-        if goal.share is not None:
-            fitting.sort(key=lambda pair: pair[1].loss)
-        else:
-            fitting.sort(key=lambda pair: pair[0].share(pair[1]))
+        fitting.sort(key=lambda pair: _foreseen(pair, goal))
         found += [pair for pair in fitting[: 1 if found else None] if pair[1].sites and pair not in found]
     return found[:MOST_BUILT]
 
 
+def _foreseen(pair: tuple[Space, Choice], goal: Goal) -> tuple[float, float]:
+    """By what choices that reach a goal are compared: less is better."""
+    plan, choice = pair
+    share = plan.share(choice)
+    return (choice.loss, share) if goal.share is not None else (share, choice.loss)
+
+
 def _refined(
-    proposals: Sequence[tuple[Map, Choice]], goal: Goal, workshop: Workshop
-) -> Iterator[tuple[Map, Choice]]:
+    proposals: Sequence[tuple[Space, Choice]], goal: Goal, workshop: Workshop
+) -> Iterator[tuple[Space, Choice]]:
     """The best schedule that begins like the most promising one, by losses measured behind its first site."""
     if not proposals:  # no site at all is predicted to do
         return
     plan, choice = proposals[0]
-    if len(choice.sites) < 2 or plan.policy.reactivate:
+    if isinstance(plan, Line) or len(choice.sites) < 2 or plan.policy.reactivate:
         return
     workshop.progress(f"what is lost behind a site at block {choice.sites[0][0]}")
-    better = plan.reaching(goal, among=plan.behind(choice.sites[0], workshop.trial))
+    better = plan.reaching(goal, among=plan.behind(choice.sites[0], plan.trial or workshop.trial))
     if better is not None:
         yield plan, better
 
 
-def _chosen(found: tuple[Candidate, ...], goal: Goal, scale: float, plan: Map) -> Decision:
+def _chosen(
+    found: tuple[Candidate, ...], goal: Goal, scales: Mapping[str, float], plan: Space, never: str
+) -> Decision:
     """The candidate that meets the goal and loses least, or is fastest; none where it gains too little."""
     bare = next(candidate for candidate in found if not candidate.schedule)
-    pruned = [candidate for candidate in found if candidate.schedule]
+    pruned = [candidate for candidate in found if candidate.schedule and candidate.policy != never]
+    scale = scales.get(plan.policy.name, 1.0)
     if goal.share is not None and bare.meets(goal):
         reason = f"leaving out dead rows is enough: {bare.share:.3f} of the dense time, no loss"
         return Decision(bare, found, scale, reason)
     if not pruned:
         reason = f"no schedule with a site is predicted to reach {goal}"
         return Decision(bare, found, scale, reason, gains=False)
-    fitting = [candidate for candidate in pruned if candidate.meets(goal)]
+    best = min(pruned, key=lambda candidate: _merit(candidate, goal))
     notes: tuple[str, ...] = ()
-    if fitting and goal.share is not None:
-        best = min(fitting, key=lambda candidate: (candidate.loss, candidate.share))
-    elif fitting:
-        best = min(fitting, key=lambda candidate: candidate.share)
-    elif goal.share is not None:
-        best = min(pruned, key=lambda candidate: candidate.share)
-        notes = (f"the goal was missed: {best.share:.3f} of the dense time measured, {goal} asked for",)
-    else:
-        best = min(pruned, key=lambda candidate: candidate.loss)
-        notes = (f"the goal was missed: a loss of {best.loss:.3g} measured, {goal} asked for",)
+    if not best.meets(goal):
+        came = (
+            f"{best.share:.3f} of the dense time" if goal.share is not None else f"a loss of {best.loss:.3g}"
+        )
+        notes = (f"the goal was missed: {came} measured, {goal} asked for",)
+    scale = scales.get(best.policy, 1.0)
     gain, noise = bare.share - best.share, 2 * max(best.noise, bare.noise)
     if gain < max(LEAST_GAIN, noise):
         return Decision(bare, found, scale, _why_not(plan, gain, noise), gains=False)
     return Decision(best, found, scale, notes=notes)
 
 
-def _why_not(plan: Map, gain: float, noise: float) -> str:
+def _why_not(plan: Space, gain: float, noise: float) -> str:
     """One sentence on why pruning does not pay here."""
     table, counts = plan.table, plan.table.counts
     where = f"batch {table.work.get('batch')} on {table.place.get('device')}"
@@ -262,7 +205,7 @@ def _why_not(plan: Map, gain: float, noise: float) -> str:
     )
 
 
-def _busy(plan: Map) -> str:
+def _busy(plan: Space) -> str:
     """How much of a GPU one matrix product of the model keeps busy, in words."""
     processors = plan.table.place.get("processors")
     if not isinstance(processors, int):
@@ -272,10 +215,10 @@ def _busy(plan: Map) -> str:
     return f" ({min(tiles, processors)} of {processors} processors busy)" if tiles < processors else ""
 
 
-def unreachable(maps: Sequence[Map], goal: Goal) -> PlanError:
+def unreachable(spaces: Sequence[Space], goal: Goal) -> PlanError:
     """That no schedule is fast enough, or loses little enough, and what to do."""
-    plan = min(maps, key=lambda plan: plan.share(plan.choices[0]))
-    fastest = plan.choices[0]
+    plan = min(spaces, key=lambda plan: plan.share(plan.fastest))
+    fastest = plan.fastest
     return PlanError(
         f"no schedule of policy {plan.policy.name!r} reaches {goal}: the fastest is predicted to take "
         f"{plan.share(fastest):.3f} of it ({described(schedule_of(fastest))}, mode {plan.lowering})",
@@ -284,16 +227,18 @@ def unreachable(maps: Sequence[Map], goal: Goal) -> PlanError:
     )
 
 
-def described(schedule: Schedule) -> str:
-    """`block 3: 112, block 7: 48`; blocks in a row with the same length are named once."""
-    parts: list[tuple[int, int, int]] = []  # first block, last block, length
-    for block, leaves in sorted(schedule.items()):
-        if parts and parts[-1][1:] == (block - 1, leaves):
-            parts[-1] = (parts[-1][0], block, leaves)
-        else:
-            parts.append((block, block, leaves))
-    named = [
-        f"block {first}: {leaves}" if first == last else f"blocks {first} to {last}: {leaves}"
-        for first, last, leaves in parts
-    ]
-    return ", ".join(named) or "no site"
+def leading(found: Sequence[Candidate], goal: Goal | None) -> dict[str, Candidate]:
+    """The best candidate of each policy that has one with a site: by the goal, or the nearest to it."""
+    best: dict[str, Candidate] = {}
+    for one in sorted(found, key=lambda one: _merit(one, goal)):
+        if one.schedule:
+            best.setdefault(one.policy, one)
+    return best
+
+
+def _merit(one: Candidate, goal: Goal | None) -> tuple[bool, float]:
+    """By what candidates are compared: less is better."""
+    if goal is None or goal.share is not None:
+        meets = goal is None or one.meets(goal)
+        return (not meets, one.loss if meets else one.share)
+    return (not one.meets(goal), one.share if one.meets(goal) else one.loss)

@@ -32,7 +32,7 @@ from prunec.latency.latency import Workload, place_of, work_of
 from prunec.measure import figures
 from prunec.planner.frontiers import Map, schedule_of, some
 from prunec.planner.planned import Explored, Request
-from prunec.planner.planning import Candidate, Workshop
+from prunec.planner.workshop import Candidate, Workshop
 from prunec.policy.language import MOST, mistakes
 from prunec.policy.lowering import Lowering
 from prunec.schedules.schedule import Schedule
@@ -70,7 +70,7 @@ class Sweep:
         return {
             "format": FORMAT,
             **{section: dict(facts) for section, facts in self.about.items()},
-            "points": [{**point.as_dict(), "frontier": point in self.best} for point in points],
+            "points": [{**_plain(point), "frontier": point in self.best} for point in points],
             "modes": [plan.as_dict() for plan in self.maps],
             "losses": self.maps[0].losses.as_dict(),
             "seconds": {name: round(seconds, 1) for name, seconds in self.seconds.items()},
@@ -101,7 +101,7 @@ def sweep(
     names = {_name(point.mode, point.schedule) for point in found}
     wanted = [
         (plan, choice)
-        for plan, choice in proposals(explored.maps, count)
+        for plan, choice in proposals(explored.schedules, count)
         if _name(str(plan.lowering), schedule_of(choice)) not in names
     ]
     runs = -(-len(wanted) // AT_A_TIME)
@@ -224,6 +224,11 @@ def _digest(tensors: Iterable[Tensor]) -> str:
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _plain(point: Candidate) -> dict[str, Any]:
+    """A point as the file has it, whose policy stands above all points."""
+    return {name: value for name, value in point.as_dict().items() if name not in ("policy", "keep")}
 
 
 def _name(mode: str, schedule: Schedule) -> tuple[str, tuple[tuple[int, int], ...]]:

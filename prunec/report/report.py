@@ -17,8 +17,8 @@ from prunec.ir.program import Stage
 from prunec.measure.figures import Latency
 from prunec.measure.scores import Comparison
 from prunec.measure.verdict import Verdict, judged
-from prunec.planner.planned import PlanResult
 from prunec.planner.planning import LEAST_GAIN
+from prunec.planner.result import PlanResult
 from prunec.policy.rules import rates
 from prunec.policy.site_plan import Plan
 from prunec.report.fidelity import rows_of

@@ -83,21 +83,25 @@ def last_block(policy: Policy, anatomy: Anatomy) -> int:
     return anatomy.depth - 1 - (unread or policy.restored == "rejoin")
 
 
-def check_schedulable(policy: Policy) -> None:
-    """PolicyError where there are no counts to choose."""
+def unschedulable(policy: Policy) -> str:
+    """Why a policy's counts cannot be chosen site by site; empty where they can."""
     reasons = {
+        "has no sites": all(step.sites.blocks == () for step in policy.steps),
         "has several steps, and a schedule is of one": bool(policy.then),
         "lets tokens exit by how sure it is of them, not by a count": policy.fate == "exit",
         "merges whole windows, not a count of tokens": policy.scorer.pairs == "windows",
-        "has no sites": policy.sites.blocks == (),
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise PolicyError(
-                f"policy {policy.name!r} {reason}: there is nothing to plan",
-                where="the policy",
-                remedy="use it with its own rates or with --keep, or plan another policy",
-            )
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def check_schedulable(policy: Policy) -> None:
+    """PolicyError where there are no counts to choose site by site."""
+    if reason := unschedulable(policy):
+        raise PolicyError(
+            f"policy {policy.name!r} {reason}: there is no schedule to choose",
+            where="the policy",
+            remedy="let `prunec plan` find its rate, use it with --keep, or name another policy",
+        )
 
 
 def _check(policy: Policy, anatomy: Anatomy, schedule: Schedule) -> None:

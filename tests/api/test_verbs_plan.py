@@ -12,7 +12,7 @@ import pytest
 import prunec
 from prunec.errors import PolicyError, UsageError
 from prunec.latency.roofline import Ceilings
-from prunec.planner.planned import PlanResult
+from prunec.planner.result import PlanResult
 from tests.planner.plans import plan_file
 from tests.tiny import ViT, pixels
 

@@ -13,7 +13,7 @@ import pytest
 
 from prunec import cli
 from prunec.latency.table import LatencyTable
-from prunec.planner.planning import Candidate, Workshop
+from prunec.planner.workshop import Candidate, Workshop
 from tests.cli.running import CODE, PLANNED, Call, Said
 
 

@@ -12,7 +12,10 @@ import yaml
 from PIL import Image
 
 from prunec.api import verbs
-from prunec.planner.planning import Workshop
+from prunec.latency import sites
+from prunec.latency.table import LatencyTable
+from prunec.planner import planned
+from prunec.planner.workshop import Workshop
 from prunec.policy.policy import Policy
 from prunec.report.report import Report
 from tests.cli.running import PLANNED, Call, failure
@@ -189,3 +192,68 @@ def test_apply_without_a_gain_is_code_5(
     (home / "plan.yaml").write_text(yaml.safe_dump(plan))
     arguments = ("apply", "plan.yaml", "--trust-source", "--rounds", "5", "-o", "out")
     assert "it is as slow as before" in failure(call(*arguments, "--require-speedup"), 5)
+
+
+# The choice of policy ---------------------------------------------------------------------------------------
+
+
+def test_the_policy_is_chosen_and_the_others_say_what_they_lost(
+    call: Call, shares: Callable[..., None], table: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paying = LatencyTable.read(Path(table[1]))
+    monkeypatch.setattr(planned, "control_table", lambda dense, request: paying)
+    monkeypatch.setattr(sites, "beside", lambda base, first, others, *_, **__: [base for _ in others])
+    shares(lambda one: 0.7 if one.schedule else 0.98)
+    model, target = PLANNED[0], PLANNED[3:]
+    goal = ("--max-drop", "10", "--sites", "1")
+    said = call("plan", model, *target, "--policies", "evit, norm,algm,nothing-fits", *goal)
+    assert "nothing-fits" in failure(said, 2)
+    said = call("plan", model, *target, "--policies", "evit, norm,dtop", *goal)
+    assert said.code == 0
+    plain = yaml.safe_load(said.out)
+    assert plain["policy"]["name"] in ("evit", "norm")
+    told = {line.strip("> ").partition(":")[0]: line for line in plain["about"]["policies"]}
+    assert set(told) == {"evit", "norm", "dtop", "random"}
+    assert "the control" in told["random"]
+    assert "at the least" in told["dtop"]  # its sites come too late
+
+
+def test_a_policy_of_several_steps_is_planned_by_its_rate(
+    call: Call, shares: Callable[..., None], home: Path
+) -> None:
+    shares(lambda one: 0.7 if one.schedule else 0.98)
+    said = call("plan", PLANNED[0], *PLANNED[3:], "--policy", "algm", "--max-drop", "0.001")
+    assert said.code == 0
+    plain = yaml.safe_load(said.out)
+    assert plain["schedule"] is None
+    assert 0 < plain["policy"]["keep"] <= 1
+    (home / "plan.yaml").write_text(said.out)
+    done = call("apply", "plan.yaml", "--trust-source", "--rounds", "5", "-o", "out", "--json")
+    assert done.code == 0
+    assert done.json["policy"]["keep"] == plain["policy"]["keep"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", PLANNED[0], "--latency", "0.5"), "--policies"),
+        (("plan", *PLANNED, "--policies", "norm", "--latency", "0.5"), "--policies"),
+        (("optimize", PLANNED[0], "--policy", "auto"), "--keep"),
+        (("optimize", PLANNED[0], "--policy", "auto", "--keep", "0.5", "--dry-run"), "--dry-run"),
+        (("optimize", PLANNED[0], "--policy", "auto", "--keep", "0.5", "--latency", "0.5"), "--keep"),
+    ],
+)
+def test_what_says_no_policy_or_two_things(call: Call, arguments: tuple[str, ...], words: str) -> None:
+    said = call(*arguments)
+    assert said.code == 2
+    assert words in said.err
+
+
+def test_at_a_keep_presets_are_compared_at_equal_work(call: Call) -> None:
+    keep = ("--policy", "auto", "--keep", "0.5", "--rounds", "5", "-o", "out")
+    said = call("optimize", PLANNED[0], *PLANNED[3:], *keep, "--json")
+    assert said.code == 0
+    planner = said.json["planner"]
+    losses = {one["policy"]: one["loss"] for one in planner["policies"] if one["loss"] is not None}
+    assert losses[planner["policy"]] == min(loss for name, loss in losses.items() if name != "random")
+    assert "FLOPs" in planner["notes"][0]

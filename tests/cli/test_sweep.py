@@ -10,7 +10,7 @@ import pytest
 
 from prunec.api import verbs
 from prunec.planner import planned
-from prunec.planner.planning import Workshop
+from prunec.planner.workshop import Workshop
 from tests.cli.running import PLANNED, Call, failure
 
 

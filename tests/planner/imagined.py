@@ -10,9 +10,9 @@ import torch
 
 from prunec.latency.losses import Losses, Trial
 from prunec.latency.table import LatencyTable
-from prunec.planner.frontiers import Map, schedule_of
+from prunec.planner.frontiers import Map
 from prunec.planner.planned import Explored
-from prunec.planner.planning import Candidate, Name, Workshop
+from prunec.planner.workshop import Candidate, Name, Space, Workshop
 from prunec.policy.lowering import Lowering
 from prunec.policy.modes import ModeName
 from prunec.policy.policy import Policy
@@ -59,14 +59,19 @@ def alone_loses(block: int, length: int) -> float:
 
 
 def mapped(
-    of: LatencyTable | None = None, *, mode: ModeName = "static", sites: int = 2, lost: float = 1.0
+    of: LatencyTable | None = None,
+    *,
+    mode: ModeName = "static",
+    sites: int = 2,
+    lost: float = 1.0,
+    policy: Policy = POLICY,
 ) -> Map:
     """The frontier of schedules: later blocks lose less, and so do more tokens."""
     alone = [[lost * alone_loses(block, n) for n in COUNTS] for block in range(DEPTH)]
     behind = tuple(tuple(map(sum, zip(*alone[block:], strict=True))) for block in range(DEPTH))
     losses = Losses(COUNTS, behind, "divergence", 64, "imagined images", 2.0)
     return Map(
-        POLICY, ANATOMY, Lowering(mode), of or table(mode=mode), losses, Limits(sites=sites, last=6), 64
+        policy, ANATOMY, Lowering(mode), of or table(mode=mode), losses, Limits(sites=sites, last=6), 64
     )
 
 
@@ -100,9 +105,8 @@ class Imagined(Workshop):
         self.runs = 0
         self.cleared()
 
-    def build(self, plan: Map, choice: Choice) -> None:
-        schedule = schedule_of(choice)
-        name = (str(plan.lowering), tuple(sorted(schedule.items())))
+    def build(self, plan: Space, choice: Choice) -> None:
+        name = Name.of(plan, choice)
         self.forecasts.setdefault(name, (plan.share(choice), choice.loss))
         if name not in self.calls:
             self.built.append(name)
@@ -111,7 +115,8 @@ class Imagined(Workshop):
     def measured(self) -> tuple[Candidate, ...]:
         self.runs += 1
         forecasts = [
-            Candidate(mode, dict(schedule), *figures) for (mode, schedule), figures in self.forecasts.items()
+            Candidate(name.mode, dict(name.schedule), *figures, policy=name.policy, keep=name.keep)
+            for name, figures in self.forecasts.items()
         ]
         return tuple(
             replace(one, share=self.share(one), loss=self.loss(one), noise=self.noise) for one in forecasts

@@ -12,8 +12,9 @@ from torch import nn
 from prunec.errors import PlanError, PolicyError
 from prunec.frontend.sources import Source
 from prunec.planner.planfile import PlanFile
-from prunec.planner.planned import PlanResult
-from prunec.planner.planning import Candidate, Decision
+from prunec.planner.planning import Decision
+from prunec.planner.result import PlanResult
+from prunec.planner.workshop import Candidate
 from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal
 from prunec.schedules.schedule import scheduled

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from prunec.errors import PlanError
-from prunec.planner.planning import LEAST_GAIN, Candidate, Decision, decide
+from prunec.planner.planning import LEAST_GAIN, Decision, decide
+from prunec.planner.workshop import Candidate
+from prunec.policy.policy import Policy
 from prunec.schedules.goal import Goal
 from tests.planner.imagined import DEPTH, Imagined, mapped, table
 
@@ -67,6 +69,41 @@ def test_the_better_mode_is_chosen_by_measurement() -> None:
     assert decide([padded, packed], GENTLE, Imagined(share)).chosen.mode != first
 
 
+def several(loss: dict[str, float], **how: Any) -> tuple[Decision, Imagined]:
+    """Three policies that lose so many times what is expected, and the control."""
+    spaces = [mapped(policy=Policy.load(name)) for name in ("evit", "norm", "pomt")]
+    control = mapped(policy=Policy.load("random"))
+    choice = control.reaching(FAST)
+    assert choice is not None
+    workshop = Imagined(loss=lambda one: loss[one.policy] * one.expected, **how)
+    return decide(spaces, FAST, workshop, [(control, choice)], "random"), workshop
+
+
+def test_of_several_policies_the_one_that_loses_least_by_measurement() -> None:
+    for best in ("evit", "norm", "pomt"):
+        loss = {name: 1.0 if name == best else 1.5 for name in ("evit", "norm", "pomt")}
+        decision, workshop = several({**loss, "random": 0.01})
+        assert decision.chosen.policy == best
+        assert {name.policy for name in workshop.built} == {"evit", "norm", "pomt", "random"}
+
+
+def test_what_a_policy_takes_longer_than_predicted_is_its_own_affair() -> None:
+    slow = {"evit": 1.2, "norm": 1.0, "pomt": 1.0, "random": 1.0}
+    even = dict.fromkeys(slow, 1.0)
+    decision, workshop = several({**even, "evit": 0.1}, share=lambda one: slow[one.policy] * one.predicted)
+    assert workshop.runs >= 2
+    assert (decision.chosen.policy, decision.scale) == ("evit", pytest.approx(1.2))
+    assert decision.chosen.share <= 0.7
+
+
+def test_policies_that_lose_far_more_are_not_built_again() -> None:
+    loss = {"evit": 1.0, "norm": 5.0, "pomt": 5.0, "random": 1.0}
+    _, workshop = several(loss, share=lambda one: 1.2 * one.predicted)
+    built = [name.policy for name in workshop.built]
+    assert workshop.runs >= 2
+    assert built.count("evit") > built.count("norm") == built.count("pomt") == 1
+
+
 def test_losses_are_measured_behind_the_first_site_of_the_most_promising() -> None:
     asked = []
 
@@ -77,15 +114,15 @@ def test_losses_are_measured_behind_the_first_site_of_the_most_promising() -> No
 
     workshop = Imagined(trial=Nothing())
     decide([mapped()], Goal(max_drop=0.025), workshop)
-    assert workshop.built[1] == ("static", ((3, 13), (6, 9)))  # the best where losses add up
+    assert workshop.built[1].schedule == ((3, 13), (6, 9))  # the best where losses add up
     assert asked == [(3, 13, (13, 9, 5), range(4, 7))]
-    assert workshop.built[-1] == ("static", ((3, 13), (4, 5)))  # where nothing more is lost, all go at once
+    assert workshop.built[-1].schedule == ((3, 13), (4, 5))  # where nothing more is lost, all go at once
 
 
 def test_behind_the_only_site_nothing_is_measured() -> None:
     workshop = Imagined(trial=None)
     decide([mapped()], GENTLE, workshop)
-    assert workshop.built[1] == ("static", ((3, 13),))
+    assert workshop.built[1].schedule == ((3, 13),)
 
 
 def test_what_takes_longer_than_predicted_is_planned_again_by_that() -> None:
@@ -204,7 +241,7 @@ def test_it_is_measured_also_where_no_site_is_predicted_to_be_needed() -> None:
     plan = mapped(table(dense=DEPTH * 17 / 0.9))  # whole, the dense model takes more than its pieces
     workshop = Imagined()
     decision = decide([plan], Goal(latency=0.97), workshop)
-    assert workshop.built == [("static", ())]
+    assert [name.schedule for name in workshop.built] == [()]
     assert decision.chosen.schedule == BARE
     assert "is enough: 0.900" in decision.reason
 
@@ -229,7 +266,7 @@ def test_a_decision_is_valid_json_also_where_nothing_was_measured() -> None:
     assert plain["chosen"] == plain["candidates"][0]
     assert plain["chosen"] == {
         "mode": "static", "schedule": {"2": 9}, "predicted": 0.6, "expected": 0.01, "share": None,
-        "loss": None, "noise": 0.0,
+        "loss": None, "noise": 0.0, "policy": "", "keep": None,
     }  # fmt: skip
     built = decide([mapped()], FAST, Imagined())
     told = json.loads(json.dumps(built.as_dict(), allow_nan=False))

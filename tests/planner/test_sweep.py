@@ -19,8 +19,8 @@ from prunec.frontend import sources
 from prunec.frontend.sources import ImageSet
 from prunec.planner import sweep as module
 from prunec.planner.planned import Request, Search
-from prunec.planner.planning import Candidate
 from prunec.planner.sweep import Sweep, proposals, read, sweep
+from prunec.planner.workshop import Candidate
 from prunec.policy.policy import Policy
 from prunec.targets.eager import Eager
 from tests.planner.imagined import Imagined, explored, mapped, table

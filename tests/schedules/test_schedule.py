@@ -129,7 +129,7 @@ def test_a_policy_without_counts_to_choose_is_refused(reason: str) -> None:
     policy = Policy.load(REFUSED[reason])
     with pytest.raises(PolicyError, match=reason):
         check_schedulable(policy)
-    with pytest.raises(PolicyError, match="there is nothing to plan"):
+    with pytest.raises(PolicyError, match="there is no schedule to choose"):
         scheduled(policy, ANATOMIES["plain"], {1: 20})
 
 
@@ -202,6 +202,6 @@ def test_every_preset_is_schedulable_or_says_why(name: str) -> None:
     with (
         nullcontext()
         if planned
-        else pytest.raises(PolicyError, match=f"policy '{name}' .*there is nothing to plan")
+        else pytest.raises(PolicyError, match=f"policy '{name}' .*there is no schedule to choose")
     ):
         check_schedulable(Policy.load(name))

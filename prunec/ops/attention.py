@@ -23,21 +23,23 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    queries: Tensor,
-    keys: Tensor,
+    counts: Tensor,
     scale: float,
     longest: Sequence[int],
     bias: Tensor | None = None,
 ) -> Tensor:
     """One operator for any number of images, so that nothing is compiled again for another batch.
 
-    `longest`: at most so many queries and keys of an image; `bias` is added to the logits of each key.
+    `counts` [2, B]: how many queries and keys each image has, at most `longest`; `bias` is added to the
+    logits of each key.
     """
     if query.is_cuda and bias is None:  # its kernel takes none
         most_queries, most_keys = longest
-        return compat.varlen_attention(query, key, value, (queries, keys), scale, (most_queries, most_keys))
+        return compat.varlen_attention(
+            query, key, value, (counts[0], counts[1]), scale, (most_queries, most_keys)
+        )
     result = _empty(query, value)
-    for one, others in _images(queries, keys):
+    for one, others in _images(counts):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
         result[:, :, one] = scaled_dot_product_attention(*rows, attn_mask=_keys(bias, others), scale=scale)
     return result
@@ -48,10 +50,10 @@ def _keys(bias: Tensor | None, rows: slice) -> Tensor | None:
     return None if bias is None else bias[:, None, None, rows]
 
 
-def _images(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+def _images(counts: Tensor) -> Iterator[tuple[slice, slice]]:
     """The rows of each image, among the queries and among the keys."""
     first = other = 0
-    for count, others in zip(queries.tolist(), keys.tolist(), strict=True):
+    for count, others in counts.T.tolist():
         yield slice(first, first + count), slice(other, other + others)
         first, other = first + count, other + others
 
@@ -73,10 +75,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, key, value, queries, keys, bias = ctx.saved_tensors
+    query, key, value, counts, bias = ctx.saved_tensors
     counted = bias is not None and bias.requires_grad
     found: list[list[Tensor]] = [[], [], [], []]
-    for one, others in _images(queries, keys):
+    for one, others in _images(counts):
         rows = query[:, :, one], key[:, :, others], value[:, :, others]
         one_query, one_key, one_value = parts = [row.detach().requires_grad_() for row in rows]
         one_bias = _keys(bias, others)
@@ -91,7 +93,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             found[place].append(part)
     rows_of = [torch.cat(parts, dim=2) for parts in found[:3]]
     of_bias = torch.cat(found[3], dim=3)[:, 0, 0] if counted else None
-    return *rows_of, None, None, None, None, of_bias
+    return *rows_of, None, None, None, of_bias
 
 
 _attend.register_autograd(_backward, setup_context=_remember)
@@ -112,7 +114,7 @@ def attend(
     `among` has. With `size` [1, S] a key counts as many as the tokens that it stands for.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    counts = valid.sum(dim=1), among.sum(dim=1)
+    counts = torch.stack([valid.sum(dim=1), among.sum(dim=1)])
     bias = None if size is None else size.log()
-    out: Tensor = _attend(query, key, value, *counts, scale, (valid.shape[1], among.shape[1]), bias)
+    out: Tensor = _attend(query, key, value, counts, scale, (valid.shape[1], among.shape[1]), bias)
     return out

@@ -317,6 +317,4 @@ def _threshold(selector: Selector, kind: str) -> float:
     at = selector.at
     if at is None:
         return 0.0
-    if kind == "novelty":
-        return 1 - at
     return -at if kind in ("similarity", "grader") else math.log(at / (1 - at))

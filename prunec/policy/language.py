@@ -176,6 +176,14 @@ class Scorer(Model):
             )
         return value
 
+    @model_validator(mode="after")
+    def _hidden_of_something(self) -> Scorer:
+        if self.kind == "novelty" and self.hidden is not None and self.importance is None:
+            raise ValueError(
+                f"hidden is the width of what importance is taken by, and there is none; got {self.hidden:g}"
+            )
+        return self
+
     @field_validator("options")
     @classmethod
     def _of_others(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:

@@ -155,9 +155,9 @@ def _misfits(fate: str, scorer: Scorer, selector: Selector) -> list[tuple[bool, 
             f"{scorer.kind} scores do not",
         ),
         (
-            selector.at is not None and not (pairs or scorer.learned or scorer.kind == "novelty"),
+            selector.at is not None and (scorer.kind == "novelty" or not (pairs or scorer.learned)),
             "selector.at",
-            "at needs a scorer with a scale from 0 to 1 (similarity, novelty, or learned), "
+            "at needs a scorer with a scale from 0 to 1 (similarity, or learned), "
             f"{scorer.kind} has none; got {selector.at}",
         ),
         (

@@ -51,7 +51,7 @@ def pruned(request: pytest.FixtureRequest) -> Planned:
     program = run_passes(BACK, dense.planned(plan))
     if plan.rules.scorer.kind == "novelty":  # which is above 0 wherever two tokens differ
         for number in range(len(plan.sites)):
-            program.module.get_buffer(f"prunec.site_{number}.threshold").fill_(0.5)
+            program.module.get_buffer(f"prunec.site_{number}.threshold").fill_(4.0)
     return program
 
 

@@ -86,7 +86,7 @@ TOGETHER = [
     ),
     (
         choosing("threshold", at=0.5),
-        "at needs a scorer with a scale from 0 to 1 (similarity, novelty, or learned), norm has none; got "
+        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), norm has none; got "
         "0.5 @ selector.at",
     ),
     ({"selector__spare": 2}, "spare needs scorer grader, norm knows no classes; got 2 @ selector.spare"),

@@ -21,7 +21,7 @@ from prunec.policy.policy import Policy
 from prunec.policy.site_plan import Plan
 
 NEAR = 0.015  # of the dense FLOPs: near enough to a budget
-FAR = 0.03  # too far to be compared at it; near enough where each try is a calibration
+FAR = 0.03  # too far to be compared at it
 BUILDS = 3  # programs that are built, at most, to come near
 LEAST = 0.01  # the smallest rate
 
@@ -70,7 +70,7 @@ def at_budget(policy: Policy, budget: float, bench: Bench) -> Built:
         aim = _next_aim(budget, [(asked, built.flops) for asked, built in tried])
         built = _built(policy, rate_for(policy, aim, bench), bench)
         tried.append((aim, built))
-        if abs(built.flops - budget) <= (FAR if policy.ragged else NEAR):
+        if abs(built.flops - budget) <= NEAR:
             break
     nearest = min((built for _, built in tried), key=lambda built: abs(built.flops - budget))
     if abs(nearest.flops - budget) > FAR:

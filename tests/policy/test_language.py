@@ -111,6 +111,10 @@ SCORERS = [
         scoring("norm", options=3),
         "options must be a mapping of options to their values, got 3 @ scorer.options",
     ),
+    (
+        scoring("novelty", hidden=0.5),
+        "hidden is the width of what importance is taken by, and there is none; got 0.5 @ scorer",
+    ),
     (scoring("novelty", importance=5), "importance must be in (0, 4], got 5 @ scorer.importance"),
     (
         scoring("norm", importance=0.5),

@@ -89,6 +89,16 @@ TOGETHER = [
         "at needs a scorer with a scale from 0 to 1 (similarity, or learned), norm has none; got "
         "0.5 @ selector.at",
     ),
+    (
+        {**choosing("threshold", at=0.5), **scoring("novelty")},
+        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), novelty has none; got "
+        "0.5 @ selector.at",
+    ),
+    (
+        {**choosing("threshold", at=0.5), **scoring("novelty", importance=0.25)},
+        "at needs a scorer with a scale from 0 to 1 (similarity, or learned), novelty has none; got "
+        "0.5 @ selector.at",
+    ),
     ({"selector__spare": 2}, "spare needs scorer grader, norm knows no classes; got 2 @ selector.spare"),
     (
         {"selector__stages": 3},
@@ -124,7 +134,7 @@ TOGETHER = [
         "forget needs scores that rank all tokens, similarity ranks pairs; got 0.5 @ merge.forget",
     ),
     (
-        {**merging(forget=0.5), **scoring("novelty"), **choosing("threshold", at=0.5)},
+        {**merging(forget=0.5), **scoring("novelty"), **choosing("threshold", keep_per_site=0.5)},
         "forget needs selector.kind top_k, which knows how many leave; got 0.5 @ merge.forget",
     ),
     (

@@ -176,24 +176,23 @@ def spread_out(images: torch.Tensor, count: int) -> torch.Tensor:
 def judged(
     judge: Judge, chosen: Mapping[str, Policy], budgets: Sequence[float], held: Sequence[Row] = ()
 ) -> Iterator[Row]:
-    """The baseline first; those that are calibrated last, for they take longest.
+    """Rows that are held already, which are not measured again; then the baseline; the calibrated ones last.
 
-    A preset that does not fit is a row with the reason; rows that are held already are not measured again.
+    Those take longest. A preset that does not fit is a row with the reason.
     """
     names = sorted(chosen, key=lambda name: (name != BASELINE, chosen[name].calibrated))
     parts = [[name for name in names if chosen[name].calibrated == wanted] for wanted in (False, True)]
     known = {(row["preset"], row.get("budget")): row for row in held}
     refused: set[str] = set()
-    for part in parts:
-        for budget in budgets:
-            for name in part:
-                if name in refused:
-                    continue
-                row = known.get((name, budget)) or known.get((name, None))
-                row = row or _row(judge, name, chosen, budget)
-                if "budget" not in row:
-                    refused.add(name)
-                yield row
+    order = [(name, budget) for part in parts for budget in budgets for name in part]
+    for name, budget in sorted(order, key=lambda pair: pair not in known and (pair[0], None) not in known):
+        if name in refused:
+            continue
+        row = known.get((name, budget)) or known.get((name, None))
+        row = row or _row(judge, name, chosen, budget)
+        if "budget" not in row:
+            refused.add(name)
+        yield row
 
 
 def _row(judge: Judge, name: str, chosen: Mapping[str, Policy], budget: float) -> Row:
@@ -308,6 +307,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what the record holds")
     parser.add_argument("--cells", type=int, help="cells that the probe is tried on")
     parser.add_argument("--crops", type=int, help="crops of photographs for each seed")
+    parser.add_argument("--grids", type=int, nargs="+", help="patches a side of the smaller pictures")
     parser.add_argument("--minutes", type=float, help="begin no row that would end later than this")
     parser.add_argument(
         "--cache", type=Path, default=default_cache(), help="where wheels and weights are kept"
@@ -318,7 +318,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := {name.partition(":")[0] for name in options.presets} - set(known):
         parser.error(f"no preset {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    asked = {"cells": options.cells, "crops": options.crops}
+    grids = tuple(options.grids) if options.grids else None
+    asked = {"cells": options.cells, "crops": options.crops, "grids": grids}
     size = dataclasses.replace(QUICK if options.quick else Size(), **{k: v for k, v in asked.items() if v})
     chosen = {name: _policy(name) for name in options.presets or known} | {BASELINE: known[BASELINE]}
     with cost.threads(options.threads):

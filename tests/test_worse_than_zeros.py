@@ -1,4 +1,4 @@
-"""Every preset at its defaults, whatever the head reads: outputs further off than zeros are never passed over.
+"""Every preset at its defaults over every head: outputs further off than zeros are never passed over.
 
 The blocks are strong, as on real features, where a token that skips them is nowhere near where it should be.
 """

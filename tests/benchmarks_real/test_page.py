@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import measures
 import page
 import plot
+
+from prunec.policy import judged
+
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "real.json"
 
 
 def figures(value: float) -> dict[str, Any]:
@@ -64,3 +70,24 @@ def test_the_drawing_has_a_line_for_every_preset_and_for_resize() -> None:
     assert drawn.count("<polyline") == 2
     assert ">evit</text>" in drawn
     assert 'stroke="black" stroke-width="3"' in drawn
+
+
+def test_a_summary_holds_plain_presets_at_the_largest_budget_beside_their_controls() -> None:
+    data = record()
+    data["rows"].append({**data["rows"][0], "preset": "evit:copy"})
+    data["rows"].append({**data["rows"][0], "preset": "late", "budget": 0.45})
+    found = page.summary(data)
+    assert list(found["presets"]) == list(found["random"]) == ["evit"]
+    assert found["presets"]["evit"] == {"flops": 0.65, "error": 0.5, "class_token": 0.5, "heatmap": 0.5}
+    assert (found["random"]["evit"]["error"], found["resize"]["error"]) == (0.25, 0.375)
+
+
+def test_where_pictures_keep_different_numbers_the_flops_are_those_of_photographs() -> None:
+    data = record()
+    data["rows"][0]["flops_by_kind"] = {"photographs": 0.61, "cells": 0.69}
+    assert page.summary(data)["presets"]["evit"]["flops"] == 0.61
+
+
+def test_what_prunec_shows_is_the_record() -> None:
+    data = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert json.loads(judged.FILE.read_text(encoding="utf-8")) == page.summary(data)

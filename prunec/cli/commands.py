@@ -33,7 +33,7 @@ COMMANDS = {
     "explain": Entry("prunec.cli.graph:explain", "Say what is recognised in a model, what is not, and why."),
     "policies": Entry(
         "prunec.cli.lists:list_policies",
-        "List the presets, what each needs and which tasks it fits; or print one of them.",
+        "List the presets, what each needs, fits, and lost on real weights; or print one of them.",
     ),
     "targets": Entry("prunec.cli.lists:list_targets", "List the backends and whether each can run here."),
     "doctor": Entry(

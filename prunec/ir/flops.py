@@ -121,11 +121,9 @@ def _heads_last(result: Any, query: Tensor, key: Tensor, value: Tensor, *rest: A
     return _attended(query.numel() // query.shape[-1] * key.shape[-3], query, value)
 
 
-def _packed(
-    result: Any, query: Tensor, _: Tensor, value: Tensor, queries: Tensor, keys: Tensor, *__: Any
-) -> int:
-    """Query [1, h, S, d] of several images, and how many queries and keys each has."""
-    return _attended(int((queries * keys).sum()) * query.shape[1], query, value)
+def _packed(result: Any, query: Tensor, _: Tensor, value: Tensor, counts: Tensor, *__: Any) -> int:
+    """Query [1, h, S, d] of several images, and how many queries and keys each has: [2, B]."""
+    return _attended(int(counts.prod(dim=0).sum()) * query.shape[1], query, value)
 
 
 def _multi_head(result: Any, query: Tensor, key: Tensor, _: Tensor, width: int, *__: Any) -> int:

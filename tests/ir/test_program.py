@@ -140,7 +140,7 @@ def test_a_second_head_that_is_an_output_stays() -> None:
     fast = prunec.transform(model, prunec.Policy.load("norm", blocks=(1,)), example=pixels())
     unread = model.state_dict().keys() - read_by(fast)
     assert unread == {"helper.1.num_batches_tracked"}  # counts the steps of training
-    assert [node for node in fast.__dict__["program"].graph.nodes if node.target is ops.scatter]
+    assert [node for node in fast.__dict__["program"].graph.nodes if node.target is ops.share]
 
 
 # --- records ------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_random_scores_are_the_same_ones_each_time() -> None:
 
 
 def test_where_tokens_come_back_every_later_block_has_a_site() -> None:
-    trial = trial_of(VIT, "dynamic")
+    trial = trial_of(VIT, "svit")
     assert set(trial.gates) == {1, 2, 3}
     found = trial.shortened(2, [15, 9])
     assert found == pytest.approx(trial.losses([2, 3], [(15, 15), (9, 9)]), rel=1e-6)

@@ -119,7 +119,7 @@ _DIFFRATE = _preset("diffrate", sites=_at(0, 1, 2), selector={"remove": 0.2})
 _SHARE = policy(blocks=[1, 2], restore="share")
 _COVER = _preset("cover", sites=_at(1, 2), selector={"keep_per_site": 0.5})
 _COVER_RAGGED = _preset(
-    "cover", sites=_at(1, 2), selector={"kind": "threshold", "keep_per_site": None, "at": 0.3}
+    "cover", sites=_at(1, 2), selector={"kind": "threshold", "keep_per_site": 0.5, "least": 4}
 )
 _EXIT = _preset("dtop", sites=_at(1, 2), selector={"at": 0.6, "spare": 2})
 _FUSE_RAGGED = policy(fate="fuse", scorer="norm", weights="uniform", selector="threshold", blocks=[1, 2])

@@ -167,7 +167,7 @@ def images(batch: int = 3) -> Tensor:
 def compiled(
     model: nn.Module, policy: str = "norm", blocks: tuple[int, ...] = (1, 2), keep: float = 0.5
 ) -> Compiled:
-    chosen = Policy.load(policy).override(keep_per_site=keep, blocks=blocks)
+    chosen = Policy.load(policy).override(keep_per_site=keep, blocks=blocks, restore="stale")
     return compile_source(sources.from_module(model, images(2)), chosen)
 
 
@@ -211,7 +211,9 @@ def right(model: nn.Module, result: Compiled, prefix: int = 1, suffix: int = 0) 
 def agree(model: Model, layers: list[Layer], policy: str, pruning: Pruning) -> None:
     """With half of the patches, equal to the same model pruned by hand."""
     module = prunec.transform(
-        model, prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2)), example=images(2)
+        model,
+        prunec.Policy.load(policy, keep_per_site=0.5, blocks=(1, 2), restore="stale"),
+        example=images(2),
     )
     with torch.no_grad():
         streams = [walk(Stream(model.embed(image[None])[0], prefix=1), layers, pruning) for image in images()]

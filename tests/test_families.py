@@ -50,7 +50,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     args, kwargs = family.call(family.images(2))
     with torch.no_grad():
         output = tensors(model(*args, **kwargs))
-    policy = Policy.load(family.policy).override(keep_per_site=0.5, blocks=(1, 2))
+    policy = Policy.load(family.policy).override(keep_per_site=0.5, blocks=(1, 2), restore="stale")
     compiled = compile_source(sources.from_module(model), policy)
     exact = prunec.transform(model, "none")
     return Case(family, model, state, output, compiled, ProgramModule(compiled.pruned), exact)

@@ -20,7 +20,7 @@ from tests.latency.small import FAMILY, dense_of
 from tests.planner.anatomies import anatomy as an_anatomy
 
 PLANNABLE = (
-    "ats", "bavit", "cropr", "cropr-drop", "diffrate", "dynamic", "dynamicvit", "evit", "norm", "pomt",
+    "ats", "bavit", "cover", "cropr", "cropr-drop", "diffrate", "dynamic", "dynamicvit", "evit", "norm", "pomt",
     "random", "representation-shift", "svit", "tome",
 )  # fmt: skip
 

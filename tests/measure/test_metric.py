@@ -13,7 +13,7 @@ from prunec.measure import metric as own
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "metrics_of_a_user.py").write_text(
+    (tmp_path / "metrics_to_read.py").write_text(
         "def half(output, labels):\n    return 0.5\n\n\nnumber = 3\n", encoding="utf-8"
     )
     (tmp_path / "metrics_with_a_mistake.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_metric_is_found_in_the_working_folder() -> None:
-    found = own.read("metrics_of_a_user:half")
+    found = own.read("metrics_to_read:half")
     assert own.name_of(found) == "half"
     assert own.values(found, torch.zeros(3, 2), None, 3).tolist() == [0.5] * 3
 
@@ -31,12 +31,12 @@ def test_a_metric_is_found_in_the_working_folder() -> None:
     ("spec", "said"),
     [
         ("half", "does not name a function"),
-        ("metrics_of_a_user:", "does not name a function"),
+        ("metrics_to_read:", "does not name a function"),
         (":half", "does not name a function"),
         ("no_such_module_anywhere:half", "cannot be imported"),
         ("metrics_with_a_mistake:half", "nothing_of_that_name"),
-        ("metrics_of_a_user:haf", "nearest: half"),
-        ("metrics_of_a_user:number", "no function 'number'"),
+        ("metrics_to_read:haf", "nearest: half"),
+        ("metrics_to_read:number", "no function 'number'"),
     ],
 )
 def test_a_metric_that_is_none(spec: str, said: str) -> None:

@@ -127,7 +127,7 @@ def test_what_a_policy_cannot_do_is_never_chosen() -> None:
 
 
 def test_tokens_that_come_back_enter_a_site_as_short_as_they_leave_it() -> None:
-    plan = planned("dynamic")
+    plan = planned("svit")
     assert plan.costs.sites[0][2] == pytest.approx(plan.table.site(16, 16))
     assert all(n == 26 for choice in plan.choices for _, n, _ in choice.sites)
 

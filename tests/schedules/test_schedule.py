@@ -51,7 +51,19 @@ def schedules(draw: st.DrawFn, policy: Policy, model: Anatomy) -> dict[int, int]
     return found
 
 
-POLICIES = ("norm", "evit", "pomt", "tome", "dynamic", "cropr", "cropr-drop", "ats", "diffrate", "bavit")
+POLICIES = (
+    "norm",
+    "evit",
+    "pomt",
+    "tome",
+    "dynamic",
+    "svit",
+    "cropr",
+    "cropr-drop",
+    "ats",
+    "diffrate",
+    "bavit",
+)
 
 
 def policy_for(preset: str, model: Anatomy) -> Policy:
@@ -144,7 +156,7 @@ def test_a_policy_without_counts_to_choose_is_refused(reason: str) -> None:
         ("evit", {1: 2}, "so 3 to 25 can"),
         ("tome", {1: 13}, "26 enter, so 14 to 25 can"),
         ("tome", {1: 14, 2: 7}, "14 enter, so 8 to 13 can"),
-        ("dynamic", {1: 20, 2: 26}, "26 tokens cannot leave the site of block 2: 26 enter, so 2 to 25 can"),
+        ("svit", {1: 20, 2: 26}, "26 tokens cannot leave the site of block 2: 26 enter, so 2 to 25 can"),
         ("evit", {5: 20}, "block 5 cannot have a site.*up to block 4 can"),
         ("cropr", {5: 20}, "block 5 cannot have a site.*up to block 4 can"),
     ],
@@ -186,7 +198,7 @@ def test_limits_leave_an_eighth_of_the_patches_eight_at_most() -> None:
 
 
 def test_a_reactivating_policy_has_as_many_sites_as_blocks() -> None:
-    limits = limits_of(Policy.load("dynamic"), ANATOMIES["plain"], first=2, sites=3)
+    limits = limits_of(Policy.load("svit"), ANATOMIES["plain"], first=2, sites=3)
     assert limits.sites is None
     assert limits.returns
 

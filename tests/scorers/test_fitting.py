@@ -17,7 +17,15 @@ def test_importance_counts_by_its_place_between_the_median_and_the_most_of_its_i
     image = torch.tensor([1.0, 2.0, 4.0, 8.0, 64.0])
     found = fitting.on_one_scale(torch.stack([image, 100 * image, image**3, torch.ones(5)]))
     expected = torch.tensor([-0.5, -0.25, 0.0, 0.25, 1.0])
-    torch.testing.assert_close(found, torch.stack([expected, expected, expected, torch.zeros(5)]))
+    expected = torch.stack([expected, expected, expected, torch.zeros(5)])
+    torch.testing.assert_close(found, (expected - expected.mean()) / expected.std())
+
+
+def test_logs_of_importance_are_0_on_average_over_an_image() -> None:
+    image = torch.tensor([1.0, torch.e, torch.e**2])
+    found = fitting.logs(torch.stack([image, 100 * image, torch.zeros(3)]))
+    expected = torch.tensor([-1.0, 0.0, 1.0])
+    torch.testing.assert_close(found, torch.stack([expected, expected, torch.zeros(3)]))
 
 
 def linear(context: bool = False) -> nn.Module:
@@ -39,7 +47,9 @@ def test_a_scorer_learns_what_can_be_read_off_a_state(context: bool) -> None:
     gate = linear(context)
     with torch.no_grad():
         before = fitting.rank_correlation(gate(states).flatten(), importance.flatten())
-    assert fitting.fit(gate, states, importance) > max(0.7, before + 0.3)  # on images that it has not seen
+    assert fitting.fit(gate, states, fitting.on_one_scale(importance)) > max(
+        0.7, before + 0.3
+    )  # on images that it has not seen
 
 
 def test_noise_is_not_predicted() -> None:

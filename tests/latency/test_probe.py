@@ -20,8 +20,8 @@ from tests.latency.small import FAMILY, dense_of
 from tests.planner.anatomies import anatomy as an_anatomy
 
 PLANNABLE = (
-    "ats", "bavit", "cover", "cropr", "cropr-drop", "diffrate", "dynamic", "dynamicvit", "evit", "norm", "pomt",
-    "random", "representation-shift", "svit", "tome",
+    "ats", "bavit", "cover", "cropr", "cropr-drop", "diffrate", "dynamic", "dynamicvit", "evit", "norm",
+    "pomt", "random", "representation-shift", "svit", "tome",
 )  # fmt: skip
 
 

@@ -283,7 +283,7 @@ def test_tables_move_with_tokens_at_sites_after_attention(name: str) -> None:
     model = family.model()
     policy = Policy.load("norm").model_dump()
     policy["sites"] = {"where": "after_attention", "blocks": [0, 2]}
-    pruned = prunec.transform(model, prunec.Policy.load(policy, keep_per_site=0.3))
+    pruned = prunec.transform(model, prunec.Policy.load(policy, keep_per_site=0.3, restore="stale"))
     agree(family, model, pruned, replace(NORM, where="after_attention", blocks=(0, 2), keep=0.3))
 
 
@@ -301,11 +301,11 @@ def test_the_references_equal_the_models_when_nothing_is_pruned() -> None:
         assert difference(found[None], expected) <= TOLERANCE
 
 
-def test_dropped_tokens_keep_what_they_were_at_their_site() -> None:
+def test_stale_tokens_keep_what_they_were_at_their_site() -> None:
     # hf_vit returns every token: those dropped before block 1 are what block 0 made, normalised.
     family = next(family for family in FAMILIES if family.reference is references.hf_vit)
     model, images = family.model(), family.images(1)
-    pruned = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,)))
+    pruned = prunec.transform(model, prunec.Policy.load("norm", keep=0.5, blocks=(1,), restore="stale"))
     rows = selections(pruned, images).rows[0][0].tolist()
     dropped = sorted(set(range(family.tokens)) - set(rows))
     assert len(dropped) == 12

@@ -236,15 +236,6 @@ def test_cover_by_a_threshold(of: str, where: str, limit: float, name: str) -> N
     assert all(count < 28 for count in found)
 
 
-def test_a_similarity_from_which_tokens_are_merged() -> None:
-    model, x = segmenter(4), images()
-    fast = transformed(model, cover("keys", "after_attention", at=0.1, keep_per_site=None))
-    assert [float(fast.state_dict()[f"prunec.site_{n}.threshold"]) for n in (0, 1)] == pytest.approx(
-        [0.9] * 2
-    )
-    assert fast(x).isfinite().all()
-
-
 def test_dynamic() -> None:
     """Cover, with novelty times what a small MLP takes a token to matter, to a power."""
     model, x = segmenter(4), images()

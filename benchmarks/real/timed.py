@@ -1,6 +1,7 @@
 """Held to time, not to FLOPs: what presets lose of real weights at what their compiled programs take.
 
-    python benchmarks/real/timed.py                      # tome, cover and dynamic at three budgets
+    python benchmarks/real/timed.py                      # cover and dynamic at three budgets, beside tome
+    python benchmarks/real/timed.py cover --budgets 0.65 # fewer of them; tome has three points in any case
 
 Programs are compiled by Inductor for a batch of eight photographs and timed in one interleaved run beside
 the dense model. A preset's error at another's time is read off the line through its own points.
@@ -38,14 +39,14 @@ BUDGETS = (0.8, 0.65, 0.5)
 BASELINE, PRESETS = "tome", ("cover", "dynamic")
 
 
-def points(judge: Judge, budgets: Sequence[float], rounds: int) -> list[Row]:
+def points(judge: Judge, presets: Sequence[str], budgets: Sequence[float], rounds: int) -> list[Row]:
     """Each preset at each budget: its time as a share of the dense model's, and its error."""
     bench, target = judge.benches["photographs"], targets.load("inductor")
     images = torch.cat(list(judge.exam.crops))[:BATCH]
     calls = {"dense": figures.bound(target.lower(bench.dense), (images,))}
     found: dict[str, Row] = {}
-    for name in (BASELINE, *PRESETS):
-        for budget in budgets:
+    for name in (BASELINE, *presets):
+        for budget in BUDGETS if name == BASELINE else budgets:
             built = at_budget(Policy.load(name), budget, bench)
             lost = judge.exam.on_photographs(eager(built.program.module))
             found[f"{name} {budget}"] = {
@@ -87,6 +88,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("presets", nargs="*", metavar="PRESET", default=list(PRESETS))
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=default_cache())
@@ -98,7 +101,7 @@ def main() -> int:
         except UnavailableError as error:
             print(f"skipped: {error}")
             return 0
-        rows = points(judge, BUDGETS, options.rounds)
+        rows = points(judge, options.presets, options.budgets, options.rounds)
     own = [row for row in rows if row["preset"] == BASELINE]
     for row in rows:
         row[f"{BASELINE} at this time"] = at_time(own, row["time"])

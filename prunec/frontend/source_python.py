@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
 from torch import nn
 
-from prunec.errors import SourceError, did_you_mean, first_sentence
+from prunec.errors import SourceError
 from prunec.frontend.source import Asked, Source, made
-from prunec.frontend.source_reading import GRAMMAR, working_folder_importable
+from prunec.frontend.source_reading import GRAMMAR, function_of, working_folder_importable
 
 
 def from_callable(spec: str, name: str, asked: Asked) -> Source:
     """A function, called without arguments; it may return an example with its model."""
     module_name, where = spec.partition(":")[0], f"source {spec!r}"
     with working_folder_importable():
-        try:
-            namespace = importlib.import_module(module_name)
-        except Exception as error:  # a module of the user's may hold any mistake
-            raise SourceError(
-                f"{module_name!r} cannot be imported: {first_sentence(error)}",
-                where=where,
-                remedy=f"run where it can be imported, or install it; a source is {GRAMMAR}",
-            ) from error
-        factory = getattr(namespace, name, None)
-        if not callable(factory):
-            raise SourceError(
-                f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
-                where=where,
-                remedy="name a function that takes no arguments and returns an nn.Module, or one with an "
-                "example",
-            )
+        remedies = (
+            f"run where it can be imported, or install it; a source is {GRAMMAR}",
+            "name a function that takes no arguments and returns an nn.Module, or one with an example",
+        )
+        factory = function_of(module_name, name, SourceError, where, remedies=remedies)
         try:
             module = factory()
         except Exception as error:  # the user's code may raise anything

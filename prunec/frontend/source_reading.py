@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunec.errors import PruneError, SourceError, brief, first_sentence
+from prunec.errors import PruneError, SourceError, brief, did_you_mean, first_sentence
 from prunec.frontend import folders
 from prunec.frontend.source import Weights
 
@@ -122,6 +122,34 @@ def working_folder_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
+
+
+def function_of(
+    module_name: str, name: str, wrong: type[PruneError], where: str, *, remedies: tuple[str, str]
+) -> Callable[..., Any]:
+    """A function of the user's own.
+
+    Args:
+        module_name: where it is to be imported from.
+        name: what it is called there.
+        wrong: the error that is raised where there is no such function.
+        where: the place that the error names.
+        remedies: for a module that cannot be imported, and for one without such a function.
+    """
+    try:
+        namespace = importlib.import_module(module_name)
+    except Exception as error:  # a module of the user's may hold any mistake
+        raise wrong(
+            f"{module_name!r} cannot be imported: {first_sentence(error)}", where=where, remedy=remedies[0]
+        ) from error
+    function = getattr(namespace, name, None)
+    if not callable(function):
+        raise wrong(
+            f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
+            where=where,
+            remedy=remedies[1],
+        )
+    return function  # type: ignore[no-any-return]
 
 
 def path_of(spec: str, place: str) -> Path:

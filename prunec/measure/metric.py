@@ -6,7 +6,6 @@ def metric(output, labels):   # what the model returns for some images; their cl
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from prunec import compat
-from prunec.errors import UsageError, did_you_mean, first_sentence, shown
-from prunec.frontend.source_reading import working_folder_importable
+from prunec.errors import UsageError, shown
+from prunec.frontend.source_reading import function_of, working_folder_importable
 
 Metric = Callable[[Any, Tensor | None], Any]
 
@@ -37,22 +36,8 @@ def read(spec: str) -> Metric:
             remedy=f"write pkg.module:function, the name of {TAKES}",
         )
     with working_folder_importable():
-        try:
-            namespace = importlib.import_module(module_name)
-        except Exception as error:  # a module of the user's may hold any mistake
-            raise UsageError(
-                f"{module_name!r} cannot be imported: {first_sentence(error)}",
-                where=where,
-                remedy="run where it can be imported, or install it",
-            ) from error
-    metric = getattr(namespace, name, None)
-    if not callable(metric):
-        raise UsageError(
-            f"{module_name} has no function {name!r}{did_you_mean(name, dir(namespace))}",
-            where=where,
-            remedy=f"name {TAKES}",
-        )
-    return metric  # type: ignore[no-any-return]
+        remedies = ("run where it can be imported, or install it", f"name {TAKES}")
+        return function_of(module_name, name, UsageError, where, remedies=remedies)
 
 
 def name_of(metric: Metric) -> str:

@@ -188,7 +188,7 @@ def markdown(record: dict[str, Any], found: Sequence[Row]) -> str:
         f"The built-in classifier on {record['images']} held-out images, dense {record['dense']:.1%}; `make",
         "accuracy` writes this page. Nothing is trained: learned parts are calibrated on",
         f"{record['calibration_images']} other images, so presets that want training show what calibration",
-        "alone gives, and `svit` is then the same as `dynamic`.",
+        "alone gives.",
         "",
         "- *keep_per_site*: the share of the patches entering a site that survives it; *own*: what the",
         "  preset says. A preset with a site in every block has far fewer patches left at the same share:",

@@ -64,7 +64,7 @@ def prediction(device: torch.device, batch: int, rounds: int) -> Row:
     """How far predictions are from what the same schedules take once they are built."""
     fresh()
     source, dense = model("timm:vit_small_patch16_224", device)
-    flat = figures.with_batch(dense, batch)
+    flat = dense.interface.with_batch(batch)
     table = measured_table(dense, flat)
     chance = random.Random(0)
     calls, predicted, flops = {"dense": INDUCTOR.lower(dense)}, {}, {}
@@ -155,7 +155,7 @@ def accuracy(device: torch.device, batch: int, rounds: int) -> Iterator[Row]:
     source = sources.load("shapes")
     source.module.to(device)
     dense = recognise(source)
-    flat = figures.with_batch(dense, batch)
+    flat = dense.interface.with_batch(batch)
     uniform = {rate: POLICY.override(keep_per_site=rate) for rate in RATES}
     programs = {rate: compiled(source, dense, policy) for rate, policy in uniform.items()}
     plans: dict[tuple[int, float], Program] = {}

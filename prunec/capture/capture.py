@@ -72,7 +72,7 @@ def _program(
     settings: Mapping[str, bool] = MappingProxyType({}),
 ) -> Program:
     notes: tuple[str, ...] = ()
-    if batch is not None and not _batch_is_symbolic(exported, batch, args, kwargs):
+    if batch is not None and not batch_is_symbolic(exported, batch, args, kwargs):
         line = compat.specialised_by(exported) or "a line that PyTorch did not record"
         notes = (f"the batch is fixed at {batch}: the model's own code made it a constant at {line}",)
         warnings.warn(f"{notes[0]}; the result runs at this batch only", stacklevel=5)
@@ -80,7 +80,7 @@ def _program(
     if idle := idle_autocast(exported, compat.tree_leaves((args, dict(kwargs)))):
         notes += (idle,)
         warnings.warn(f"{idle}; give an example on that device", stacklevel=5)
-    exported = _functional(exported)
+    exported = functional(exported)
     if changed := list(exported.graph_signature.buffers_to_mutate.values()):
         notes += (f"the model changes {first_few(changed)} whenever it runs",)
         warnings.warn(f"{notes[-1]}; the transformed one leaves its buffers as they are now", stacklevel=5)
@@ -131,7 +131,7 @@ def _failure(
 
 def graph_of(exported: ExportedProgram) -> fx.GraphModule:
     """The exported program as one functional graph: flat inputs, flat outputs, no guards, no autocast."""
-    graph_module = compat.unlifted(_functional(exported))
+    graph_module = compat.unlifted(functional(exported))
     graph = graph_module.graph
     compat.make_flat(graph)
     for node in list(graph.nodes):
@@ -157,7 +157,7 @@ def _check_sizes(graph_module: fx.GraphModule) -> None:
             )
 
 
-def _functional(exported: ExportedProgram) -> ExportedProgram:
+def functional(exported: ExportedProgram) -> ExportedProgram:
     """The program with nothing done in place, and no region of a precision."""
     if any(compat.mutates(node.target) or is_region(node) for node in compat.every_node(exported)):
         return compat.functionalised(exported)
@@ -241,7 +241,7 @@ def _is_list_of_images(value: Any) -> bool:
     )
 
 
-def _batch_is_symbolic(
+def batch_is_symbolic(
     exported: ExportedProgram, batch: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
     """Whether every input whose first dimension is the batch kept a symbol there."""

@@ -49,22 +49,30 @@ def list_policies(
 
 
 def list_targets(as_json: JsonOption = False) -> None:
-    """List the backends and whether each can run here."""
+    """List the backends, what each needs, and whether it can run here."""
     from prunec import targets
 
-    rows = {
-        name: (target.summary, target.missing())
-        for name in targets.TARGETS
-        for target in [targets.find(name)]
-    }
+    found = {name: targets.find(name) for name in targets.TARGETS}
     if as_json:
         print_json(
-            {name: {"summary": summary, "missing": missing} for name, (summary, missing) in rows.items()}
+            {
+                name: {
+                    "summary": target.summary,
+                    "needs": target.needs,
+                    "missing": target.missing(),
+                    "modes": list(target.modes),
+                    "files": list(target.files) if isinstance(target, targets.FileTarget) else [],
+                }
+                for name, target in found.items()
+            }
         )
         return
-    table = Table("target", "summary", "here", box=None, pad_edge=False)
-    for name, (summary, missing) in rows.items():
-        table.add_row(name, summary, missing or "yes")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("target", no_wrap=True)
+    for column in ("summary", "needs", "here"):
+        table.add_column(column)
+    for name, target in found.items():
+        table.add_row(name, target.summary, target.needs or "nothing", target.missing() or "yes")
     out.print(table)
 
 

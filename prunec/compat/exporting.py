@@ -28,11 +28,13 @@ __all__ = [
     "argument_names",
     "every_node",
     "export",
+    "forget_sources",
     "functionalised",
     "is_literal",
     "is_of_values",
     "load_exported",
     "make_flat",
+    "save_exported",
     "specialised_by",
     "structure",
     "unlifted",
@@ -125,6 +127,13 @@ def functionalised(exported: ExportedProgram) -> ExportedProgram:
             del vars(body)["forward"]
 
 
+def forget_sources(exported: ExportedProgram) -> None:
+    """Leave out of each node where it comes from: a file would name folders of this machine."""
+    for node in every_node(exported):
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
+            node.meta.pop(key, None)
+
+
 def every_node(exported: ExportedProgram) -> Iterator[fx.Node]:
     """The nodes of an exported program, those of its regions too."""
     for part in exported.graph_module.modules():
@@ -146,6 +155,13 @@ def load_exported(path: Path) -> ExportedProgram:
     with warnings.catch_warnings():  # PyTorch 2.11 warns of the bytes that it reads the weights from
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         return torch.export.load(path)
+
+
+def save_exported(exported: ExportedProgram, path: Path) -> None:
+    """Write a program for torch.export.load."""
+    with warnings.catch_warnings():  # PyTorch warns of what it does itself
+        warnings.filterwarnings("ignore", module=r"torch\b")
+        torch.export.save(exported, path)
 
 
 def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec | None, TreeSpec | None]:

@@ -14,6 +14,7 @@ __all__ = [
     "is_aten",
     "is_random",
     "is_unset",
+    "library_of",
     "mutates",
     "op_name",
     "overload_with_tensors",
@@ -44,6 +45,11 @@ def op_name(target: object) -> str:
 def qualified_name(target: object) -> str:
     """`aten::mm` for each overload of it; the name alone for operators that take functions."""
     return target._schema.name if isinstance(target, torch._ops.OpOverload) else op_name(target)
+
+
+def library_of(target: object) -> str | None:
+    """`aten` for aten.mm.default, the name of the library of any other operator; None for functions."""
+    return target.namespace if isinstance(target, torch._ops.OpOverload) else None
 
 
 def positional(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

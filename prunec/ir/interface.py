@@ -92,6 +92,18 @@ class Interface:
             if name not in given and name not in kwargs and not self.is_usual(name, value):
                 raise wrong(f"missing input {name!r}")
 
+    def with_batch(self, batch: int) -> tuple[Any, ...]:
+        """The flat example inputs with another batch; as they are where the batch is fixed."""
+        if self.batch is None:
+            return self.example
+
+        def resized(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != self.batch:
+                return leaf
+            return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
+
+        return tuple(map(resized, self.example))
+
     def is_usual(self, name: str, value: Any) -> bool:
         """Whether the model takes an input of this value as it takes one that is left out."""
         if _is_same(value, self.defaults.get(name)):

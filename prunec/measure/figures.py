@@ -61,7 +61,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
     """
     ragged = any(node.target in ops.RAGGED for node in program.graph.nodes)
     if flat is None or not ragged or program.interface.batch is None:
-        runs = [with_batch(program, 1)]
+        runs = [program.interface.with_batch(1)]
     else:
         images = images_in(flat)
         runs = [_one_image(flat, image, images) for image in range(images)]
@@ -76,7 +76,7 @@ def flops(program: Program, flat: tuple[Any, ...] | None = None) -> int:
 def inputs(program: Recognised, batch: int, images: Tensor | None) -> tuple[Any, ...]:
     """Inputs to time: a batch of real images where there are enough, else of the example's first."""
     if images is None or len(images) < batch or program.interface.batch is None:
-        return with_batch(program, batch)
+        return program.interface.with_batch(batch)
     return call_on(program, images[:batch].to(device_of(program)))
 
 
@@ -170,20 +170,6 @@ def known(
     labels = None if image_set is None or image_set.classes is not None else image_set.labels
     labelled = 0 if labels is None else int(labels.max()) + 1
     return Known(numbers, int(state.shape[-1]), tokens, picture, labelled)
-
-
-def with_batch(program: Program, batch: int) -> tuple[Any, ...]:
-    """The example inputs with another batch; as they are where the batch is fixed."""
-    interface = program.interface
-    if interface.batch is None:
-        return interface.example
-
-    def resized(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != interface.batch:
-            return leaf
-        return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1))
-
-    return tuple(map(resized, interface.example))
 
 
 def _one_image(flat: tuple[Any, ...], image: int, images: int) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat
 
-__all__ = ["attend"]
+__all__ = ["attend", "attend_padded"]
 
 
 @torch.library.custom_op("prunec::attend", mutates_args=())
@@ -113,8 +113,47 @@ def attend(
     Image i has as many queries as row i of `valid` [B, n] has true entries, and as many keys as row i of
     `among` has. With `size` [1, S] a key counts as many as the tokens that it stands for.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out: Tensor = _attend(query, key, value, *_given(query, valid, among, scale, size))
+    return out
+
+
+def attend_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    valid: Tensor,
+    among: Tensor,
+    scale: float | None = None,
+    size: Tensor | None = None,
+) -> Tensor:
+    """The same in operators of ATen alone: the rows of each image padded to the longest, and packed again."""
+    counts, scale, longest, bias = _given(query, valid, among, scale, size)
+    ends = counts.cumsum(dim=1)
+    queries, _ = _places(counts[0], ends[0], longest[0], query)
+    keys, there = _places(counts[1], ends[1], longest[1], key)
+    mask = query.new_zeros(there.shape) if bias is None else bias[0][keys]
+    mask = mask.masked_fill(~there, float("-inf"))[:, None, None]  # [B, 1, 1, n]
+    rows = [
+        x[0].transpose(0, 1)[at].transpose(1, 2) for x, at in ((query, queries), (key, keys), (value, keys))
+    ]
+    out = scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask, scale=scale)  # [B, h, n, d]
+    row = torch.arange(query.shape[2], device=query.device)
+    image = (row.unsqueeze(1) >= ends[0]).sum(dim=1)
+    first = ends[0] - counts[0]
+    return out.transpose(1, 2)[image, row - first[image]].unsqueeze(0).transpose(1, 2)
+
+
+def _given(
+    query: Tensor, valid: Tensor, among: Tensor, scale: float | None, size: Tensor | None
+) -> tuple[Tensor, float, tuple[int, int], Tensor | None]:
+    """How many queries and keys each image has, the scale, the most that there may be, the bias of keys."""
     counts = torch.stack([valid.sum(dim=1), among.sum(dim=1)])
     bias = None if size is None else size.log()
-    out: Tensor = _attend(query, key, value, counts, scale, (valid.shape[1], among.shape[1]), bias)
-    return out
+    return counts, query.shape[-1] ** -0.5 if scale is None else scale, (valid.shape[1], among.shape[1]), bias
+
+
+def _places(counts: Tensor, ends: Tensor, longest: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed row in each padded place, and which of the places are filled: [B, n]."""
+    place = torch.arange(longest, device=counts.device)
+    found = (ends - counts).unsqueeze(1) + place
+    return found.clamp_max(rows.shape[2] - 1), place < counts.unsqueeze(1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ Flat = Callable[..., Any]
 TARGETS = {
     "eager": "prunec.targets.eager:Eager",
     "inductor": "prunec.targets.inductor:Inductor",
+    "pt2": "prunec.targets.pt2:Pt2",
 }
 
 
@@ -30,6 +32,10 @@ class Target(Protocol):
         """One line for `prunec targets`."""
 
     @property
+    def needs(self) -> str:
+        """What it needs beside PyTorch, and how that is installed; empty where nothing."""
+
+    @property
     def modes(self) -> tuple[ModeName, ...]:
         """The modes that it can run."""
 
@@ -37,7 +43,25 @@ class Target(Protocol):
         """Why the backend cannot run here; None when it can."""
 
     def lower(self, program: Program) -> Flat:
-        """The program as a callable on flat inputs; a deep copy of it runs the deep copy of the program."""
+        """The program as a callable on flat inputs; a deep copy of it runs the deep copy of the program.
+
+        TargetError, with the place and what to do, where the backend cannot run the program.
+        """
+
+
+@runtime_checkable
+class FileTarget(Target, Protocol):
+    """A backend that also runs from files, where neither prunec nor the model's own code is installed."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that `write` makes, the one to open first."""
+
+    def write(self, program: Program, folder: Path) -> None:
+        """Write the program into a folder that exists; TargetError as of `lower`."""
+
+    def read(self, folder: Path) -> Flat:
+        """What `write` has written, as a callable on flat inputs that gives flat outputs."""
 
 
 def load(name: str) -> Target:

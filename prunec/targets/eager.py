@@ -12,6 +12,7 @@ class Eager:
     """Run the graph without compiling it."""
 
     summary = "the graph as it is, on whatever device the model is on"
+    needs = ""
     modes: tuple[ModeName, ...] = MODES
 
     def missing(self) -> str | None:

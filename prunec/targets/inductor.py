@@ -27,6 +27,7 @@ class Inductor:
 
     dynamic_batch: bool = True
     summary = "torch.compile with Inductor, CPU and CUDA"
+    needs = "a C++ compiler"
     modes: tuple[ModeName, ...] = MODES
 
     def missing(self) -> str | None:

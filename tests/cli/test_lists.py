@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import prunec
+from prunec import targets
 import prunec.measure.image_sets
 from prunec.targets.inductor import Inductor
 from tests.cli.running import Call, message
@@ -52,11 +53,23 @@ def test_targets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inductor, "missing", lambda self: "no compiler")
     said = call("targets")
     assert (said.code, said.err) == (0, "")
-    assert [" ".join(line.split()) for line in said.out.splitlines()] == [
-        "target summary here",
-        "eager the graph as it is, on whatever device the model is on yes",
-        "inductor torch.compile with Inductor, CPU and CUDA no compiler",
-    ]
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert lines[0] == "target summary needs here"
+    assert [line.split()[0] for line in lines if line.split()[0] in targets.TARGETS] == list(targets.TARGETS)
+    assert "inductor torch.compile with Inductor, CPU and CUDA a C++ compiler no compiler" in lines
+
+
+def test_targets_as_json(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Inductor, "missing", lambda self: "no compiler")
     data = call("targets", "--json").json
+    assert data.keys() == targets.TARGETS.keys()
     assert data["eager"]["missing"] is None
-    assert data["inductor"] == {"summary": Inductor.summary, "missing": "no compiler"}
+    modes = ["static", "padded", "packed", "masked"]
+    assert data["inductor"] == {
+        "summary": Inductor.summary,
+        "needs": "a C++ compiler",
+        "missing": "no compiler",
+        "modes": modes,
+        "files": [],
+    }
+    assert data["pt2"]["files"] == ["model.pt2"]

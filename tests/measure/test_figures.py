@@ -11,7 +11,6 @@ from prunec.frontend.sources import ImageSet, from_module
 from prunec.ir.program import Program
 from prunec.measure import figures
 from prunec.measure.fidelity import Known
-from prunec.measure.figures import with_batch
 from prunec.targets.eager import Eager
 from tests import tiny
 
@@ -104,8 +103,8 @@ def test_flops_of_a_fixed_batch_are_those_of_one_image(fixed: Compiled) -> None:
 
 
 def test_with_batch(norm: Compiled) -> None:
-    (one,) = with_batch(norm.dense, 1)
-    (five,) = with_batch(norm.dense, 5)
+    (one,) = norm.dense.interface.with_batch(1)
+    (five,) = norm.dense.interface.with_batch(5)
     assert one.shape == (1, 3, 20, 20)
     assert five.shape == (5, 3, 20, 20)
     assert torch.equal(five[4], norm.dense.interface.example[0][0])
@@ -118,15 +117,15 @@ def test_with_batch_leaves_what_is_no_batch_alone() -> None:
 
     source = from_module(Scaled().eval(), (tiny.pixels(), torch.ones(3), True))
     dense = compile_source(source, tiny.policy()).dense
-    pixels, scale, *_ = with_batch(dense, 4)
+    pixels, scale, *_ = dense.interface.with_batch(4)
     assert pixels.shape[0] == 4
     assert scale.shape == (3,)
     with torch.no_grad():
-        assert dense.module(*with_batch(dense, 4))[0].shape == (4, CLASSES)
+        assert dense.module(*dense.interface.with_batch(4))[0].shape == (4, CLASSES)
 
 
 def test_with_batch_keeps_a_fixed_batch(fixed: Compiled) -> None:
-    assert with_batch(fixed.dense, 8) is fixed.dense.interface.example
+    assert fixed.dense.interface.with_batch(8) is fixed.dense.interface.example
 
 
 # --- latency ----------------------------------------------------------------------------------

@@ -53,3 +53,13 @@ def test_its_shape_is_known_without_running_it() -> None:
     query, key, value = (part.to("meta") for part in made(VALID))
     wide = value.new_empty(*value.shape[:3], 5)
     assert ops.attend(query, key, wide, VALID.to("meta"), VALID.to("meta")).shape == (1, HEADS, 8, 5)
+
+
+@pytest.mark.parametrize("with_sizes", [False, True])
+def test_padded_it_is_the_same(with_sizes: bool) -> None:
+    first = torch.tensor([[True, False, True, False]] * 3)
+    query = made(first)[0]
+    _, key, value = made(VALID)
+    size = torch.rand(1, int(VALID.sum()), dtype=torch.double) + 0.5 if with_sizes else None
+    given = (query, key, value, first, VALID, 0.3, size)
+    torch.testing.assert_close(ops.attend_padded(*given), ops.attend(*given))

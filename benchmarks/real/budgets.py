@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backbone import WIDTH
 from torch import Tensor
 
 from prunec.calibration.calibrate import calibrate, needs_calibration
+from prunec.calibration.learned import Scorers
 from prunec.compiler import plan
 from prunec.errors import PolicyError
 from prunec.frontend.sources import ImageSet
@@ -38,6 +39,7 @@ class Bench:
     dense_flops: int
     fitted_on: ImageSet
     counted_on: Tensor  # pictures that FLOPs are counted on, where they keep different numbers
+    scorers: dict[str, Scorers] = field(default_factory=dict)  # of each preset: fitted once for all rates
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ def _calibrated(built: Built, bench: Bench) -> Built:
     """With its learned parts and thresholds fitted."""
     if not needs_calibration(built.program):
         return built
-    fitted = calibrate(bench.dense, built.program, bench.fitted_on.images, bench.fitted_on.name)
+    images, known = bench.fitted_on, bench.scorers.get(built.policy.name)
+    fitted = calibrate(bench.dense, built.program, images.images, images.name, known)
+    bench.scorers[built.policy.name] = fitted.scorers
     program = fitted.put_into(built.program)
     return dataclasses.replace(built, program=program, calibration=str(fitted.calibration))
 

@@ -79,16 +79,7 @@ def eager(model: Callable[..., object]) -> Run:
 
 
 def of_cells(run: Run, images: Tensor, seed: int) -> Tensor:
-    """Features for the probe.
-
-    Cells are many: they are run in bfloat16, for the dense model too, by all that can run so.
-    """
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            return torch.cat([features(tokens) for tokens in _batches(run, images, seed)])
-    except RuntimeError as error:  # an operation that wants one precision of all its inputs
-        if "dtype" not in str(error):
-            raise
+    """Features for the probe."""
     return torch.cat([features(tokens) for tokens in _batches(run, images, seed)])
 
 

@@ -41,8 +41,7 @@ READING = """
   correlation.
 - *accuracy*, *AUC*, *agreement*: of a logistic probe (class token beside the mean patch) that tells
   defective solar cells of ELPV from others. It is fitted to the dense model's features and not fitted
-  again; agreement is with what it says of those. Cells are run in bfloat16, the dense model
-  too, and in single precision where a program cannot run so.
+  again; agreement is with what it says of those.
 - *FLOPs*: where pictures keep different numbers of tokens they are told of both kinds. L2, cosines and
   heatmaps are of photographs, the probe's figures of cells: read them beside the share of that kind.
 - *better than*: in how many of the seeds, on the same pictures, by L2 and by agreement; a draw is

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunec.calibration.inputs import ENOUGH, fitting_batches
 from prunec.calibration.kept import count_kept
-from prunec.calibration.learned import fit_scorers
+from prunec.calibration.learned import Scorers, fit_scorers
 from prunec.calibration.thresholds import fit_thresholds
 from prunec.ir.program import Planned, Recognised
 from prunec.ops import Learned
@@ -82,6 +82,7 @@ class Fitted:
 
     values: dict[str, Tensor]  # of scorers and thresholds, by their paths in the program
     calibration: Calibration
+    scorers: Scorers = ({}, ())  # the part of them that does not change with the rate
 
     def put_into(self, pruned: Planned) -> Planned:
         """The program with these values, and the counts that images were seen to keep in its plan."""
@@ -98,7 +99,9 @@ def needs_calibration(pruned: Planned) -> bool:
     )
 
 
-def calibrate(dense: Recognised, pruned: Planned, images: Tensor, name: str) -> Fitted:
+def calibrate(
+    dense: Recognised, pruned: Planned, images: Tensor, name: str, scorers: Scorers | None = None
+) -> Fitted:
     """Fit the learned scorers and the thresholds of `pruned`.
 
     Args:
@@ -106,15 +109,17 @@ def calibrate(dense: Recognised, pruned: Planned, images: Tensor, name: str) -> 
         pruned: the same with its sites; their parameters are `prunec.site_0` and so on.
         images: [n, ...], normalised, in the precision that the model takes. Eight or more.
         name: which images these are, for the report.
+        scorers: of the same policy at the same sites and another rate, on the same images: only the
+            thresholds are fitted then.
     """
     start = time.perf_counter()
     images = fitting_batches(pruned, images)
-    scorers, fits = fit_scorers(dense, pruned, images)
-    pruned = pruned.with_values(scorers)
+    fitted = fit_scorers(dense, pruned, images) if scorers is None else scorers
+    values, fits = fitted
+    pruned = pruned.with_values(values)
     thresholds, shares = fit_thresholds(pruned, images)
     ragged = any(site.ragged for site in pruned.plan.sites)
     counts = count_kept(pruned.with_values(thresholds), images) if ragged else ()
     seconds, graded = time.perf_counter() - start, pruned.plan.fate == "exit"
-    return Fitted(
-        {**scorers, **thresholds}, Calibration(len(images), name, fits, shares, counts, seconds, graded)
-    )
+    found = Calibration(len(images), name, fits, shares, counts, seconds, graded)
+    return Fitted({**values, **thresholds}, found, fitted)

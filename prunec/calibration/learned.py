@@ -18,11 +18,12 @@ from prunec.ir import graph
 from prunec.ir.program import Planned, Recognised
 from prunec.scorers.fitting import fit, fit_grader, logs, on_one_scale
 
+#: Parameters of the scorers by their paths in the program, and how well each predicts.
+Scorers = tuple[dict[str, Tensor], tuple[float, ...]]
 
-def fit_scorers(
-    dense: Recognised, pruned: Planned, images: Tensor
-) -> tuple[dict[str, Tensor], tuple[float, ...]]:
-    """Parameters of the scorers by their paths in the program, and how well each predicts."""
+
+def fit_scorers(dense: Recognised, pruned: Planned, images: Tensor) -> Scorers:
+    """The scorers of a program, each fitted to the dense model's states where it stands."""
     scorers = [node.target for node in pruned.graph.nodes if isinstance(node.target, ops.Learned)]
     if not (learned := [scorer for scorer in scorers if scorer.trainable]):
         return {}, ()

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunec.api.deprecated import old_spellings
+from prunec.api.loading import load as load
 from prunec.api.results import Result as Result
-from prunec.api.results import load as load
 from prunec.api.results import save as save
 from prunec.api.side_by_side import benchmark as benchmark
 from prunec.api.verbs_optimize import optimize as optimize

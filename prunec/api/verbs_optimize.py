@@ -21,6 +21,7 @@ from prunec.api.verbs_plan import (
     request_of,
     to_choose_from,
 )
+from prunec.artefact.spec import describe
 from prunec.calibration.calibrate import needs_calibration
 from prunec.compiler import Compiled, compile_recognised, recognise
 from prunec.errors import UsageError
@@ -178,7 +179,8 @@ def _built(
     )
     for doubt in (*caveats, *report.doubts):
         warnings.warn(doubt, stacklevel=2)
-    return Result(targets.LoweredModule(pruned, lowered["pruned"], given.module), report)
+    module = targets.LoweredModule(pruned, lowered["pruned"], given.module)
+    return Result(module, report, describe(given, dense, pruned, scenes.images if scenes else None))
 
 
 def _caveats(

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from prunec import documents
+from prunec.artefact.checksums import DIGEST, digest
+from prunec.artefact.spec import Spec
 from prunec.errors import SourceError, shown
 from prunec.policy.language import MOST, Word, mistakes
 from prunec.policy.lowering import Attention
@@ -81,6 +83,20 @@ class CertificateRecord(_Record):
     batch: Count | None = None
 
 
+class FileRecord(_Record):
+    """What a file was when it was written."""
+
+    size: Annotated[int, Field(ge=0, le=2**63)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PortableRecord(_Record):
+    """The file of the model that needs nothing else, or why there is none."""
+
+    file: FileName | None = None
+    reason: Annotated[str, Field(max_length=2**16)] = ""
+
+
 class Manifest(_Record):
     """All that a manifest holds."""
 
@@ -96,6 +112,9 @@ class Manifest(_Record):
     example: Word = ""
     versions: dict[Word, Word] = Field(default_factory=dict)
     files: Annotated[tuple[FileName, ...], Field(strict=False)] = ()  # beside the manifest itself
+    checksums: dict[FileName, FileRecord] | None = None  # of these files; older artefacts have none
+    spec: Spec | None = None  # what the model takes and gives; older artefacts have none
+    portable: PortableRecord = PortableRecord(reason="it was made by an older prunec")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -124,6 +143,8 @@ class Manifest(_Record):
             manifest = cls.model_validate(plain)
         except ValidationError as error:
             raise unreadable(folder, f"{MANIFEST}: {mistakes(error)}") from error
+        if DIGEST in plain and plain[DIGEST] != digest(plain):
+            raise unreadable(folder, f"{MANIFEST} is not what was written: its checksum differs")
         Policy.load(manifest.policy, where=f"{path}, policy")
         return manifest
 

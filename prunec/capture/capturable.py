@@ -47,7 +47,7 @@ def _not_a_model(part: nn.Module) -> tuple[str, str] | None:
             "wraps a model to spread it over devices, and only the model can be captured",
             "give what it wraps, model.module, and wrap the result again",
         )
-    if isinstance(part, compat.OptimizedModule):
+    if compat.is_compiled(part):
         return (
             "is a model compiled by torch.compile, and its own code is what is captured",
             "give the model that was compiled (model._orig_mod), and compile the result",

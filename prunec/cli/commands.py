@@ -26,6 +26,14 @@ COMMANDS = {
     "optimize": Entry(
         "prunec.cli.optimize:optimize", "Transform a model, prove it, measure it, and write the artefact."
     ),
+    "run": Entry(
+        "prunec.cli.artefacts:run",
+        "Run an artefact's model on pictures, prepared as it needs them, and print what it says.",
+    ),
+    "verify": Entry(
+        "prunec.cli.artefacts:verify",
+        "Check an artefact's files, and compare its model with what was recorded (exit code 4).",
+    ),
     "graph": Entry(
         "prunec.cli.graph:graph",
         "Show a model's structure block by block, and what a policy changes in it.",

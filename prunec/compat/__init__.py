@@ -4,6 +4,7 @@ Everything else uses the names below, as `compat.NAME`, so a change in PyTorch i
 
 trees          nested inputs and outputs
 exporting      torch.export
+archives       what torch.export.save writes
 operators      schemas of ATen operators
 fake_tensors   fake tensors, symbolic sizes
 compiling      torch.compile
@@ -11,6 +12,7 @@ kernels        CUDA
 source         whose code a file is
 """
 
+from prunec.compat.archives import *
 from prunec.compat.compiling import *
 from prunec.compat.exporting import *
 from prunec.compat.fake_tensors import *

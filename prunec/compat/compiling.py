@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule as OptimizedModule
+from torch import nn
 
-__all__ = ["OptimizedModule", "assume", "mark_dynamic", "scalar_outputs"]
+__all__ = ["assume", "is_compiled", "mark_dynamic", "scalar_outputs"]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile returned; TorchDynamo is not imported for that."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
 
 def assume(condition: Any, otherwise: str | None = None) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "argument_names",
     "every_node",
     "export",
+    "forget_example",
     "forget_sources",
     "functionalised",
     "is_literal",
@@ -155,6 +156,11 @@ def load_exported(path: Path) -> ExportedProgram:
     with warnings.catch_warnings():  # PyTorch 2.11 warns of the bytes that it reads the weights from
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         return torch.export.load(path)
+
+
+def forget_example(exported: ExportedProgram) -> None:
+    """Leave out the inputs that it was exported on, which a file would hold as a pickle."""
+    exported.example_inputs = None
 
 
 def save_exported(exported: ExportedProgram, path: Path) -> None:

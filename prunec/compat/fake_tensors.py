@@ -11,7 +11,6 @@ import sympy
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, disable_fake_tensor_cache
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,7 +45,7 @@ def new_symbol(mode: FakeTensorMode, name: str, hint: int) -> torch.SymInt:
     """A fresh symbolic size; `hint` stands in for it where PyTorch must compare."""
     env = mode.shape_env
     assert isinstance(env, ShapeEnv)
-    source = ConstantSource(name)
+    source = torch._dynamo.source.ConstantSource(name)  # imported when it is first used: that takes a second
     symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     created = env.create_symintnode(symbol, hint=hint, source=source)
     assert isinstance(created, torch.SymInt)

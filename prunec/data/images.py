@@ -67,9 +67,23 @@ def load_images(folder: Path | str, preprocess: Preprocess, limit: int | None = 
     paths = _thinned(_find(folder), limit)
     images = torch.empty(len(paths), 3, *preprocess.size)
     for place, path in enumerate(paths):
-        images[place] = preprocess.normalise(_pixels(_fitted(_opened(path, preprocess), preprocess)))
+        images[place] = _read(path, preprocess)
     labels, classes = _labels(folder, paths)
     return ImageSet(images, paths, labels, classes)
+
+
+def read_image(path: Path | str, preprocess: Preprocess) -> Tensor:
+    """One picture as a model takes it: [3, H, W], scaled, cropped and normalised.
+
+    Raises:
+        SourceError: it cannot be read, or Pillow is missing.
+    """
+    _need_pillow()
+    return _read(Path(path).expanduser(), preprocess)
+
+
+def _read(path: Path, preprocess: Preprocess) -> Tensor:
+    return preprocess.normalise(_pixels(_fitted(_opened(path, preprocess), preprocess)))
 
 
 # --- which files --------------------------------------------------------------------------------------------

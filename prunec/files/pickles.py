@@ -18,7 +18,7 @@ from prunec.errors import first_few
 from prunec.files import trust
 from prunec.files.building import KNOWN, Builder
 from prunec.files.opcodes import MOST_BYTES, Call, Named, NotTrusted, Pairs, Stored, parse
-from prunec.files.storages import Numbers, number_type
+from prunec.files.storages import Numbers, begin_of, number_type
 
 __all__ = ["NotTrusted", "read"]
 
@@ -106,18 +106,11 @@ def _zipped(file: BinaryIO, path: Path) -> tuple[Any, Numbers]:
         if order is not None and (order.file_size > 8 or archive.read(order) != b"little"):
             raise ValueError("its numbers are not written in little-endian order")
         places = {
-            name.removeprefix(f"{prefix}data/"): (_begin(file, entry), entry.file_size)
+            name.removeprefix(f"{prefix}data/"): (begin_of(file, entry), entry.file_size)
             for name, entry in entries.items()
             if name.startswith(f"{prefix}data/")
         }
     return value, Numbers(file, path.stat().st_size, places)
-
-
-def _begin(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin: after its own header, a name and padding."""
-    file.seek(entry.header_offset + 26)
-    name, padding = struct.unpack("<HH", file.read(4))
-    return int(entry.header_offset + 30 + name + padding)
 
 
 def _pickle_of(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -49,6 +51,13 @@ class Numbers:
                 raise ValueError("it is cut short")
             self.found[key] = torch.frombuffer(content, dtype=torch.uint8) if size else torch.empty(0).byte()
         return self.found[key]
+
+
+def begin_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an archive's entry begin: after its own header, a name and padding."""
+    file.seek(entry.header_offset + 26)
+    name, padding = struct.unpack("<HH", file.read(4))
+    return int(entry.header_offset + 30 + name + padding)
 
 
 def number_type(stored: Any) -> tuple[str, torch.dtype]:

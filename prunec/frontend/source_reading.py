@@ -166,6 +166,19 @@ def path_of(spec: str, place: str) -> Path:
     return path
 
 
+def absolute(spec: str) -> str:
+    """A source that is a folder or a file, by its whole path: the same wherever it is read again."""
+    scheme, colon, rest = spec.partition(":")
+    if colon and scheme not in ("hf", "local-dir"):
+        return spec
+    place = Path(rest if colon else spec).expanduser()
+    try:
+        there = place.exists() and (bool(colon) or "/" in spec or bool(place.suffix))
+    except (OSError, ValueError):
+        return spec
+    return f"{scheme if colon else ''}{colon}{place.resolve()}" if there else spec
+
+
 def folder_of(spec: str, place: str, writer: str) -> Path:
     """A folder that is there; SourceError where it is not."""
     folder = path_of(spec, place)

@@ -21,6 +21,20 @@ def matched(found: Detected, expected: Detected) -> Tensor:
     return torch.tensor([_of_image(_at(found, image), _at(expected, image), empty=empty) for image in images])
 
 
+def found(detected: Detected) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each image what is surely there, the surest first: scores [n], classes [n], corners [n, 4]."""
+    empty = _has_empty_class(detected[1])
+    return [_sure(_at(detected, image), empty=empty) for image in range(len(detected[0]))]
+
+
+def _sure(detected: Detected, *, empty: bool) -> tuple[Tensor, Tensor, Tensor]:
+    boxes, scores = detected
+    best, classes = _best(scores, empty=empty)
+    order = best.argsort(descending=True)
+    order = order[best[order] > SURE]
+    return best[order], classes[order], torch.cat(_corners(boxes[order]), dim=1)
+
+
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Of every box [n, 4] with every other [m, 4]: what they share of what they cover, [n, m]."""
     (low, high), (other_low, other_high) = _corners(first), _corners(second)

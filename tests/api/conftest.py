@@ -25,7 +25,7 @@ def _recognised_once(recognised_once: None) -> None:
     """What is called runs on few models."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """An artefact of a module given in Python."""
     said: list[str] = []

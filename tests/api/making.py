@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     now = model.state_dict()
     return now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in now)
+
+
+def copied(folder: Path, place: Path) -> Path:
+    """The same artefact elsewhere, to be changed."""
+    return Path(shutil.copytree(folder, place))
 
 
 def pictures(folder: Path, *classes: str) -> Path:

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from prunec import cli
+from prunec.artefact import portable
+from prunec.errors import TargetError
 from prunec.latency.table import LatencyTable
 from prunec.planner.workshop import Candidate, Workshop
 from tests.cli.running import CODE, PLANNED, Call, Said
@@ -38,6 +41,22 @@ def home(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield tmp_path
     for name in CODE:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _own_file(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No artefact holds `model.pt2`, which takes seconds to make, where a test does not ask for it."""
+    if "own_file" not in request.fixturenames:
+        monkeypatch.setattr(portable, "made", _left_out)
+
+
+def _left_out(_: object) -> NoReturn:
+    raise TargetError("left out in this test")
+
+
+@pytest.fixture
+def own_file() -> None:
+    """Artefacts are as they are for users."""
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import prunec
-from prunec import targets
 import prunec.measure.image_sets
+from prunec import targets
 from prunec.targets.inductor import Inductor
 from tests.cli.running import Call, message
 

@@ -35,7 +35,11 @@ def masked(text: str) -> str:
 
 
 def test_optimize_shapes_from_end_to_end(
-    call: Call, home: Path, golden: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    call: Call,
+    home: Path,
+    own_file: None,
+    golden: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(prunec.measure.image_sets, "MOST", 256)
     said = call(
@@ -56,21 +60,24 @@ def test_optimize_shapes_from_end_to_end(
     assert report["accuracy"]["images"] == 256
 
 
-def test_optimize_json(call: Call, home: Path) -> None:
+def test_optimize_json(call: Call, home: Path, own_file: None) -> None:
     said = call(*OPTIMIZE, "--json", "-o", "deep/out")
     assert said.code == 0
     assert set(said.json) >= {
         "source", "weights", "target", "policy", "anatomy", "plan", "stages", "certificate", "flops",
         "images", "accuracy", "latency", "notes", "artefact",
     }  # fmt: skip
-    assert said.json == json.loads((home / "deep" / "out" / "report.json").read_text(encoding="utf-8"))
+    written = json.loads((home / "deep" / "out" / "report.json").read_text(encoding="utf-8"))
+    assert {**written, "artefact": "deep/out"} == said.json  # the folder itself does not say where it lies
     assert (said.json["source"], said.json["target"]) == ("models_of_a_user:vit", "eager")
     assert [site["leaves"] for site in said.json["plan"]["sites"]] == [15]
     assert said.json["latency"]["rows"].keys() == {"dense", "pruned", "ideal"}
     assert said.json["accuracy"]["images"] == 32
     assert "Shapes scenes" in said.json["images"]
     assert all(line.startswith("prunec: ") for line in said.err.splitlines())
-    assert prunec.load(home / "deep" / "out", trust_source=True)(torch.zeros(1, 3, 20, 20)).shape == (1, 7)
+    built = prunec.load(home / "deep" / "out", trust_source=True)
+    alone = prunec.load(home / "deep" / "out")
+    assert torch.allclose(built(torch.ones(1, 3, 20, 20)), alone(torch.ones(1, 3, 20, 20)), atol=1e-6)
 
 
 def test_optimize_writes_where_the_names_say_and_measures_on_images(call: Call, home: Path) -> None:
@@ -181,7 +188,9 @@ def test_a_place_that_is_taken_is_known_before_the_work(
     assert made(home) == ["out"]
 
 
-def test_no_half_written_folder_is_left(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_half_written_folder_is_left(
+    call: Call, home: Path, own_file: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise SafetensorError("No space left on device")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunec.measure.boxes import iou, matched
+from prunec.measure.boxes import found, iou, matched
 
 FIRST, SECOND, THIRD = [0.2, 0.2, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2], [0.5, 0.5, 1.0, 1.0]
 NOTHING = [-9.0, -9.0, 9.0]
@@ -17,6 +17,15 @@ def detected(*rows: tuple[list[float], list[float]]) -> tuple[Tensor, Tensor]:
 
 
 TRUE = detected((FIRST, A), (SECOND, B), (THIRD, NOTHING), (THIRD, NOTHING), (THIRD, NOTHING))
+
+
+def test_what_is_surely_there() -> None:
+    ((scores, classes, corners),) = found(TRUE)
+    assert classes.tolist() == [0, 1]
+    assert scores.tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert corners[0].tolist() == pytest.approx([0.1, 0.1, 0.3, 0.3])
+    ((nothing, _, none),) = found(detected(*[(THIRD, NOTHING)] * 3))
+    assert (nothing.shape, none.shape) == ((0,), (0, 4))
 
 
 def test_iou_by_hand() -> None:

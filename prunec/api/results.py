@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from prunec import compat
-from prunec.artefact import artefact, card, portable, recorded
+from prunec.api.hub import upload
+from prunec.artefact import artefact, card, export_json, portable, recorded
 from prunec.artefact.artefact import Content
 from prunec.artefact.manifest import KEYS
 from prunec.artefact.spec import Description
@@ -48,6 +50,8 @@ class Result:
         try:
             made = portable.made(program)
             files[portable.FILE] = lambda path: compat.save_exported(made, path)
+            if said := export_json.text(made, spec):
+                files[export_json.FILE] = said
         except TargetError as error:
             reason = error.what
             warnings.warn(f"there is no {portable.FILE}: {reason}", stacklevel=2)
@@ -65,6 +69,30 @@ class Result:
         manifest["portable"] = {"file": None if reason else portable.FILE, "reason": reason}
         files["README.md"] = card.text(report, spec, self.description.labels, portable=not reason)
         return artefact.save(folder, manifest, self.module.state_dict(), files)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> Path:
+        """`save`, and with `push_to_hub` what that does; options as there. `from_pretrained` reads it."""
+        place = self.save(folder)
+        if push_to_hub:
+            upload(place, repo_id or place.name, **options)
+        return place
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put the artefact on the Hugging Face hub, with its model card; the address of the commit.
+
+        Args:
+            repo_id: ORG/NAME, created where it does not exist.
+            options: private, token, commit_message.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save(Path(folder) / "artefact"), repo_id, **options)
 
 
 def save(result: Result, folder: str | Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunec.api.deprecated import old_spellings
+from prunec.api.hub import from_pretrained as from_pretrained
 from prunec.api.loading import load as load
 from prunec.api.results import Result as Result
 from prunec.api.results import save as save

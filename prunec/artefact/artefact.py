@@ -6,6 +6,7 @@
     out/model.safetensors    the weights, under the original names
     out/example.safetensors  an example of inputs and outputs, for `prunec verify`
     out/labels.json          the names of its classes, where it has any
+    out/export.json          what transformers reads beside `model.pt2`, of models that are called by names
     out/report.json, .html   what was found, done and measured
     out/README.md            the same for people, as a model card
 
@@ -32,6 +33,12 @@ from prunec.artefact.placing import aside, restore
 from prunec.artefact.placing import check_place as check_place
 from prunec.errors import brief
 
+#: Every name that a file of an artefact may have, and those that loading it may need.
+KNOWN = (
+    MANIFEST, WEIGHTS, "model.pt2", "example.safetensors", "labels.json", "export.json", "report.json",
+    "report.html", "README.md",
+)  # fmt: skip
+NEEDED = KNOWN[:5]
 #: What a file is to hold: text, bytes, or what writes it to a path.
 Content = str | bytes | Callable[[Path], None]
 #: The manifest with the checksums, until it takes its place; called as what safetensors leaves half-written.

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 import torch
 import torch.utils._pytree as pytree
 
-__all__ = ["LAYOUTS", "MEMORY_FORMATS", "SCALAR_TYPES", "functional_operator", "is_of_core", "plain_treespec"]
+__all__ = [
+    "LAYOUTS",
+    "MEMORY_FORMATS",
+    "SCALAR_TYPES",
+    "functional_operator",
+    "is_of_core",
+    "plain_treespec",
+    "treespec_text",
+]
 
 SCALAR_TYPES: Mapping[int, torch.dtype] = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
@@ -45,3 +53,8 @@ def plain_treespec(text: str) -> pytree.TreeSpec:
             raise ValueError(f"it nests its inputs or outputs in {part['type']!r:.80}")
         left.extend(part["children_spec"])
     return pytree.treespec_loads(text)
+
+
+def treespec_text(spec: pytree.TreeSpec) -> str:
+    """How inputs or outputs nest, as PyTorch writes it."""
+    return pytree.treespec_dumps(spec)

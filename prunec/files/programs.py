@@ -59,9 +59,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 BEYOND = ("from_file", "set", "set_data", "resize", "resize_as", "resize_as_sparse")
 #: Of those that PyTorch keeps to itself, the ones that exported programs call besides its core.
 INTERNAL = (
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_assert_scalar", "_upsample_bicubic2d_aa",
-    "_upsample_bilinear2d_aa",
+    "__and__", "__or__", "__xor__", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_assert_scalar",
+    "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
 )  # fmt: skip
 
 

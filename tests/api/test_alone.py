@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from transformers.exporters import ExportedModel
 
 import prunec
 from tests.api.making import optimize
@@ -83,6 +85,11 @@ def test_an_artefact_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.Monk
     with torch.no_grad():
         expected = result.module(pixel_values=torch.cat([pixels] * 3)).logits
         assert torch.allclose(rebuilt(pixel_values=pixels).logits, expected[: len(pixels)], atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = ExportedModel.from_pretrained(folder, trust_remote_code=True)
+    found = theirs(pixel_values=torch.cat([pixels] * 3))["logits"]
+    assert torch.allclose(found, expected, atol=1e-6)  # transformers runs it too
     (tmp_path / "elsewhere").mkdir()
     for code, blocked in (
         (PRUNEC, ["timm", "transformers", "torchvision"]),

@@ -32,10 +32,11 @@ def test_optimize_a_module(saved: tuple[Path, Result]) -> None:
     assert report.accuracy is not None
     assert same(result.module, prunec.transform(vit(), prunec.Policy.load("evit", **EVIT)), images())
     assert sorted(path.name for path in folder.iterdir()) == [
-        "model.safetensors", "prunec.json", "report.html", "report.json",
+        "README.md", "example.safetensors", "model.pt2", "model.safetensors", "prunec.json", "report.html",
+        "report.json",
     ]  # fmt: skip
-    assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["artefact"] == str(folder)
-    assert f"<td>{folder}</td>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["artefact"] is None
+    assert str(folder) not in (folder / "report.html").read_text(encoding="utf-8")  # it may be moved
 
 
 @pytest.mark.parametrize(

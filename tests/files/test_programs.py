@@ -130,7 +130,7 @@ class Taps(nn.Module):
 
     def forward(self, x: Tensor, *, scale: Tensor, flip: bool = False) -> tuple[Tensor, list[Tensor]]:
         left, right = (self.one(x) + self.other(x)).split(3, dim=1)
-        masked = left.masked_fill(right > 0.5, float("-inf")).to(torch.float64)
+        masked = left.masked_fill((right > 0.5) & (left < 9), float("-inf")).to(torch.float64)
         joined = torch.cat([right, left.new_full((1, 3), 2.0)])
         return masked, [torch.einsum("bi,ji->bj", joined, right) * scale, right.argmax(1)]
 

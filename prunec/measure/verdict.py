@@ -1,6 +1,7 @@
 """Whether a pruned model's outputs are worth having, in words.
 
 no better than random tokens   a warning   the main output's main figure, outside the spread of the seeds
+worse than a smaller picture   a warning   the same figure of the dense model at about the same FLOPs
 relative L2 above 0.5          a warning   of any output
 relative L2 above 1            useless     further from the dense model's output than zeros are
 """
@@ -80,10 +81,14 @@ def judged(comparison: Comparison, *, chosen: bool = True) -> Verdict:
         )
         short.append("outputs are far from the dense model's")
     on = f" on {comparison.images} images"
-    figure = no_better(main) if chosen and comparison.images >= ENOUGH else ""
-    if figure:
+    enough = chosen and comparison.images >= ENOUGH
+    if enough and (figure := no_better(main)):
         short.append("no better than random tokens")
         warnings.append(f"{short[-1]}: {_beside(main, figure)}{on}; {MORE}")
+    elif enough and (figure := worse(main)):
+        short.append("worse than a smaller picture")
+        about = f" ({comparison.resized})" if comparison.resized else ""
+        warnings.append(f"{short[-1]}{about}: {_beside(main, figure)}{on}; give the model that, or {MORE}")
     return Verdict(_beside(main, main.output.main) + on, tuple(warnings), tuple(short), useless)
 
 
@@ -92,17 +97,26 @@ def no_better(compared: Compared) -> str:
 
     The main one tells, and where it cannot be improved the next.
     """
+    figure, gain, spread = _gain(compared, "random")
+    return "" if gain > spread else figure  # nan is no gain
+
+
+def worse(compared: Compared) -> str:
+    """The figure in which a smaller picture does better, by more than the spread of the seeds; or empty."""
+    figure, gain, spread = _gain(compared, "resize")
+    return figure if gain < -spread else ""
+
+
+def _gain(compared: Compared, control: str) -> tuple[str, float, float]:
+    """The figure that tells, how much better than a control the pruned model is, and the spread of seeds."""
     scores = compared.scores
-    if "random" not in scores:
-        return ""
-    for figure in FIGURES[compared.output.kind]:
-        pruned, random, spread = (_value(scores[name], figure) for name in ("pruned", "random", "spread"))
+    for figure in FIGURES[compared.output.kind] if control in scores else ():
+        pruned, other = (_value(scores[name], figure) for name in ("pruned", control))
+        spread = _value(scores["spread"], figure) if "spread" in scores else 0.0
         lower = figure in LOSSES
-        if abs(pruned - (0 if lower else 1)) <= PERFECT:
-            continue
-        gain = random - pruned if lower else pruned - random
-        return "" if gain > spread else figure  # nan is no gain
-    return ""
+        if abs(pruned - (0 if lower else 1)) > PERFECT or math.isnan(pruned):
+            return figure, other - pruned if lower else pruned - other, spread
+    return "", math.inf, 0.0
 
 
 def written(score: Score, figure: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -75,6 +76,34 @@ def test_no_better_than_random(pruned: float, random: float, spread: float, warn
 def test_of_distances_less_is_better() -> None:
     assert judged(beside(0.1, 0.2, 0.01, "relative_l2")).short == ()
     assert judged(beside(0.2, 0.1, 0.01, "relative_l2")).short == ("no better than random tokens",)
+
+
+@pytest.mark.parametrize(
+    ("pruned", "random", "resize", "short"),
+    [
+        (0.8, 0.7, 0.9, ("worse than a smaller picture",)),
+        (0.89, 0.7, 0.9, ()),  # within the spread of the seeds
+        (0.9, 0.7, 0.8, ()),
+        (0.8, 0.8, 0.9, ("no better than random tokens",)),  # the stronger warning alone
+        (1.0, 0.7, 1.0, ()),
+        (0.8, 0.7, math.nan, ()),
+    ],
+)
+def test_a_smaller_picture_may_do_better(
+    pruned: float, random: float, resize: float, short: tuple[str, ...]
+) -> None:
+    named = {"pruned": pruned, "random": random, "spread": 0.02, "resize": resize}
+    distances = {"random": 0.3}
+    figures = {
+        name: {"similarity": value, "relative_l2": distances.get(name, 0.1)} for name, value in named.items()
+    }
+    output = compared("similarity", **figures)
+    found = judged(dataclasses.replace(comparison(output), resized="the same model on 32 x 32 pixels"))
+    assert found.short == short
+    if "worse than a smaller picture" in short:
+        assert found.warnings[0].startswith(
+            "worse than a smaller picture (the same model on 32 x 32 pixels): cosine"
+        )
 
 
 def test_where_the_main_figure_cannot_be_improved_the_next_one_tells() -> None:

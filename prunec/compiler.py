@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from prunec.calibration.calibrate import Calibration, Fitted, calibrate, needs_calibration
+from prunec.calibration.calibrate import Calibration, Fitted, calibrate, kept_on_example, needs_calibration
 from prunec.capture.borrowing import alone
 from prunec.capture.capture import adopt, capture
 from prunec.counting.counts import mark_counts
@@ -85,8 +85,7 @@ def compile_recognised(
     """From a recognised program on: for those who try several policies on one model."""
     plain = run_passes(BACK, plan(dense, policy, lowering))
     fitted = fit(dense, plain, policy, calibration) if calibrate else None
-    if fitted is not None:
-        plain = fitted.put_into(plain)
+    plain = kept_on_example(plain) if fitted is None else fitted.put_into(plain)
     certificate = certify(dense, plain, original=original)
     plain = plain.recorded("certify", certificate.seconds, {"forwards": 5}, (str(certificate),))
     return Compiled(dense, plain, lower(plain), certificate, fitted.calibration if fitted else None)

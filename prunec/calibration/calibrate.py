@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunec.calibration.inputs import ENOUGH, fitting_batches
+from prunec.calibration.inputs import ENOUGH, fitting_batches, pixels_of
 from prunec.calibration.kept import count_kept
 from prunec.calibration.learned import Scorers, fit_scorers
 from prunec.calibration.thresholds import fit_thresholds
@@ -123,3 +123,14 @@ def calibrate(
     seconds, graded = time.perf_counter() - start, pruned.plan.fate == "exit"
     found = Calibration(len(images), name, fits, shares, counts, seconds, graded)
     return Fitted({**values, **thresholds}, found, fitted)
+
+
+def kept_on_example(pruned: Planned) -> Planned:
+    """A program that is not calibrated, its thresholds of novelty such that its example keeps what is planned.
+
+    Any token is new to some degree: with a threshold of 0 all would stay, and its time would say nothing.
+    """
+    rules = [pruned.plan.step(site) for site in pruned.plan.sites]
+    if not any(step.scorer.kind == "novelty" and step.selector.needs_calibration for step in rules):
+        return pruned
+    return pruned.with_values(fit_thresholds(pruned, pixels_of(pruned))[0])

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import prunec
-from prunec.calibration.calibrate import Calibration, calibrate
+from prunec.calibration.calibrate import Calibration, calibrate, kept_on_example
+from prunec.calibration.inputs import pixels_of
+from prunec.compiler import plan
 from prunec.data import shapes
 from prunec.errors import CalibrationError, UsageError
 from prunec.ir.program import Recognised
@@ -68,6 +70,33 @@ def test_a_policy_that_is_not_calibrated_is_refused_unless_asked_for() -> None:
     with torch.no_grad():
         assert fitted(images()).shape == (16, 7)
         assert float(fitted.state_dict()["prunec.site_1.threshold"]) != 0.0
+
+
+@pytest.mark.parametrize("name", ["cover", "dynamic"])
+def test_thresholds_of_novelty_that_are_not_calibrated_prune_the_example_as_planned(
+    dense: Recognised, name: str
+) -> None:
+    program = run_passes(BACK, plan(dense, Policy.load(name, keep=0.5, blocks=[1, 2])))
+    x = pixels_of(program)
+    everything, some = counts(program, x), counts(kept_on_example(program), x)
+    assert all(kept.tolist() == [25] * len(x) for kept in everything)
+    for site, kept in zip(program.plan.sites, some, strict=True):
+        assert float(kept.double().mean()) == pytest.approx(site.keep, abs=1)
+
+
+def test_other_thresholds_that_are_not_calibrated_are_left_alone(dense: Recognised) -> None:
+    program = pruned(dense, scorer="mlp", keep=0.4)
+    assert kept_on_example(program) is program
+
+
+def test_scorers_are_fitted_once_for_several_rates(dense: Recognised) -> None:
+    x = images()
+    first = calibrate(dense, pruned(dense, scorer="mlp", keep=0.7), x, "images")
+    other = pruned(dense, scorer="mlp", keep=0.4)
+    again, anew = calibrate(dense, other, x, "images", first.scorers), calibrate(dense, other, x, "images")
+    assert again.calibration.fits == anew.calibration.fits
+    assert again.values.keys() == anew.values.keys()
+    assert all(torch.equal(again.values[name], anew.values[name]) for name in anew.values)
 
 
 @pytest.mark.parametrize(

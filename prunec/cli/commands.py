@@ -60,6 +60,10 @@ COMMANDS = {
         "prunec.cli.sweep:sweep",
         "Build and time schedules from the fastest to the gentlest: what each share of the time costs.",
     ),
+    "triton": Entry(
+        "prunec.cli.triton:triton",
+        "Write a model repository of Triton Inference Server out of an artefact of target onnx or aoti.",
+    ),
     "bench": Entry(
         "prunec.cli.bench:bench",
         "Measure a model's latency table: its blocks at every stream length, and what a site costs.",

@@ -1,0 +1,1 @@
+"""What servers need beside the files of an artefact."""

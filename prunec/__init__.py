@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prunec.version import __version__
 
 if TYPE_CHECKING:  # the same names as in _MODULES, for type checkers and editors
+    from prunec.api.running import Predictor
     from prunec.api.verbs import (
         Result,
         anatomy,
@@ -55,6 +56,7 @@ __all__ = [
     "Padded",
     "Policy",
     "PolicyError",
+    "Predictor",
     "Preprocess",
     "PruneError",
     "RecognitionError",
@@ -94,6 +96,7 @@ _MODULES = {
     "Padded": "prunec.policy.modes",
     "Policy": "prunec.policy.policy",
     "PolicyError": "prunec.errors",
+    "Predictor": "prunec.api.running",
     "Preprocess": "prunec.data.preprocess",
     "PruneError": "prunec.errors",
     "RecognitionError": "prunec.errors",

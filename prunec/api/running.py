@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prunec.artefact import artefact, recorded
 from prunec.artefact.answers import Answer, answers, leaves_of, stacked
 from prunec.artefact.manifest import Manifest, unreadable
 from prunec.artefact.spec import Spec
-from prunec.data.images import read_image
+from prunec.data.images import decode_image, read_image
 from prunec.data.preprocess import Preprocess
 from prunec.errors import UsageError
 
@@ -40,7 +41,9 @@ class Answers:
         ]
 
 
-def run(folder: str | Path, images: Sequence[str | Path], *, target: str = "eager", top: int = 5) -> Answers:
+def run(
+    folder: str | Path, images: Sequence[str | Path], *, target: str | None = "eager", top: int = 5
+) -> Answers:
     """What an artefact's model says about pictures.
 
     Args:
@@ -53,21 +56,70 @@ def run(folder: str | Path, images: Sequence[str | Path], *, target: str = "eage
         SourceError: the artefact, or one of the pictures, cannot be read.
         UsageError: the model takes no pictures.
     """
-    place, manifest = artefact.opened(folder)
-    spec, preprocess = _for_pictures(place, manifest)
-    labels = labels_of(place, manifest)
-    pixels = [
-        read_image(image, preprocess) for image in images
-    ]  # before the model: a bad one is known at once
-    model = load(folder, target=target)
-    flat = example_of(place, manifest, spec)
-    size = spec.batch or BATCH
-    batches = [
-        _run(model, spec, flat, torch.stack(pixels[start : start + size]))
-        for start in range(0, len(pixels), size)
-    ]
-    found = [answer for leaves in batches for answer in answers(spec, labels, leaves, top)]
-    return Answers(tuple(map(str, images)), tuple(found), stacked(batches, spec))
+    predictor = Predictor(folder, target=target, top=top)
+    pixels = [predictor.read(image) for image in images]  # before the model: a bad one is known at once
+    size = predictor.spec.batch or BATCH
+    batches = [predictor.outputs(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    found = [answer for leaves in batches for answer in predictor.answers(leaves)]
+    return Answers(tuple(map(str, images)), tuple(found), stacked(batches, predictor.spec))
+
+
+class Predictor:
+    """An artefact's model, loaded once for many pictures.
+
+    predictor = prunec.Predictor("out")
+    predictor.predict([predictor.read("cat.jpg"), predictor.read(content_of_another_file)])
+    """
+
+    def __init__(self, folder: str | Path, *, target: str | None = None, top: int = 5) -> None:
+        """Read what the artefact says of its model; that itself is loaded when it is first asked.
+
+        Args:
+            folder: the artefact.
+            target: the backend; None: the one that the artefact was made for.
+            top: how many classes to name.
+
+        Raises:
+            SourceError: the artefact cannot be read.
+            UsageError: the model takes no pictures.
+        """
+        self.folder, self.target, self.top = folder, target, top
+        place, manifest = artefact.opened(folder)
+        self.spec, self.preprocess = _for_pictures(place, manifest)
+        self.labels = labels_of(place, manifest)
+        self._example = example_of(place, manifest, self.spec)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model on its backend."""
+        return load(self.folder, target=self.target)
+
+    def read(self, image: str | Path | bytes) -> Tensor:
+        """A picture as the model takes it, of a file or of a file's content; SourceError where it is none."""
+        if isinstance(image, bytes):
+            return decode_image(image, self.preprocess)
+        return read_image(image, self.preprocess)
+
+    def predict(self, pixels: Sequence[Tensor]) -> list[list[Answer]]:
+        """For each picture an answer for each output, the main one first; all in one batch.
+
+        A model that takes a fixed number of pictures takes no more than that.
+        """
+        return self.answers(self.outputs(pixels))
+
+    def outputs(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """What the model gives, all pictures in one batch."""
+        most = self.spec.batch
+        if most is not None and len(pixels) > most:
+            raise UsageError(
+                f"{len(pixels)} pictures are more than the {most} that the model takes at once",
+                remedy=f"give {most} at a time",
+            )
+        return _run(self.model, self.spec, self._example, torch.stack(list(pixels)))
+
+    def answers(self, leaves: Sequence[Tensor]) -> list[list[Answer]]:
+        """What outputs say about each picture."""
+        return answers(self.spec, self.labels, leaves, self.top)
 
 
 def _for_pictures(folder: Path, manifest: Manifest) -> tuple[Spec, Preprocess]:

@@ -126,7 +126,7 @@ def calibrate(
 
 
 def kept_on_example(pruned: Planned) -> Planned:
-    """A program that is not calibrated, its thresholds of novelty such that its example keeps what is planned.
+    """A program that is not calibrated, with thresholds of novelty that keep what is planned on its example.
 
     Any token is new to some degree: with a threshold of 0 all would stay, and its time would say nothing.
     """

@@ -9,11 +9,12 @@ The picture is read, scaled and cropped as timm and torchvision do it, bit for b
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -82,8 +83,26 @@ def read_image(path: Path | str, preprocess: Preprocess) -> Tensor:
     return _read(Path(path).expanduser(), preprocess)
 
 
+def decode_image(data: bytes, preprocess: Preprocess, name: str = "the picture") -> Tensor:
+    """The same of a file's content, as it comes over a network; an error names it so."""
+    _need_pillow()
+    return _prepared(lambda: _in_memory(data), name, preprocess)
+
+
 def _read(path: Path, preprocess: Preprocess) -> Tensor:
-    return preprocess.normalise(_pixels(_fitted(_opened(path, preprocess), preprocess)))
+    return _prepared(lambda: documents.open_file(path, MOST_BYTES), str(path), preprocess)
+
+
+def _prepared(opened: Callable[[], IO[bytes]], name: str, preprocess: Preprocess) -> Tensor:
+    return preprocess.normalise(_pixels(_fitted(_opened(opened, name, preprocess), preprocess)))
+
+
+def _in_memory(data: bytes) -> IO[bytes]:
+    if len(data) > MOST_BYTES:
+        raise documents.Unreadable(
+            f"cannot be read: it has {len(data)} bytes, more than {MOST_BYTES}", "make it smaller"
+        )
+    return io.BytesIO(data)
 
 
 # --- which files --------------------------------------------------------------------------------------------
@@ -157,34 +176,34 @@ def are_numbers(names: Sequence[str]) -> bool:
 # --- one picture --------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path, how: Preprocess) -> Image.Image:
+def _opened(opened: Callable[[], IO[bytes]], name: str, how: Preprocess) -> Image.Image:
     """The picture in RGB, which can be scaled so; SourceError when it is broken or too large."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), documents.open_file(path, MOST_BYTES) as file:
+        with warnings.catch_warnings(), opened() as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
             with Image.open(file, formats=FORMATS) as picture:
                 _check_size(picture.size, _scaled(picture.size, how))
                 return _to_rgb(picture)
     except documents.Unreadable as error:
         raise SourceError(
-            f"the image {error}", where=str(path), remedy=f"{error.remedy}, or move it out of the folder"
+            f"the image {error}", where=name, remedy=f"{error.remedy}, or move it out of the folder"
         ) from error
     except UnidentifiedImageError as error:
-        raise _refused(path, f"the image cannot be read: cannot identify image file as {KINDS}") from error
+        raise _refused(name, f"the image cannot be read: cannot identify image file as {KINDS}") from error
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise _refused(
-            path, f"the image cannot be read: it has far more than {MOST_PIXELS // 10**6} million pixels"
+            name, f"the image cannot be read: it has far more than {MOST_PIXELS // 10**6} million pixels"
         ) from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = brief(str(error), 300) or type(error).__name__
-        raise _refused(path, f"the image cannot be read: {reason}") from error
+        raise _refused(name, f"the image cannot be read: {reason}") from error
 
 
-def _refused(path: Path, what: str) -> SourceError:
+def _refused(name: str, what: str) -> SourceError:
     return SourceError(
-        what, where=str(path), remedy="replace the file by a whole one, or move it out of the folder"
+        what, where=name, remedy="replace the file by a whole one, or move it out of the folder"
     )
 
 

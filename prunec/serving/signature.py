@@ -69,9 +69,7 @@ def of_onnx(path: Path) -> Signature:
 
     def tensor(value: Any) -> Tensor:
         kind = value.type.tensor_type
-        sizes = tuple(
-            dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim
-        )
+        sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
         return Tensor(value.name, sizes, kind_of(str(numpy_name(kind.elem_type)), path))
 
     weights = {each.name for each in graph.initializer}
@@ -80,7 +78,7 @@ def of_onnx(path: Path) -> Signature:
 
 
 def of_aoti(folder: Path) -> Signature:
-    """Of the file of AOTInductor in an artefact, whose spec has the sizes; Triton numbers its inputs and outputs."""
+    """Of the file of AOTInductor in an artefact: sizes are the spec's, and Triton numbers the names."""
     spec: Spec | None = Manifest.read(folder / MANIFEST).spec
     if spec is None:
         raise SourceError(

@@ -4,8 +4,8 @@
     REPOSITORY/NAME/labels.txt       names of the classes, where the artefact knows them
     REPOSITORY/NAME/1/model.onnx     the model, as the artefact has it
 
-Triton runs ONNX by its backend onnxruntime, and AOTInductor's files by its backend pytorch (platform torch_aoti).
-Names and sizes of inputs and outputs are read off the file itself.
+Triton runs ONNX by its backend onnxruntime, and AOTInductor's files by its backend pytorch (platform
+torch_aoti). Names and sizes of an ONNX file's inputs and outputs are read off the file itself.
 """
 
 from __future__ import annotations

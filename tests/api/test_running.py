@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from prunec.api.results import LABELS, Result
-from prunec.api.running import run
+from prunec.api.running import Predictor, run
 from prunec.artefact.spec import PictureRecord
 from prunec.data.images import read_image
 from prunec.data.preprocess import Preprocess
@@ -115,3 +115,33 @@ def test_a_fixed_batch_is_filled(saved: tuple[Path, Result], tmp_path: Path) -> 
     found = run(folder, paths)
     assert len(found.answers) == 5
     assert torch.allclose(found.outputs["output"], expected, atol=1e-6)
+
+
+def test_a_predictor_answers_pictures_out_of_memory_as_out_of_files(
+    saved: tuple[Path, Result], tmp_path: Path
+) -> None:
+    paths = pictures(tmp_path, 3)
+    predictor = Predictor(saved[0], top=3)
+    pixels = [predictor.read(path.read_bytes()) for path in paths]
+    assert all(torch.equal(one, predictor.read(path)) for one, path in zip(pixels, paths, strict=True))
+    assert predictor.predict(pixels) == list(run(saved[0], paths, target=None, top=3).answers)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_predictor_refuses_what_is_no_picture_and_goes_on(
+    saved: tuple[Path, Result], tmp_path: Path, content: bytes
+) -> None:
+    predictor = Predictor(saved[0])
+    with pytest.raises(SourceError, match=r"the image cannot be read: [\s\S]*where: the picture"):
+        predictor.read(content)
+    assert len(predictor.predict([predictor.read(pictures(tmp_path, 1)[0])])) == 1
+
+
+def test_a_predictor_of_a_fixed_batch_takes_no_more(saved: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(saved[0], tmp_path / "out")
+    rewritten(folder, spec={**saved[1].description.spec.model_dump(mode="json"), "batch": 2})
+    predictor = Predictor(folder)
+    pixels = [predictor.read(path) for path in pictures(tmp_path, 3)]
+    assert len(predictor.predict(pixels[:1])) == 1
+    with pytest.raises(UsageError, match="3 pictures are more than the 2 that the model takes at once"):
+        predictor.predict(pixels)

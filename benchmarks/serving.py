@@ -5,8 +5,8 @@
 With RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN in the environment, Ray's own processes ask each other for it.
 
 Real HTTP: threads post pictures to the example `examples/serve_ray`, one of twenty bodies being no picture.
-Every answer is compared with what the model says of that picture alone. Exits with 1 where one is wrong, where a
-bad body gets anything but 400, or where the replicas' memory grows by more than a tenth.
+Every answer is compared with what the model says of that picture alone. Exits with 1 where one is wrong,
+where a bad body gets anything but 400, or where the replicas' memory grows by more than a tenth.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ class Clients:
         found, expected = json.loads(text)["outputs"], self.expected[number % len(self.bodies)]
         for one, other in zip(found, expected, strict=True):
             for mine, theirs in zip(one["classes"], other["classes"], strict=True):
-                if mine["class"] != theirs["class"] and abs(mine["probability"] - theirs["probability"]) > NEAR:
+                if (
+                    mine["class"] != theirs["class"]
+                    and abs(mine["probability"] - theirs["probability"]) > NEAR
+                ):
                     return f"class {mine['class']} for {theirs['class']}"
                 if abs(mine["probability"] - theirs["probability"]) > NEAR:
                     return f"probability {mine['probability']} for {theirs['probability']}"

@@ -31,17 +31,18 @@ class Classify:
 
     def __call__(self, files: dict[str, np.ndarray]) -> dict[str, Any]:
         """The files' answers, as JSON, and what was wrong with those that have none."""
-        errors: list[str] = []
-        pixels: list[torch.Tensor] = []
-        for content in files["bytes"]:
-            try:
-                pixels.append(self.predictor.read(bytes(content)))
-                errors.append("")
-            except prunec.SourceError as error:
-                errors.append(error.what)
-        found = iter(self._answers(pixels))
-        outputs = [json.dumps([] if error else next(found)) for error in errors]
+        read = [self._read(bytes(content)) for content in files["bytes"]]
+        found = iter(self._answers([one for one in read if isinstance(one, torch.Tensor)]))
+        outputs = [json.dumps([] if isinstance(one, str) else next(found)) for one in read]
+        errors = [one if isinstance(one, str) else "" for one in read]
         return {"path": files["path"], "outputs": np.array(outputs), "error": np.array(errors)}
+
+    def _read(self, content: bytes) -> torch.Tensor | str:
+        """A picture as the model takes it, or what is wrong with it."""
+        try:
+            return self.predictor.read(content)
+        except prunec.SourceError as error:
+            return error.what
 
     def _answers(self, pixels: list[torch.Tensor]) -> list[Any]:
         """In batches of what the model takes at once."""
@@ -54,7 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artefact", help="the folder that `prunec optimize -o` wrote; all machines must see it")
+    parser.add_argument(
+        "artefact", help="the folder that `prunec optimize -o` wrote; all machines must see it"
+    )
     parser.add_argument("pictures", help="a folder, or a URI that Ray reads")
     parser.add_argument("output", help="where the answers are written")
     parser.add_argument("--workers", type=int, default=2)

@@ -4,8 +4,8 @@
     serve run app:classify folder=out            # in this folder
     curl --data-binary @picture.png localhost:8000
 
-The body of a request is a picture (jpg, png, bmp or webp); the answer is JSON: the same as of `prunec run --json`.
-A body that is no picture gets 400 and the reason; it never reaches the model, nor the batch of anybody else.
+The body of a request is a picture (jpg, png, bmp or webp); the answer is JSON, as of
+`prunec run --json`. A body that is no picture gets 400 and the reason, and reaches nobody's batch.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ COMMANDS = {
         "prunec.cli.lists:list_policies",
         "List the presets, what each needs, fits, and lost on real weights; or print one of them.",
     ),
-    "targets": Entry("prunec.cli.lists:list_targets", "List the backends and whether each can run here."),
+    "targets": Entry(
+        "prunec.cli.lists:list_targets", "List the backends, what each needs, and whether it can run here."
+    ),
     "doctor": Entry(
         "prunec.cli.doctor:examine",
         "Find what is wrong with this installation, and say how to fix it (exit code 1).",

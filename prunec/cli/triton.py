@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from prunec.cli.printing import out
+from prunec.cli.options import JsonOption
+from prunec.cli.printing import out, print_json
 
 
 def triton(
@@ -27,6 +28,7 @@ def triton(
         int,
         typer.Option("--delay", min=0, max=10_000_000, help="microseconds that a request waits for others"),
     ] = 2000,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a model repository of Triton Inference Server out of an artefact of target onnx or aoti."""
     from prunec.serving.triton import Batching, write
@@ -34,4 +36,7 @@ def triton(
     source = Path(folder)
     called = name if name is not None else source.resolve().name
     place = write(source, Path(repository), called, Batching(most, delay), wanted)
+    if as_json:
+        print_json({"place": str(place), "name": called})
+        return
     out.print(f"{place}: start Triton with --model-repository={repository}", markup=False)

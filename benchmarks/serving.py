@@ -110,14 +110,17 @@ class Clients:
 
 def replicas_memory() -> int:
     """Resident bytes of all replicas (Linux)."""
-    total = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ServeReplica" in (folder / "cmdline").read_bytes():
-                total += int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except OSError:  # it has ended
-            continue
-    return total
+    return sum(map(_memory, Path("/proc").glob("[0-9]*")))
+
+
+def _memory(process: Path) -> int:
+    """Resident bytes of a process, where it is a replica."""
+    try:
+        if b"ServeReplica" not in (process / "cmdline").read_bytes():
+            return 0
+        return int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has ended
+        return 0
 
 
 def measured(clients: Clients, requests: int, concurrency: int) -> Row:

@@ -163,7 +163,7 @@ def main() -> int:
         folder = options.artefact
         if folder is None:
             folder = Path(place) / "out"
-            prunec.optimize("shapes", "evit", target="eager").save(folder)
+            prunec.optimize("shapes", "evit", measure=prunec.Measure(target="eager")).save(folder)
         bodies = pictures(PICTURES)
         predictor = prunec.Predictor(folder)
         expected = [predictor.predict([predictor.read(body)])[0] for body in bodies]

@@ -25,7 +25,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefact") / "out"
-    prunec.optimize("shapes", "evit", target="eager").save(folder)
+    prunec.optimize("shapes", "evit", measure=prunec.Measure(target="eager")).save(folder)
     return folder
 
 

@@ -46,7 +46,7 @@ def run(*command: object, folder: Path) -> str:
 def test_every_answer_over_http_is_right_and_bad_bodies_get_400(out: Path, tmp_path: Path) -> None:
     options = ("--artefact", out, "--requests", 180, "--output", tmp_path / "found.json", "--port", 8123)
     run(ROOT / "benchmarks" / "serving.py", *options, folder=ROOT / "benchmarks")
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["serving"]
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["serving"]["rows"]
     assert [row["name"] for row in rows] == ["1 at a time", "4 at a time", "32 at a time"]
     wrong = [check["value"] for row in rows for check in row["checks"] if check["what"] == "wrong answers"]
     assert wrong == [0, 0, 0]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
-__all__ = ["assume", "is_compiled", "mark_dynamic", "scalar_outputs"]
+from prunec.compat.trees import TreeSpec, treespec_of
+
+__all__ = ["assume", "compile_ahead", "is_compiled", "load_ahead", "mark_dynamic", "scalar_outputs"]
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -34,3 +40,22 @@ def scalar_outputs() -> contextlib.AbstractContextManager[None]:
 def mark_dynamic(tensor: torch.Tensor, axis: int = 0) -> None:
     """Let torch.compile treat a dimension of an input as a symbol from the first call on."""
     torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def compile_ahead(exported: ExportedProgram, path: Path, *, frozen: bool) -> None:
+    """Compile by AOTInductor into a file, with weights packed where they are `frozen`."""
+    from torch._inductor import aoti_compile_and_package
+
+    with torch.no_grad():
+        aoti_compile_and_package(
+            exported, package_path=os.fspath(path), inductor_configs={"freezing": frozen}
+        )
+
+
+def load_ahead(path: Path) -> tuple[Callable[..., Any], TreeSpec]:
+    """What such a file runs, and how its inputs nest."""
+    from torch._inductor import aoti_load_package
+
+    model = aoti_load_package(os.fspath(path))
+    in_spec, _ = model.loader.get_call_spec()
+    return model, treespec_of(in_spec)

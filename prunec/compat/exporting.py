@@ -38,6 +38,7 @@ __all__ = [
     "save_exported",
     "specialised_by",
     "structure",
+    "to_onnx",
     "unlifted",
 ]
 
@@ -168,6 +169,19 @@ def save_exported(exported: ExportedProgram, path: Path) -> None:
     with warnings.catch_warnings():  # PyTorch warns of what it does itself
         warnings.filterwarnings("ignore", module=r"torch\b")
         torch.export.save(exported, path)
+
+
+def to_onnx(exported: ExportedProgram, opset: int, translations: Mapping[Any, Callable[..., Any]]) -> Any:
+    """The program in ONNX, some operators by translations of ours; PyTorch's remarks on it are left out."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=dict(translations),
+            verbose=False,
+        )
 
 
 def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec | None, TreeSpec | None]:

@@ -7,13 +7,22 @@ from typing import Any
 
 import torch.utils._pytree as pytree
 
-__all__ = ["TreeSpec", "leaf_names", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
+__all__ = [
+    "TreeSpec",
+    "leaf_names",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+    "treespec_of",
+]
 
 TreeSpec = pytree.TreeSpec
 tree_leaves = pytree.tree_leaves
 tree_map = pytree.tree_map
 tree_flatten = pytree.tree_flatten
 tree_unflatten = pytree.tree_unflatten
+treespec_of = pytree.treespec_loads
 
 
 def leaf_names(inputs: Iterable[tuple[str, Any]]) -> Iterator[str]:

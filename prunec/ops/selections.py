@@ -164,7 +164,7 @@ def pack(
     rows at odd places come after those at even ones, as `select_pairs` has them.
     """
     patches = kept[:, prefix : kept.shape[1] - suffix]
-    longest = patches.sum(dim=1).amax()
+    longest = patches.sum(dim=1).amax(dim=0)
     if buckets:
         sizes = torch.tensor(buckets, device=kept.device)
         longest = sizes[(sizes >= longest).to(torch.uint8).argmax()]

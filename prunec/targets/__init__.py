@@ -21,6 +21,9 @@ TARGETS = {
     "eager": "prunec.targets.eager:Eager",
     "inductor": "prunec.targets.inductor:Inductor",
     "pt2": "prunec.targets.pt2:Pt2",
+    "aoti": "prunec.targets.aoti:Aoti",
+    "onnx": "prunec.targets.onnx:Onnx",
+    "openvino": "prunec.targets.openvino:OpenVino",
 }
 
 

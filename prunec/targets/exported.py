@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunec import compat, ops
@@ -28,11 +29,27 @@ ELSEWHERE = "choose another target: inductor and eager run every program"
 def exported(program: Program, batch: int | None = None) -> ExportedProgram:
     """The program as one of torch.export, which shares its weights.
 
+    It is made once for all targets: that takes as long as compiling.
+
     Args:
         program: in any mode.
         batch: how many images it is to take; any number when left out. Where the model itself fixes its
             batch, or the mode runs one image at a time, it takes that many.
     """
+    weights = [
+        (id(tensor), tensor.dtype, tensor.data_ptr()) for tensor in program.module.state_dict().values()
+    ]
+    known = _MADE.get(program.module)
+    if known is None or known[0] != (batch, weights):
+        known = _MADE[program.module] = (batch, weights), _export(program, batch)
+    return known[1]
+
+
+#: What was exported last, for as long as its program lives.
+_MADE: WeakKeyDictionary[nn.Module, tuple[Any, ExportedProgram]] = WeakKeyDictionary()
+
+
+def _export(program: Program, batch: int | None) -> ExportedProgram:
     interface = program.interface
     fixed = 1 if isinstance(program, Planned) and program.plan.lowering.single else batch
     example = interface.example if fixed is None else interface.with_batch(fixed)

@@ -32,13 +32,18 @@ class Inductor:
 
     def missing(self) -> str | None:
         """A C++ compiler is needed for CPU code."""
-        if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            return "no C++ compiler was found (Debian, Ubuntu: apt-get install g++)"
-        return None
+        return missing_compiler()
 
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
         return _Compiled(self, program)
+
+
+def missing_compiler() -> str | None:
+    """What to do where there is no C++ compiler; None where there is one."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return "no C++ compiler was found (Debian, Ubuntu: apt-get install g++)"
+    return None
 
 
 class _Compiled:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunec.targets import pt2
+from prunec.targets import aoti, onnx, openvino, pt2
 from tests.targets import cases
 
 
@@ -10,5 +10,5 @@ from tests.targets import cases
 def exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets get what torch.export made of a case before: it is what takes the time."""
     known = {id(cases.case(name)): name for name in ("dense", *cases.CASES)}
-    for module in (pt2,):
+    for module in (aoti, onnx, openvino, pt2):
         monkeypatch.setattr(module, "exported", lambda program: cases.exported_case(known[id(program)]))

@@ -1,0 +1,111 @@
+"""A file for ONNX Runtime, and for whatever else reads ONNX, with any number of images."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunec import compat
+from prunec.errors import TargetError, first_sentence
+from prunec.ir.program import Program
+from prunec.policy.lowering import MODES
+from prunec.policy.modes import ModeName
+from prunec.targets import Flat, device_of
+from prunec.targets.building import Built
+from prunec.targets.exported import ELSEWHERE, exported
+
+#: The version of ONNX's operators that is written: the oldest that PyTorch's exporter knows.
+OPSET = 18
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Onnx:
+    """Write the program by PyTorch's exporter and run it by ONNX Runtime, on the CPU."""
+
+    summary = "a file of ONNX, run by ONNX Runtime on the CPU"
+    needs = "pip install 'prunec[onnx]'"
+    modes: tuple[ModeName, ...] = MODES
+    files = ("model.onnx", "model.onnx.data")
+
+    def missing(self) -> str | None:
+        """Three packages."""
+        return missing_packages(PACKAGES, self.needs)
+
+    def lower(self, program: Program) -> Flat:
+        """The program as ONNX Runtime runs it."""
+        return Built(program, self._build).now()
+
+    def _build(self, program: Program) -> Flat:
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(program, Path(folder))
+            return self.read(Path(folder))
+
+    def write(self, program: Program, folder: Path) -> None:
+        """Write the file, and the weights beside it."""
+        on_cpu(program, "onnx")
+        found = exported(program)
+        try:
+            made = compat.to_onnx(found, OPSET, TRANSLATIONS)
+        except Exception as error:
+            reason = (
+                error.__cause__ if isinstance(error.__cause__, Exception) else error
+            )  # names the operator
+            raise TargetError(
+                f"PyTorch has no ONNX for this program: {first_sentence(reason)}", remedy=ELSEWHERE
+            ) from error
+        made.save(folder / self.files[0], external_data=True)
+
+    def read(self, folder: Path) -> Flat:
+        """What the file runs, with as many threads as PyTorch has now."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        path = str(folder / self.files[0])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+
+        def run(*flat: Any) -> tuple[Any, ...]:
+            given = zip(names, tensors_of(flat), strict=True)
+            found = session.run(None, {name: tensor.detach().numpy() for name, tensor in given})
+            return tuple(map(torch.from_numpy, found))
+
+        return run
+
+
+def _sorted(self: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
+    """A stable sort: TopK of all, which gives the lower index first where values are equal, as it does."""
+    from onnxscript import opset18 as op
+
+    length = op.Slice(op.Shape(self), [dim], [dim + 1] if dim != -1 else [2**31 - 1])
+    return op.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
+
+
+#: What PyTorch's exporter does not know.
+TRANSLATIONS = {torch.ops.aten.sort.stable: _sorted}
+
+
+def missing_packages(names: tuple[str, ...], how: str) -> str | None:
+    """Which of these packages are not installed; None where all are."""
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"{', '.join(absent)} not installed ({how})" if absent else None
+
+
+def on_cpu(program: Program, target: str) -> None:
+    """TargetError where the model is elsewhere."""
+    device = device_of(program)
+    if device.type != "cpu":
+        raise TargetError(
+            f"target {target} runs on the CPU, and the model is on {device}",
+            remedy="move the model there first: model.cpu()",
+        )
+
+
+def tensors_of(flat: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among flat inputs: what else there is stands in the file."""
+    return [leaf for leaf in flat if isinstance(leaf, Tensor)]

@@ -10,6 +10,7 @@ from typing import Any, cast
 from prunec import targets
 from prunec.api.comparing import agreement
 from prunec.api.deprecated import old_spellings
+from prunec.api.on_targets import fastest_target, parity
 from prunec.api.results import Result
 from prunec.api.verbs_plan import (
     AUTO,
@@ -72,7 +73,8 @@ def optimize(
         example: an input of a module or a SOURCE, as for `transform`, or its shapes as text: 2x3x224x224.
         mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
             tokens of every image.
-        measure: on which target, at which batch, and how.
+        measure: on which target, at which batch, and how. Target "auto" builds on every target that runs
+            here and takes the fastest that agrees with the graph.
     """
     wanted = None if goal is None else (goal, Search(mode=mode))
     return optimized(source, policy, wanted, images=images, example=example, mode=mode, measure=measure)
@@ -90,7 +92,7 @@ def optimized(
 ) -> Result:
     """`optimize` with a search of one's own beside the goal, or the keep that policies are compared at."""
     measure = measure or Measure()
-    backend = targets.load(measure.target)
+    backend = targets.at_first(measure.target)
     field = None if wanted is None else to_choose_from(policy)
     chosen = Chosen.of(_alone(policy) if field is None else field.policies[0], mode)
     if field is None or field.alone:
@@ -147,10 +149,17 @@ def _built(
         given.module, dense, policy, fitted_on, calibrate=measure.calibrate, lowering=lowering
     )
     pruned, plain = compiled.pruned, compiled.plain
-    lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
     scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
-    timed = figures.latency(dense, plain, lowered, backend, inputs, measure.rounds or ROUNDS, progress)
+    rounds = measure.rounds or ROUNDS
+    target, table = measure.target, None
+    if target == targets.AUTO:
+        found = fastest_target(dense, pruned, inputs, rounds=rounds, progress=progress)
+        target, lowered, table = found.name, found.lowered, found.table
+        backend = targets.load(target)
+    else:
+        lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
+    timed = figures.latency(dense, plain, lowered, backend, inputs, rounds, progress)
     flops = {"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)}
     progress("compare on images")
     caveats = _caveats(given, dense, image_set, fitted_on)
@@ -158,7 +167,7 @@ def _built(
     report = Report(
         source=given.spec,
         weights=given.weights,
-        target=measure.target,
+        target=target,
         policy=policy.model_dump(mode="json"),
         anatomy=pruned.anatomy,
         plan=pruned.plan,
@@ -176,6 +185,8 @@ def _built(
         planned=chosen.planned,
         preprocess=image_set.preprocess if image_set else None,
         untrained=_is_untrained(compiled),
+        targets=table,
+        parity=parity(pruned, lowered["pruned"], inputs),
     )
     for doubt in (*caveats, *report.doubts):
         warnings.warn(doubt, stacklevel=2)

@@ -126,7 +126,7 @@ def optimize(
     from prunec.policy.policy import Policy
     from prunec.schedules.goal import Goal
 
-    backend = targets.load(target)
+    backend = targets.at_first(target)
     chosen: Policy | str = policy
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     asked = with_options(mode, lengths, max_tokens)

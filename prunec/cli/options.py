@@ -80,7 +80,12 @@ BucketsOption = Annotated[
 MaxTokensOption = Annotated[
     int | None, typer.Option("--max-tokens", min=1, help="tokens that a packed batch may have at most")
 ]
-TargetOption = Annotated[str, typer.Option("--target", "-t", help="where it is to run: see `prunec targets`")]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target", "-t", help="where it is to run: see `prunec targets`; optimize: auto, the fastest"
+    ),
+]
 ImagesOption = Annotated[str | None, typer.Option("--images", metavar="DIR", help="images to measure on")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="images at a time when latency is measured")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")]

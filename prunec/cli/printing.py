@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from prunec.errors import NoGainError
+from prunec.errors import NoGainError, VerificationError
 
 if TYPE_CHECKING:
     from prunec.api.results import Result
@@ -44,10 +44,12 @@ def hand_over(result: Result, folder: str, *, as_json: bool, require_speedup: bo
     """Write what `optimize` made, and its report on stdout.
 
     Raises:
+        VerificationError: its target does not compute what the graph does, so that nothing was written.
         NoGainError: its outputs are of no use and were not asked for by force, so that nothing was written;
             or a gain is required and there is none.
     """
-    report, refused = result.report, result.report.useless and not force
+    report = result.report
+    refused = (report.useless and not force) or report.disagrees
     if not refused:
         result.save(folder)
         report = report.at(folder)
@@ -55,6 +57,12 @@ def hand_over(result: Result, folder: str, *, as_json: bool, require_speedup: bo
         print_json(report.as_dict())
     else:
         out.print(report.text(), end="", markup=False)
+    if report.disagrees:
+        raise VerificationError(
+            f"{report.disagrees}; nothing was written",
+            where=report.source,
+            remedy="take another target, such as eager, or --target auto, the fastest one that agrees",
+        )
     if refused:
         raise NoGainError(
             f"{report.useless}; nothing was written",

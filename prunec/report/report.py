@@ -22,6 +22,7 @@ from prunec.planner.result import PlanResult
 from prunec.policy.rules import rates
 from prunec.policy.site_plan import Plan
 from prunec.report.fidelity import rows_of
+from prunec.report.target_table import Parity, TargetTable
 from prunec.structure import Anatomy
 from prunec.verify.certificate import Certificate, own_words
 
@@ -50,6 +51,8 @@ class Report:
     example: str = ""  # the shapes of the inputs, where the model by itself would have others
     planned: PlanResult | None = None  # how the schedule was found, where it was asked to meet a goal
     preprocess: Preprocess | None = None  # what became of the pictures of a folder
+    parity: Parity | None = None  # of the lowered program with its graph
+    targets: TargetTable | None = None  # all that run here, where the fastest was asked for
     untrained: bool = False  # whether learned parts were left as they are, for timing only
 
     def at(self, folder: object) -> Report:
@@ -57,12 +60,26 @@ class Report:
         return replace(self, artefact=str(folder))
 
     @property
+    def speedup(self) -> float | None:
+        """Over the fastest dense model that was measured; None where nothing was."""
+        if self.targets is not None:
+            return self.targets.speedup
+        return None if self.latency is None else self.latency.speedup("pruned")
+
+    @property
+    def disagrees(self) -> str:
+        """How far the target's outputs are from the graph's; empty where they agree."""
+        if self.parity is None or self.parity.agrees:
+            return ""
+        return f"on target {self.target} the pruned model {self.parity}"
+
+    @property
     def no_gain(self) -> str:
         """Why pruning does not pay here; empty where it does."""
         if self.planned is not None:
             missed = "" if self.planned.decision.gains else self.planned.decision.reason
             return missed or "; ".join(self.planned.decision.notes)
-        speedup = None if self.latency is None else self.latency.speedup("pruned")
+        speedup = self.speedup
         if speedup is None or speedup >= 1 + LEAST_GAIN:
             return ""
         return f"the pruned model is {speedup:.2f} times as fast as the dense one, which is no gain"
@@ -87,11 +104,11 @@ class Report:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What must not be missed: it stands at the top."""
-        return (*self.doubts, *filter(None, [self._slower]))
+        return (*self.doubts, *filter(None, [self.disagrees, self._slower]))
 
     @property
     def _slower(self) -> str:
-        speedup = None if self.latency is None else self.latency.speedup("pruned")
+        speedup = self.speedup
         if speedup is None or speedup >= 1:
             return ""
         slower = f"slower than the dense model (x{speedup:.2f})"
@@ -101,7 +118,9 @@ class Report:
     def verdict(self) -> str:
         """Whether pruning pays here, and what it costs, in words; empty where nothing was measured."""
         speed = self._slower or self.no_gain
-        if self.latency is not None and not speed:
+        if self.targets is not None and not speed:
+            speed = self.targets.headline
+        elif self.latency is not None and not speed:
             speed = f"{self.latency.speedup('pruned'):.2f} times as fast as the dense model"
         return "; ".join(filter(None, [speed, self.fidelity.said, *self.fidelity.short]))
 
@@ -125,6 +144,8 @@ class Report:
             "preprocess": self.preprocess.as_dict() if self.preprocess else None,
             "accuracy": self.accuracy.as_dict() if self.accuracy else None,
             "latency": self.latency.as_dict() if self.latency else None,
+            "parity": self.parity.as_dict() if self.parity else None,
+            "targets": self.targets.as_dict() if self.targets else None,
             "verdict": self.verdict,
             "warnings": list(self.warnings),
             "useless": self.useless,
@@ -183,6 +204,10 @@ class Report:
             yield "FLOPs", f"{dense / 1e9:.2f} G -> {pruned / 1e9:.2f} G an image ({pruned / dense:.0%})"
         yield from self._accuracy_rows()
         yield from self._latency_rows()
+        if self.parity:
+            yield "parity", f"target {self.target} {self.parity}"
+        if self.targets:
+            yield from self.targets.rows()
         if self.verdict:
             yield "verdict", self.verdict
         yield from (("note", note) for note in self.notes)

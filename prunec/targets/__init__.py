@@ -26,6 +26,9 @@ TARGETS = {
     "openvino": "prunec.targets.openvino:OpenVino",
 }
 
+#: In place of a name: the fastest target that runs here and agrees with the graph.
+AUTO = "auto"
+
 
 class Target(Protocol):
     """What every backend is."""
@@ -80,6 +83,13 @@ def load(name: str) -> Target:
             f"target {name!r} cannot run here: {missing}", remedy="`prunec targets` lists what can"
         )
     return target
+
+
+def at_first(name: str) -> Target:
+    """The backend of that name; of "auto", the one that is used until the fastest is known."""
+    if name != AUTO:
+        return load(name)
+    return find("eager" if find("inductor").missing() else "inductor")
 
 
 def find(name: str) -> Target:

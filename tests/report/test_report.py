@@ -163,7 +163,8 @@ def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
         "source", "submodule", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
-        "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "verdict",
+        "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "parity",
+        "targets", "verdict",
         "warnings", "useless", "planner", "notes", "artefact",
     ]  # fmt: skip
     assert data["anatomy"]["summary"] == ANATOMY.summary()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from prunec.cli.options import JsonOption
@@ -69,10 +70,12 @@ def list_targets(as_json: JsonOption = False) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("target", no_wrap=True)
-    for column in ("summary", "needs", "here"):
-        table.add_column(column)
+    table.add_column("summary")
+    table.add_column("needs")
+    table.add_column("here")
     for name, target in found.items():
-        table.add_row(name, target.summary, target.needs or "nothing", target.missing() or "yes")
+        cells = (target.summary, target.needs or "nothing", target.missing() or "yes")
+        table.add_row(name, *map(escape, cells))  # prunec[onnx] is no markup
     out.print(table)
 
 

@@ -21,6 +21,7 @@ from prunec.frontend.sources import Asked, Source
 from prunec.ir.program import Program
 from prunec.policy.lowering import from_dict
 from prunec.policy.policy import Policy
+from prunec.targets import Target
 
 
 def load(
@@ -60,7 +61,7 @@ def load(
     backend = targets.load(target or found.target)
     anew = rebuild or trust_source or allow_pickle or model is not None or example is not None
     if not anew and found.portable.file is not None:
-        return portable.module(_own_file(place, found), backend)
+        return _own(place, found, backend)
     manifest, state = artefact.read(folder)
     if model is None:
         source = _source_of(manifest, folder, example, trust_source, allow_pickle)
@@ -80,12 +81,15 @@ def load(
     return targets.LoweredModule(compiled.pruned, backend.lower(compiled.pruned), source.module)
 
 
-def _own_file(folder: Path, manifest: Manifest) -> Program:
-    """The program in an artefact's own file, which is the one that was written."""
+def _own(folder: Path, manifest: Manifest, backend: Target) -> nn.Module:
+    """The model from the file of its own, or from those of the backend that are only data."""
     if manifest.spec is None or manifest.portable.file != portable.FILE:
         raise unreadable(folder, "its manifest does not say what the model takes and gives")
-    artefact.check(folder, manifest, portable.FILE)
-    return portable.read(folder, manifest.spec)
+    files = backend.files if portable.has_files(backend, manifest.files) else ()
+    for name in (portable.FILE, *files):
+        if name in manifest.files:
+            artefact.check(folder, manifest, name)
+    return portable.module(folder, manifest.spec, backend, files)
 
 
 def _source_of(

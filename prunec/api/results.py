@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunec import compat
+from prunec import compat, targets
 from prunec.api.hub import upload
 from prunec.artefact import artefact, card, export_json, portable, recorded
 from prunec.artefact.artefact import Content
@@ -19,8 +21,9 @@ from prunec.artefact.manifest import KEYS
 from prunec.artefact.spec import Description
 from prunec.errors import TargetError
 from prunec.frontend.source_reading import absolute
+from prunec.ir.program import Program
 from prunec.report.report import Report
-from prunec.targets import LoweredModule
+from prunec.targets import FileTarget, LoweredModule
 from prunec.version import __version__
 
 LABELS = "labels.json"
@@ -42,7 +45,8 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write the artefact, a folder that needs nothing else: the model as its own file, and its report.
 
-        Where the model cannot be such a file, it is warned why, and loading builds it from its source.
+        Where the model cannot be such a file, it is warned why, and loading builds it from its source. A
+        target that runs from files (onnx, openvino, aoti) has them beside it.
         """
         program, spec = self.module.program, self.description.spec
         files: dict[str, Content] = {recorded.FILE: recorded.record(program, self.description.example)}
@@ -68,7 +72,9 @@ class Result:
         manifest["spec"] = spec.model_dump(mode="json")
         manifest["portable"] = {"file": None if reason else portable.FILE, "reason": reason}
         files["README.md"] = card.text(report, spec, self.description.labels, portable=not reason)
-        return artefact.save(folder, manifest, self.module.state_dict(), files)
+        with tempfile.TemporaryDirectory() as place:
+            files |= _of_target(report.target, program, Path(place))
+            return artefact.save(folder, manifest, self.module.state_dict(), files)
 
     def save_pretrained(
         self,
@@ -93,6 +99,16 @@ class Result:
         """
         with tempfile.TemporaryDirectory() as folder:
             return upload(self.save(Path(folder) / "artefact"), repo_id, **options)
+
+
+def _of_target(name: str, program: Program, place: Path) -> dict[str, Content]:
+    """The files that a target runs from, written to a place; none where it has none but the model's own."""
+    target = targets.find(name)
+    if not isinstance(target, FileTarget) or portable.FILE in target.files:
+        return {}
+    target.write(program, place)
+    written = [each for each in target.files if (place / each).exists()]  # small models have no second one
+    return {each: partial(shutil.copyfile, place / each) for each in written}
 
 
 def save(result: Result, folder: str | Path) -> Path:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from prunec import compat
+from prunec import compat, targets
 from prunec.api.loading import load
 from prunec.api.running import called
 from prunec.artefact import artefact, portable, recorded
 from prunec.artefact.manifest import Manifest
 from prunec.errors import PruneError
 from prunec.ir.program import ProgramModule
+from prunec.targets import FileTarget
 from prunec.verify.differences import TOLERANCE, worst
 
 Verdict = Literal["ok", "failed", "not checked"]
@@ -64,6 +66,10 @@ def verify(folder: str | Path, *, rebuild: bool = True) -> tuple[Row, ...]:
         rows.append(
             compared(f"outputs of {portable.FILE}", lambda: load(folder, target="eager"), needed=True)
         )
+    for name, backend in _readable(manifest, broken):
+        rows.append(
+            compared(f"outputs of {backend.files[0]}", partial(load, folder, target=name), needed=False)
+        )
     if rebuild:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -74,6 +80,16 @@ def verify(folder: str | Path, *, rebuild: bool = True) -> tuple[Row, ...]:
             )
         rows.append(made)
     return tuple(rows)
+
+
+def _readable(manifest: Manifest, broken: Set[str]) -> list[tuple[str, FileTarget]]:
+    """The backends with whole files in the artefact that are only data: machine code is not run here."""
+    every = [(name, targets.find(name)) for name in targets.TARGETS]
+    return [
+        (name, backend)
+        for name, backend in every
+        if portable.has_files(backend, manifest.files) and not broken & set(backend.files)
+    ]
 
 
 def _file(folder: Path, manifest: Manifest, name: str) -> Row:

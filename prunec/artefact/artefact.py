@@ -40,7 +40,7 @@ KNOWN = (
 )  # fmt: skip
 NEEDED = KNOWN[:5]
 #: What a file is to hold: text, bytes, or what writes it to a path.
-Content = str | bytes | Callable[[Path], None]
+Content = str | bytes | Callable[[Path], object]
 #: The manifest with the checksums, until it takes its place; called as what safetensors leaves half-written.
 _COMPLETE = ".tmpprunec"
 

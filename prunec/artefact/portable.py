@@ -13,7 +13,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from prunec.files import programs
 from prunec.files.opcodes import NotTrusted
 from prunec.ir.interface import Interface
 from prunec.ir.program import Program
-from prunec.targets import LoweredModule, Target
+from prunec.targets import FileTarget, LoweredModule, Target
 from prunec.targets.exported import exported
 
 FILE = "model.pt2"
@@ -122,6 +122,21 @@ def _example(sizes: Sequence[int | None] | None, dtype: torch.dtype | None, valu
     return torch.empty([_ANY if size is None else size for size in sizes], dtype=dtype, device="meta")
 
 
-def module(program: Program, backend: Target) -> PortableModule:
-    """The program on a backend."""
+def module(folder: Path, spec: Spec, backend: Target, files: Sequence[str] = ()) -> PortableModule:
+    """The model of an artefact on a backend.
+
+    Args:
+        folder: the artefact.
+        spec: what its model takes.
+        backend: where it runs: from the backend's own files, where the artefact has some that are only data.
+        files: what the artefact holds, as it was written.
+    """
+    program = read(folder, spec)
+    if has_files(backend, files):
+        return PortableModule(program, backend.read(folder))
     return PortableModule(program, backend.lower(program))
+
+
+def has_files(backend: Target, files: Sequence[str]) -> TypeGuard[FileTarget]:
+    """Whether files of a backend, beside the model's own, are among these, and may be read."""
+    return isinstance(backend, FileTarget) and backend.only_data and backend.files[0] in files

@@ -63,6 +63,10 @@ class FileTarget(Target, Protocol):
     def files(self) -> tuple[str, ...]:
         """The names of the files that `write` makes, the one to open first."""
 
+    @property
+    def only_data(self) -> bool:
+        """Whether reading them runs nothing that is in them, so that anybody's may be read."""
+
     def write(self, program: Program, folder: Path) -> None:
         """Write the program into a folder that exists; TargetError as of `lower`."""
 

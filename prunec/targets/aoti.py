@@ -27,6 +27,7 @@ class Aoti:
     needs = "a C++ compiler"
     modes: tuple[ModeName, ...] = MODES
     files = ("model.aoti.pt2",)
+    only_data = False  # it is machine code
 
     def missing(self) -> str | None:
         """The same as of Inductor."""

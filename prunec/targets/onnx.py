@@ -31,6 +31,7 @@ class Onnx:
     needs = "pip install 'prunec[onnx]'"
     modes: tuple[ModeName, ...] = MODES
     files = ("model.onnx", "model.onnx.data")
+    only_data = True
 
     def missing(self) -> str | None:
         """Three packages."""

@@ -27,6 +27,7 @@ class OpenVino:
     needs = "pip install 'prunec[openvino]'"
     modes: tuple[ModeName, ...] = ("static",)
     files = ("model.xml", "model.bin")
+    only_data = True
 
     def missing(self) -> str | None:
         """One package."""

@@ -20,6 +20,7 @@ class Pt2:
     needs = ""
     modes: tuple[ModeName, ...] = MODES
     files = ("model.pt2",)
+    only_data = False  # PyTorch unpickles parts of it
 
     def missing(self) -> str | None:
         """It comes with PyTorch."""

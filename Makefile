@@ -20,7 +20,7 @@ endef
 export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-planner accuracy real zoo mutants security golden clean
+.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-targets bench-planner accuracy real zoo mutants security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,10 @@ bench: setup  ## measure; a result names the machine that it was taken on
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/ragged.py --only time
 	$(BIN)/python benchmarks/ragged.py --only memory
+
+bench-targets: setup  ## dense and pruned on every target that runs here
+	$(BIN)/python -m pip install --quiet --editable '.[onnx,openvino]'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/targets.py
 
 bench-planner: setup  ## whether plans keep their word: predictions, decisions, accuracy (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 # What `make coverage` runs.
 TESTS ?= @tests/fast.txt
-INSTALL := $(BIN)/python -m pip install --quiet --editable '.[timm,hf,report,dev]'
+INSTALL := $(BIN)/python -m pip install --quiet --editable '.[timm,hf,onnx,report,dev]'
 # Each worker starts with one half of the tests, in order: what tests of a file share is made once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 

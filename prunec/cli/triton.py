@@ -21,7 +21,7 @@ def triton(
     ] = None,
     wanted: Annotated[
         str | None,
-        typer.Option("--format", help="onnx or aoti (default: the first of them that OUT has)"),
+        typer.Option("--engine", help="onnx or aoti (default: the first of them that OUT has)"),
     ] = None,
     most: Annotated[int, typer.Option("--max-batch", min=1, max=4096, help="images in a batch")] = 32,
     delay: Annotated[

@@ -98,7 +98,7 @@ def _format(folder: Path, wanted: str | None) -> str:
     there = [name for name, each in FORMATS.items() if (folder / each.file).is_file()]
     if wanted is not None and wanted not in FORMATS:
         raise UsageError(
-            f"Triton's repositories are written of {', '.join(FORMATS)}, not of {wanted!r}", where="--format"
+            f"Triton's repositories are written of {', '.join(FORMATS)}, not of {wanted!r}", where="--engine"
         )
     if not there or (wanted is not None and wanted not in there):
         files = " or ".join(each.file for name, each in FORMATS.items() if wanted in (None, name))

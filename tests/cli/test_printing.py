@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from prunec.cli import printing
-from prunec.errors import NoGainError
+from prunec.errors import NoGainError, VerificationError
 
 
-def result(no_gain: str = "", useless: str = "") -> Any:
+def result(no_gain: str = "", useless: str = "", disagrees: str = "") -> Any:
     report = SimpleNamespace(
         text=lambda: "a report of [red]tokens[/red]\n",
         as_dict=lambda: {"tokens": 3},
         no_gain=no_gain,
         useless=useless,
+        disagrees=disagrees,
         source="shapes",
     )
     report.at = lambda folder: report
@@ -65,3 +66,11 @@ def test_what_is_useless_is_shown_and_written_by_force_only(capsys: pytest.Captu
     hand_over(given, force=True)
     assert given.saved == ["out"]
     assert capsys.readouterr().out.count("a report") == 2
+
+
+def test_a_target_that_disagrees_is_shown_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    given = result(disagrees="target onnx differs from the graph by 0.3")
+    with pytest.raises(VerificationError, match=r"target onnx differs .* by 0\.3; nothing was written"):
+        hand_over(given, force=True)
+    assert "a report" in capsys.readouterr().out
+    assert given.saved == []

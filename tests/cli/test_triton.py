@@ -25,5 +25,5 @@ def test_a_repository_is_written(call: Call, home: Path) -> None:
 
 def test_an_artefact_of_another_target_says_which_one_it_takes(call: Call, home: Path) -> None:
     (home / "out").mkdir()
-    assert "--target aoti" in str(message(call("triton", "out", "models", "--format", "aoti"), 1))
-    assert "not of 'engine'" in str(message(call("triton", "out", "models", "--format", "engine"), 2))
+    assert "--target aoti" in str(message(call("triton", "out", "models", "--engine", "aoti"), 1))
+    assert "not of 'engine'" in str(message(call("triton", "out", "models", "--engine", "engine"), 2))

@@ -38,6 +38,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch, exp
         raise RuntimeError("no such operator. And more")
 
     monkeypatch.setattr(compat, "compile_ahead", fail)
-    with pytest.raises(TargetError, match=r"cannot compile this program: no such operator$") as caught:
+    with pytest.raises(TargetError) as caught:
         Aoti().lower(cases.case("evit"))
+    assert caught.value.what == "AOTInductor cannot compile this program: no such operator"
     assert caught.value.remedy

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prunec import compat
 
-__all__ = ["attend", "attend_padded"]
+__all__ = ["attend"]
 
 
 @torch.library.custom_op("prunec::attend", mutates_args=())
@@ -126,7 +126,7 @@ def attend_padded(
     scale: float | None = None,
     size: Tensor | None = None,
 ) -> Tensor:
-    """The same in operators of ATen alone: the rows of each image padded to the longest, and packed again."""
+    """The same for files, in operators of ATen alone: rows padded to the longest image, and packed again."""
     counts, scale, longest, bias = _given(query, valid, among, scale, size)
     ends = counts.cumsum(dim=1)
     queries, _ = _places(counts[0], ends[0], longest[0], query)

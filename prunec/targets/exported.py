@@ -21,6 +21,7 @@ from prunec.capture.capture import batch_is_symbolic, functional
 from prunec.errors import TargetError, first_sentence
 from prunec.ir import graph
 from prunec.ir.program import Planned, Program, ProgramModule
+from prunec.ops.attention import attend_padded
 from prunec.targets import device_of
 
 ELSEWHERE = "choose another target: inductor and eager run every program"
@@ -91,7 +92,7 @@ def _in_aten(program: Program) -> Program:
     module = graph.copy(program.module)
     for node in module.graph.nodes:
         if node.target is ops.attend:
-            node.target = ops.attend_padded
+            node.target = attend_padded
     module.recompile()
     return program.replace(module=module)
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from prunec import ops
+from prunec.ops.attention import attend_padded
 
 HEADS, WIDTH = 2, 3
 
@@ -62,4 +63,4 @@ def test_padded_it_is_the_same(with_sizes: bool) -> None:
     _, key, value = made(VALID)
     size = torch.rand(1, int(VALID.sum()), dtype=torch.double) + 0.5 if with_sizes else None
     given = (query, key, value, first, VALID, 0.3, size)
-    torch.testing.assert_close(ops.attend_padded(*given), ops.attend(*given))
+    torch.testing.assert_close(attend_padded(*given), ops.attend(*given))

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunec import compat, ops
 
 #: Public functions that no graph calls.
-HELPERS = {"is_ours", "spread_over", "stay", "tensors_of"}
+HELPERS = {"attend_padded", "is_ours", "spread_over", "stay", "tensors_of"}
 
 #: A value for each name that a parameter without a default has: 2 images, 6 tokens of which 4 go on, 2 heads.
 INDEX = torch.tensor([[0, 1, 3, 5], [0, 2, 4, 5]])

@@ -5,7 +5,6 @@ On a CPU the weights are frozen into it, in the order that the matrix products r
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
 from prunec.policy.modes import ModeName
 from prunec.targets import Flat, device_of
-from prunec.targets.building import Built
+from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
 from prunec.targets.inductor import missing_compiler
 
@@ -35,12 +34,7 @@ class Aoti:
 
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
-        return Built(program, self._build).now()
-
-    def _build(self, program: Program) -> Flat:
-        with tempfile.TemporaryDirectory() as folder:
-            self.write(program, Path(folder))
-            return self.read(Path(folder))  # it is unpacked elsewhere
+        return Built(program, through_files(self)).now()
 
     def write(self, program: Program, folder: Path) -> None:
         """Compile, which takes a minute or so, and write the file."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.export import ExportedProgram
 
 from prunec import compat
 from prunec.ir.program import Program
-from prunec.targets import Flat
+from prunec.targets import FileTarget, Flat
 
 
 class Built:
@@ -55,6 +57,17 @@ class Built:
 def _identity(tensor: Tensor, with_values: bool) -> tuple[Any, ...]:
     version = tensor._version if with_values and not tensor.is_inference() else 0
     return id(tensor), tensor.dtype, tensor.data_ptr(), version
+
+
+def through_files(target: FileTarget) -> Callable[[Program], Flat]:
+    """What builds a program by writing the target's files, and reading them again."""
+
+    def build(program: Program) -> Flat:
+        with tempfile.TemporaryDirectory() as folder:  # AOTInductor unpacks elsewhere, others read it whole
+            target.write(program, Path(folder))
+            return target.read(Path(folder))
+
+    return build
 
 
 def flat(exported: ExportedProgram) -> Flat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
 from prunec.policy.modes import ModeName
 from prunec.targets import Flat, device_of
-from prunec.targets.building import Built
+from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
 
 #: The version of ONNX's operators that is written: the oldest that PyTorch's exporter knows.
@@ -39,12 +38,7 @@ class Onnx:
 
     def lower(self, program: Program) -> Flat:
         """The program as ONNX Runtime runs it."""
-        return Built(program, self._build).now()
-
-    def _build(self, program: Program) -> Flat:
-        with tempfile.TemporaryDirectory() as folder:
-            self.write(program, Path(folder))
-            return self.read(Path(folder))
+        return Built(program, through_files(self)).now()
 
     def write(self, program: Program, folder: Path) -> None:
         """Write the file, and the weights beside it."""

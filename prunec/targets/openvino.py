@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from prunec.errors import TargetError, first_sentence
 from prunec.ir.program import Planned, Program
 from prunec.policy.modes import ModeName
 from prunec.targets import Flat
-from prunec.targets.building import Built
+from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
 from prunec.targets.onnx import missing_packages, on_cpu, tensors_of
 
@@ -35,12 +34,7 @@ class OpenVino:
 
     def lower(self, program: Program) -> Flat:
         """The program as OpenVINO runs it."""
-        return Built(program, self._build).now()
-
-    def _build(self, program: Program) -> Flat:
-        with tempfile.TemporaryDirectory() as folder:
-            self.write(program, Path(folder))
-            return self.read(Path(folder))
+        return Built(program, through_files(self)).now()
 
     def write(self, program: Program, folder: Path) -> None:
         """Write both files."""

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from prunec.errors import SourceError, UsageError
 from prunec.serving.signature import Signature, Tensor, of_aoti, of_onnx
+from prunec.targets.aoti import Aoti
+from prunec.targets.onnx import Onnx
 
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -38,8 +40,8 @@ class Format:
 
 #: By the name of the target that writes the file.
 FORMATS: Mapping[str, Format] = {
-    "onnx": Format("model.onnx", ("model.onnx.data",), "model.onnx", "onnxruntime_onnx", "onnxruntime"),
-    "aoti": Format("model.aoti.pt2", (), "model.pt2", "torch_aoti", "pytorch"),
+    "onnx": Format(Onnx.files[0], Onnx.files[1:], "model.onnx", "onnxruntime_onnx", "onnxruntime"),
+    "aoti": Format(Aoti.files[0], Aoti.files[1:], "model.pt2", "torch_aoti", "pytorch"),
 }
 
 

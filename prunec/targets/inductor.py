@@ -1,8 +1,10 @@
 """torch.compile with Inductor, on the CPU and on CUDA by the same code.
 
-One graph (fullgraph=True), one compilation for all batches of two or more: the batch dimension is marked
-dynamic, everything else is static. A batch of one is compiled by itself: PyTorch takes a size of one for a
-constant.
+One compilation for all batches of two or more: the batch dimension is marked dynamic. A batch of one is
+compiled by itself: PyTorch takes a size of one for a constant.
+
+On CUDA the program is one graph (fullgraph=True), in which every count is static. On a CPU it is compiled
+region by region (prunec/ir/regions.py): blocks that are alike once, and what chooses tokens not at all.
 """
 
 from __future__ import annotations
@@ -13,19 +15,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 
 from prunec import compat, ops
 from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
 from prunec.policy.modes import ModeName
-from prunec.targets import Flat
+from prunec.targets import Flat, device_of
+from prunec.targets.regional import Regional
 
 
 @dataclass(frozen=True)
 class Inductor:
-    """Compile the graph; `dynamic_batch=False` compiles for each batch by itself."""
+    """Compile the graph.
+
+    Args:
+        dynamic_batch: whether one compilation serves every batch of two or more; else each has its own.
+        regional: whether to compile it region by region; None: where it is on a CPU.
+    """
 
     dynamic_batch: bool = True
+    regional: bool | None = None
     summary = "torch.compile with Inductor, CPU and CUDA"
     needs = "a C++ compiler"
     modes: tuple[ModeName, ...] = MODES
@@ -36,7 +46,19 @@ class Inductor:
 
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
+        regional = device_of(program).type == "cpu" if self.regional is None else self.regional
+        if regional:
+            return Regional(program, self.compiled, dynamic=self.dynamic_batch)
         return _Compiled(self, program)
+
+    def compiled(self, module: fx.GraphModule) -> Flat:
+        """One graph, compiled when it is called."""
+        # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
+        # buffer for as long as another could use it.
+        ragged = any(node.target in (ops.pack, ops.kept_rows) for node in module.graph.nodes)
+        options: dict[str, Any] | None = {"allow_buffer_reuse": False} if ragged else None
+        dynamic = None if self.dynamic_batch else False
+        return torch.compile(module, fullgraph=True, dynamic=dynamic, options=options)
 
 
 def missing_compiler() -> str | None:
@@ -47,16 +69,11 @@ def missing_compiler() -> str | None:
 
 
 class _Compiled:
-    """One program, compiled; a copy of it compiles the copy of the program."""
+    """One program as one graph, compiled; a copy of it compiles the copy of the program."""
 
     def __init__(self, target: Inductor, program: Program) -> None:
         self.target, self.program = target, program
-        dynamic = None if target.dynamic_batch else False
-        # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
-        # buffer for as long as another could use it.
-        ragged = any(node.target in (ops.pack, ops.kept_rows) for node in program.graph.nodes)
-        options: dict[str, Any] | None = {"allow_buffer_reuse": False} if ragged else None
-        self.compiled = torch.compile(program.module, fullgraph=True, dynamic=dynamic, options=options)
+        self.run = target.compiled(program.module)
         batch = program.interface.batch
         self.batched = [
             isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
@@ -69,7 +86,7 @@ class _Compiled:
                 if dynamic and leaf.shape[0] > 1:
                     compat.mark_dynamic(leaf)
         with compat.scalar_outputs():
-            return self.compiled(*flat)
+            return self.run(*flat)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
         return _Compiled(self.target, copy.deepcopy(self.program, memo))

@@ -68,7 +68,7 @@ def kernels(program: Program) -> list[Kernel]:
     """The kernels of the compiled program, in the order in which they run."""
     torch._dynamo.reset()
     with torch.no_grad(), config.patch({"cpp.simdlen": 1, "fx_graph_cache": False}):
-        run = Inductor(dynamic_batch=False).lower(program)
+        run = Inductor(dynamic_batch=False, regional=False).lower(program)
         _, (code,) = run_and_get_code(run, pixels(BATCH, 6))
     pattern = r"(\w+) = async_compile\.cpp_pybinding\(\[(.*?)\]"
     kinds = {name: re.findall(r"'(.*?)'", listed) for name, listed in re.findall(pattern, code)}

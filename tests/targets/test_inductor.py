@@ -23,7 +23,7 @@ def program() -> Program:
 def test_one_compilation_serves_every_batch(program: Program) -> None:
     torch._dynamo.reset()
     counters.clear()
-    module = LoweredModule(program, Inductor().lower(program))
+    module = LoweredModule(program, Inductor(regional=False).lower(program))
     with torch.no_grad():
         for batch in (2, 3, 5, 8):
             x = pixels(batch)
@@ -38,7 +38,7 @@ def test_one_compilation_serves_every_batch_and_every_count() -> None:
     program = pruned(recognised(ViT(depth=3)), blocks=[1, 2], **dynamic)
     torch._dynamo.reset()
     counters.clear()
-    module = LoweredModule(program, Inductor().lower(program))
+    module = LoweredModule(program, Inductor(regional=False).lower(program))
     with torch.no_grad():
         for batch, loudness in ((2, 1.0), (5, 0.1), (8, 4.0)):
             x = pixels(batch) * loudness
@@ -76,7 +76,7 @@ def test_the_batch_may_be_left_static(
 
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(compat, "mark_dynamic", lambda leaf: marked.append(leaf.shape[0]))
-    run = Inductor(dynamic_batch=dynamic_batch).lower(program)
+    run = Inductor(dynamic_batch=dynamic_batch, regional=False).lower(program)
     assert asked == [{"fullgraph": True, "dynamic": dynamic, "options": None}]  # as nothing is ragged
     for batch in (1, 2, 5):
         x = pixels(batch)

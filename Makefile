@@ -72,6 +72,7 @@ bench: setup  ## measure; a result names the machine that it was taken on
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/ragged.py --only time
 	$(BIN)/python benchmarks/ragged.py --only memory
+	$(BIN)/python benchmarks/compiling.py
 
 bench-targets: setup  ## dense and pruned on every target that runs here
 	$(BIN)/python -m pip install --quiet --editable '.[onnx,openvino]'

@@ -48,6 +48,8 @@ class Regional:
             many small operators, which take longer to compile than all else and hardly any time to run.
         dynamic: whether lengths that differ from region to region, or that the program has no number for, are
             compiled as symbols.
+
+    `codes` is how many graphs are compiled for one batch.
     """
 
     def __init__(self, program: Program, compiled: Compile, *, dynamic: bool) -> None:
@@ -60,6 +62,7 @@ class Regional:
         for region in regions:
             if region.signature not in code:
                 code[region.signature] = region.module if region.chooses else compiled(region.module)
+        self.codes = sum(not region.chooses for region in {each.signature: each for each in regions}.values())
         shapes = shared_shapes(regions)
         done = _read_last(regions, kept)
         self.steps = [

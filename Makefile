@@ -20,7 +20,7 @@ endef
 export NOT_TESTED
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-newest demo test test-fast coverage compat check format bench bench-targets bench-planner accuracy real zoo mutants security golden clean
+.PHONY: help setup setup-newest demo test test-fast matrix coverage compat check format bench bench-targets bench-planner accuracy real zoo mutants security golden clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test: check  ## run every check, then every test (JOBS=0 for one worker)
 
 test-fast: setup  ## the tests to run between two edits: about a minute
 	$(PYTEST) -q @tests/fast.txt
+
+matrix: setup  ## every kind of policy on every target that runs here (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m matrix -rP tests/targets/test_matrix.py
 
 coverage: setup  ## what the fast tests cover, and whether it is enough (TESTS=tests for all of them)
 	rm -f .coverage .coverage.*

@@ -60,7 +60,7 @@ class Importance:
             states = [self._rows(start).detach() for start in starts]  # [B, N, C]
             squares = [torch.zeros_like(state[..., 0]) for state in states]
             for seed in range(PROJECTIONS):
-                torch.manual_seed(seed)
+                compat.seed(seed)
                 gradients = torch.autograd.grad(_projection(outputs), [*starts, *ends], retain_graph=True)
                 at_starts, at_ends = gradients[: len(starts)], gradients[len(starts) :]
                 for place, state in enumerate(states):

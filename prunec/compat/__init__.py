@@ -7,8 +7,10 @@ exporting      torch.export
 archives       what torch.export.save writes
 operators      schemas of ATen operators
 fake_tensors   fake tensors, symbolic sizes
+typed_calls    what operators make of them
 compiling      torch.compile
 kernels        CUDA
+randomness     seeds
 source         whose code a file is
 """
 
@@ -18,5 +20,7 @@ from prunec.compat.exporting import *
 from prunec.compat.fake_tensors import *
 from prunec.compat.kernels import *
 from prunec.compat.operators import *
+from prunec.compat.randomness import *
 from prunec.compat.source import *
 from prunec.compat.trees import *
+from prunec.compat.typed_calls import *

@@ -21,7 +21,6 @@ from prunec.compat.trees import tree_leaves
 __all__ = [
     "FakeMode",
     "attempts",
-    "evaluate",
     "expression",
     "fake_like",
     "fake_mode_of",
@@ -49,7 +48,14 @@ def new_symbol(mode: FakeTensorMode, name: str, hint: int) -> torch.SymInt:
     symbol = env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     created = env.create_symintnode(symbol, hint=hint, source=source)
     assert isinstance(created, torch.SymInt)
+    symbols_of(mode)[symbol] = created
     return created
+
+
+def symbols_of(mode: FakeTensorMode) -> dict[sympy.Basic, torch.SymInt]:
+    """The sizes that `new_symbol` made in a mode, by their symbols."""
+    made: dict[sympy.Basic, torch.SymInt] = vars(mode).setdefault("_prunec_symbols", {})
+    return made
 
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:
@@ -65,7 +71,7 @@ def hint(size: int | torch.SymInt) -> int:
 def evaluate(
     mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any
 ) -> tuple[Any, set[sympy.Symbol]]:
-    """Run a function on fake tensors; also the symbols that it forced to a value (undone afterwards).
+    """What `typed_calls.evaluate` gives, found anew.
 
     A size that was read off a tensor (its symbol has no value) forces what it is compared with, too: PyTorch
     then notes an assertion for the run instead of deciding.
@@ -75,8 +81,8 @@ def evaluate(
     before = _Knowledge(env)
     forced: set[sympy.Symbol] = set()
     try:
-        # Each call is typed once: nothing to cache. With the Python dispatcher, composite operators (addcmul)
-        # are typed by decompositions that know symbols.
+        # Equal calls are known (typed_calls.py): nothing to cache here. With the Python dispatcher, composite
+        # operators (addcmul) are typed by decompositions that know symbols.
         with (
             mode,
             disable_fake_tensor_cache(mode),

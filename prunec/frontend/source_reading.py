@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunec import compat
 from prunec.errors import PruneError, SourceError, brief, did_you_mean, first_sentence
 from prunec.frontend import folders
 from prunec.frontend.source import Weights
@@ -97,7 +98,7 @@ def reading(spec: str) -> Iterator[None]:
 def seeded() -> Iterator[None]:
     """Random weights are the same in every run, and the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        compat.seed(0)
         yield
 
 

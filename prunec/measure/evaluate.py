@@ -230,7 +230,7 @@ def _deviation(values: Sequence[float]) -> float:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from a seed; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        compat.seed(seed)
         yield
 
 

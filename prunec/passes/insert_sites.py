@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from prunec import ops
+from prunec import compat, ops
 from prunec.dataflow import heads
 from prunec.errors import PolicyError
 from prunec.ir import arguments, graph
@@ -281,7 +281,7 @@ class _Insertion:
         if path not in dict(module.named_modules()):
             state, scorer = self.source.meta["val"], self.step.scorer
             with torch.random.fork_rng():  # the same parameters whenever this policy meets this model
-                torch.manual_seed(self.writer.number)
+                compat.seed(self.writer.number)
                 gate = gates.build(scorer, self._setting()) if scorer.learned else None
             site = gates.SiteModule(gate, _threshold(self.step.selector, scorer.kind))
             module.add_submodule(path, site.to(state.device, state.dtype))

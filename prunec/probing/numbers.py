@@ -85,7 +85,7 @@ def _normal_numbers() -> Tensor:
 def seeded() -> Iterator[None]:
     """Operators draw the same numbers each time, keep no gradient, and leave the random state alone."""
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+        compat.seed(0)
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from prunec import compat
 from prunec.ir.program import Program, with_tensors
 
 #: Largest difference relative to the output's scale that still counts as equal, by precision.
@@ -24,7 +25,7 @@ Narrow = TypeVar("Narrow", bound=Program)
 
 def seeded(call: Callable[..., Any], flat: tuple[Any, ...]) -> Any:
     """The call's result, with the same random numbers each time."""
-    torch.manual_seed(0)
+    compat.seed(0)
     return call(*flat)
 
 

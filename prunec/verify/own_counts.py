@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunec import compat
 from prunec.dataflow import heads
 from prunec.errors import REPORT, VerificationError
 from prunec.ir import graph
@@ -36,7 +37,7 @@ def difference(
     runs.check_pixel_free(dense, program.anatomy, flat)
     most = 0.0
     for scattered in (False, True):
-        torch.manual_seed(0)
+        compat.seed(0)
         found = runs.run(program, flat, scattered=scattered)
         if shapes is not None:
             runs.check_outputs(found.outputs, shapes)

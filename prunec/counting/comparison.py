@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from prunec import compat
-from prunec.counting.rerun import is_resized
+from prunec.counting.rerun import is_call, is_of_batch
 from prunec.ir import graph
 from prunec.ir.program import value_at
 from prunec.ir.sizes import at
@@ -169,12 +169,16 @@ def _numbers(value: Any, where: Where) -> Iterator[tuple[Where, float]]:
 
 
 def aligned(one: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """The calls of two graphs that are the same call of the model's code, in order."""
-    mine = [node for node in one.nodes if _is_code(node)]
-    theirs = [node for node in other.nodes if _is_code(node) and not is_resized(node)]
+    """The calls of two graphs that are the same call of the model's code, in order.
+
+    What reads the batch is the same in all: where that is a number, the other graph has no such node.
+    """
+    mine, theirs = ([node for node in which.nodes if is_call(node)] for which in (one, other))
+    batch = {node: node for node in one.nodes if is_of_batch(node)}
     names = [[str(node.target) for node in nodes] for nodes in (mine, theirs)]
     literals = [[node for node in which.nodes if compat.is_literal(node)] for which in (one, other)]
     pairs = dict(zip(*literals, strict=True)) if len(literals[0]) == len(literals[1]) else {}
+    pairs |= batch
     if names[0] == names[1]:
         return pairs | dict(zip(mine, theirs, strict=True))
     first, second = (
@@ -184,10 +188,6 @@ def aligned(one: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
     for block in matcher.get_matching_blocks():
         pairs |= dict(zip(mine[block.a : block.a + block.size], theirs[block.b :], strict=False))
     return pairs
-
-
-def _is_code(node: fx.Node) -> bool:
-    return node.op == "call_function"
 
 
 def constants(module: fx.GraphModule) -> dict[fx.Node, Any]:

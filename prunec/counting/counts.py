@@ -81,8 +81,6 @@ def _compare(module: fx.GraphModule, rerun: Rerun | None, dense: Recognised) -> 
         found = rerun.run(share)  # type: ignore[union-attr]
         if found is None:
             break
-        inline_regions(found[0])
-        graph.tidy(found[0])
         comparison.add(*found)
         if not comparison.differs():
             break

@@ -9,12 +9,16 @@ A captured graph does not say which of its numbers follow the token count: traci
 Where the code knows its full length, it gets what the token axis gives it (see spaces.py): a table of the
 full length is cut, and a call that wants the whole grid gets as many rows as it had. Only types are computed,
 so it does not matter what is in the rows.
+
+The batch is a number in such a run: that takes a third of the time. Where the model computes with its batch,
+or makes other calls then, it is a symbol as at capture.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,8 +31,9 @@ from torch.overrides import TorchFunctionMode
 from prunec import compat
 from prunec.capture.capture import graph_of
 from prunec.capture.submodule import shared_copy
-from prunec.ir.graph import ancestors, is_tensor, reachable, tidy
+from prunec.ir.graph import ancestors, copy, is_size, is_tensor, op, reachable, tidy
 from prunec.ir.program import Program, Recognised
+from prunec.passes.normalise import inline_regions
 
 #: How much of an axis that counts patches is left in the first run, and in the second.
 SHARES = (0.62, 0.38)
@@ -43,6 +48,19 @@ def _resized(x: Tensor, dim: int, length: int) -> Tensor:
 @_resized.register_fake
 def _(x: Tensor, dim: int, length: int) -> Tensor:
     return x.new_empty([length if axis == dim else size for axis, size in enumerate(x.shape)])
+
+
+def is_call(node: fx.Node) -> bool:
+    """Whether a node of a run is a call of the model's own code that is in all runs of it."""
+    return node.op == "call_function" and not is_of_batch(node) and not is_resized(node)
+
+
+def is_of_batch(node: fx.Node) -> bool:
+    """Whether a node is there only where the batch is a symbol: it reads the size, or takes all images."""
+    if op(node) == "slice":
+        images = node.args[0].meta["val"].shape[0]  # type: ignore[union-attr]
+        return isinstance(images, torch.SymInt) and node.args[1:] in ((), (0,), (0, 0), (0, 0, sys.maxsize))
+    return op(node) == "sym_size"
 
 
 def is_resized(node: fx.Node) -> bool:
@@ -72,15 +90,23 @@ class Rerun:
         self.nodes = {node.name: node for node in captured.graph.nodes}
         self.reason = "no value of it counts patches"
         self.cut: Cut | None = None
+        plain, batch = copy(captured.module), captured.interface.batch
+        _tidy(plain)
+        self.calls = _calls(plain)
+        computed = any(map(_computes, plain.graph.nodes))
+        self.batches = (batch,) if computed or batch is None else (None, batch)
 
     def run(self, share: float) -> tuple[fx.GraphModule, int] | None:
         """The graph of a stream that is shorter by about this share, and its token count."""
         for cut in [self.cut] if self.cut else self._cuts():
             tokens = self.anatomy.tokens - (cut.length - cut.shorter(share)) * cut.each
-            found = self._captured(cut, cut.shorter(share), tokens)
-            if found is not None and _counting(found, tokens) >= len(self.anatomy.states):
-                self.cut = cut
-                return found, tokens
+            for batch in self.batches:
+                found = self._captured(cut, cut.shorter(share), tokens, batch)
+                if found is None or _counting(found, tokens) < len(self.anatomy.states):
+                    break
+                if batch == self.batches[-1] or _holds(_calls(found), self.calls):
+                    self.cut = cut
+                    return found, tokens
         return None
 
     # --- where ----------------------------------------------------------------------------------
@@ -110,7 +136,7 @@ class Rerun:
 
     # --- the run --------------------------------------------------------------------------------
 
-    def _captured(self, cut: Cut, length: int, tokens: int) -> fx.GraphModule | None:
+    def _captured(self, cut: Cut, length: int, tokens: int, batch: int | None) -> fx.GraphModule | None:
         interface = self.captured.interface
         flat = list(interface.example)
         if cut.shape is None:
@@ -125,13 +151,13 @@ class Rerun:
                 shortened = _Shortened(
                     shared_copy(self.module), cut, length, (self.anatomy.tokens, tokens, ends)
                 )
-                exported = compat.export(shortened, args, kwargs, interface.batch)
+                exported = compat.export(shortened, args, kwargs, batch)
                 exported.graph.eliminate_dead_code()  # calls that did not fit
                 module = graph_of(exported)
         except Exception as error:  # noqa: BLE001  the model's own code raises whatever it likes
             self.reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             return None
-        tidy(module)
+        _tidy(module)
         return module
 
 
@@ -224,5 +250,31 @@ def _with_lengths(leaves: list[Any], places: tuple[tuple[int, int], ...], differ
 
 
 def _is_of(value: Tensor, shape: tuple[int | None, ...] | None) -> bool:
-    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return sizes == shape
+    if shape is None or len(shape) != value.dim():
+        return False
+    return all(known is None or known == size for known, size in zip(shape, value.shape, strict=True))
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node computes with sizes: another one, or a tensor of nothing else."""
+    sources = node.all_input_nodes
+    return (
+        node.op == "call_function" and op(node) != "sym_size" and bool(sources) and all(map(is_size, sources))
+    )
+
+
+def _tidy(module: fx.GraphModule) -> None:
+    """One graph, and nothing in it that is not used."""
+    inline_regions(module)
+    tidy(module)
+
+
+def _calls(module: fx.GraphModule) -> list[str]:
+    """The calls of the model's code, by their names."""
+    return [str(node.target) for node in module.graph.nodes if is_call(node)]
+
+
+def _holds(calls: list[str], others: list[str]) -> bool:
+    """Whether all the others are among the calls, in their order."""
+    rest = iter(calls)
+    return all(other in rest for other in others)

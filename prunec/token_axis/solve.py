@@ -81,8 +81,11 @@ def _scaled(points: Points, change: Callable[[int, float], float]) -> Points:
 def _agrees(expression: sympy.Expr, points: Points, tolerance: float) -> bool:
     if TOKENS not in expression.free_symbols:
         return False
-    found = [(float(expression.subs(TOKENS, count)), value) for count, value in points]
-    return all(abs(one - value) <= tolerance * abs(value) for one, value in found)
+    inner_first = (*points[1:-1], points[0], points[-1])  # the constants are from the first and the last
+    return all(
+        abs(float(expression.subs(TOKENS, count)) - value) <= tolerance * abs(value)
+        for count, value in inner_first
+    )
 
 
 def _is_whole(expression: sympy.Expr) -> bool:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunec.counting.rerun import SHARES, Rerun, is_resized
+from prunec.counting.comparison import aligned
+from prunec.counting.rerun import SHARES, Rerun, is_of_batch, is_resized
 from prunec.ir import graph
 from prunec.passes import FRONT, run_passes
 from tests.tiny import Attention, Block, ViT, captured, pixels
@@ -87,6 +88,50 @@ def test_tables_are_cut_and_grids_are_filled(block: object) -> None:
     module, tokens = rerun(ViT(block)).run(SHARES[0])  # type: ignore[arg-type]
     states = [node for node in module.graph.nodes if graph.op(node) == "layer_norm"]
     assert all(node.meta["val"].shape[1] == tokens for node in states)
+
+
+class ByBatch(ViT):
+    """Images and tokens on one axis, by a size that is computed."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.embed(pixels)
+        images, tokens, channels = x.shape
+        rows = self.blocks(x).reshape(images * tokens, channels)
+        return self.head(self.norm(rows).reshape(images, tokens, channels)[:, 0])
+
+
+class OtherwiseWithNumbers(ViT):
+    """Where the batch is a number, it leaves out what it does where it is a symbol."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.embed(pixels)
+        x = x if isinstance(x.shape[0], int) else x.sin()
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+@pytest.mark.parametrize(("kind", "number"), [(ViT, True), (ByBatch, False), (OtherwiseWithNumbers, False)])
+def test_the_batch_is_a_number_where_that_makes_no_difference(kind: type[ViT], number: bool) -> None:
+    for share in SHARES:
+        module, tokens = rerun(kind()).run(share)
+        states = [node for node in module.graph.nodes if graph.op(node) == "layer_norm"][:4]
+        assert {node.meta["val"].shape[1] for node in states} == {tokens}
+        assert [isinstance(node.meta["val"].shape[0], int) for node in states] == [number] * 4
+    assert any(graph.op(node) == "sin" for node in module.graph.nodes) == (kind is OtherwiseWithNumbers)
+
+
+def test_calls_that_are_only_there_where_the_batch_is_a_symbol_have_twins() -> None:
+    class Slices(ViT):
+        def forward(self, pixels: Tensor) -> Tensor:
+            x = self.embed(pixels)[:, :]
+            return self.head(self.norm(self.blocks(x))[:, 0]) * (x.shape[1] / 26)
+
+    program = captured(Slices())
+    module, _ = Rerun(Slices(), program, run_passes(FRONT, program)).run(SHARES[0])
+    twins = aligned(program.graph, module.graph)
+    missing = [node for node in program.graph.nodes if node.op == "call_function" and node not in twins]
+    assert missing == []
+    assert len([node for node in twins if is_of_batch(node)]) > 0
+    assert [graph.op(one) for one in twins] == [graph.op(other) for other in twins.values()]
 
 
 def test_the_model_and_what_it_remembers_stay_as_they_were() -> None:

@@ -5,8 +5,8 @@ own that holds the weights of its own model, so what it does to them stays with 
 never kept.
 
 Test files ask for it: `pytestmark = pytest.mark.usefixtures("recognised_once")`. Those that change the first
-stages of the compiler, or look at how they come about, must not. `tests.tiny.recognised` shares what
-torch.export gives, and runs the passes each time.
+stages of the compiler, or look at how they come about, must not. What `tests.tiny` captures and recognises is
+shared in any case.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from prunec import compiler
 from prunec.capture.capture import capture
 from prunec.frontend.sources import Source
 from prunec.ir.program import Program, with_tensors
+from prunec.passes import FRONT, run_passes
 
 #: A model with more numbers is not worth comparing.
 MOST = 10_000_000
@@ -69,12 +70,17 @@ class Shared:
         return found
 
 
-_CAPTURED, _RECOGNISED = Shared(), Shared()
+_CAPTURED, _PASSED, _RECOGNISED = Shared(), Shared(), Shared()
 
 
 def captured_once(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """`capture`, where what it makes is only what a test starts from."""
     return _CAPTURED.of(module, args, kwargs, lambda: capture(module, args, kwargs))
+
+
+def passed_once(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The same with the passes up to recognition behind it."""
+    return _PASSED.of(module, args, kwargs, lambda: run_passes(FRONT, captured_once(module, args, kwargs)))
 
 
 def recognised_once() -> Iterator[None]:

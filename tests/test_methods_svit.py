@@ -32,6 +32,8 @@ from tests.watching import (
     watch,
 )
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 MODELS = {
     "class token": lambda: vit(4),
     "mean": lambda: vit(4, global_pool="avg"),

@@ -17,13 +17,13 @@ from prunec import ops
 from prunec.capture.capture import capture
 from prunec.ir import graph
 from prunec.ir.program import Planned, Program, Recognised
-from prunec.passes import BACK, FRONT, run_passes
+from prunec.passes import BACK, run_passes
 from prunec.passes.insert_sites import InsertSites
 from prunec.passes.normalise import Normalise
 from prunec.passes.repair_tokens import RepairTokens
 from prunec.policy.policy import Policy
 from prunec.policy.site_plan import make_plan
-from tests.sharing import captured_once
+from tests.sharing import captured_once, passed_once
 
 Make = Callable[[], nn.Module]
 
@@ -145,8 +145,8 @@ def normalised(model: nn.Module, *args: Any, **kwargs: Any) -> Program:
 
 
 def recognised(model: nn.Module, *args: Any, **kwargs: Any) -> Recognised:
-    """Captured, normalised and recognised."""
-    return run_passes(FRONT, shared(model, *args, **kwargs))
+    """Captured, normalised and recognised, once for all tests that have such a model."""
+    return passed_once(model.eval(), args or (() if kwargs else (pixels(),)), kwargs)
 
 
 def policy(*, keep: float = 0.5, fate: str = "drop", **changes: Any) -> Policy:

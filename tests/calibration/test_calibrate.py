@@ -20,6 +20,8 @@ from prunec.scorers import fitting
 from tests.calibrating import DYNAMIC, counts, dense_vit, images, pruned
 from tests.tiny import Attention, Block, ViT, pixels, policy, run
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 
 @pytest.fixture(scope="module")
 def dense() -> Recognised:

@@ -26,6 +26,8 @@ from prunec.verify.certificate import certify
 from tests import tiny
 from tests.tiny import Attention, Block, ViT, counts, pixels, recognised, run
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 DIM, TOKENS = 16, 26
 TOP_K = {"scorer": "cls_attention", "where": "after_attention", "fate": "drop"}
 

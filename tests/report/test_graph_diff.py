@@ -17,6 +17,8 @@ from prunec.policy.policy import Policy
 from prunec.report.graph_diff import Change, Diff, Section, compare, lines, text, without_changes
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 Golden = Callable[[str, str], None]
 
 

@@ -31,6 +31,8 @@ CASES = {
     "dynamic padded": ("dynamic", "padded"),
     "dynamic packed": ("dynamic", "packed"),
 }
+#: Cases that were asked for.
+MADE: dict[str, Program] = {}
 
 
 def images(batch: int) -> Tensor:
@@ -45,9 +47,19 @@ def dense() -> Recognised:
     return recognised(randomise(ViT(depth=3, side=SIDE).eval(), seed=1), images(2))
 
 
-@functools.cache
 def case(name: str) -> Program:
     """The model under a policy, thresholds where images differ by them."""
+    if name not in MADE:
+        MADE[name] = _made(name)
+    return MADE[name]
+
+
+def name_of(program: Program) -> str:
+    """Which case a program is."""
+    return next(name for name, made in MADE.items() if made is program)
+
+
+def _made(name: str) -> Program:
     if name == "dense":
         return dense()
     preset, mode = CASES[name]

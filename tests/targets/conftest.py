@@ -9,6 +9,5 @@ from tests.targets import cases
 @pytest.fixture
 def exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets get what torch.export made of a case before: it is what takes the time."""
-    known = {id(cases.case(name)): name for name in ("dense", *cases.CASES)}
     for module in (aoti, onnx, openvino, pt2):
-        monkeypatch.setattr(module, "exported", lambda program: cases.exported_case(known[id(program)]))
+        monkeypatch.setattr(module, "exported", lambda program: cases.exported_case(cases.name_of(program)))

@@ -34,6 +34,8 @@ from tests.families import difference, randomise
 from tests.references import EVIT, NORM, Layer, Pruning, Stream, attend, heads, walk
 from tests.tiny import Block, ViT
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_counts_the_tokens_that_are_left(name: str) -> None:

@@ -16,6 +16,8 @@ from prunec.verify.certificate import certify
 from tests.tiny import counts, pixels, policy, pruned, recognised
 from tests.windows import DIM, SIDE, GridBlock, GridViT, WindowAttention, windowed
 
+pytestmark = pytest.mark.usefixtures("recognised_once")
+
 
 def reference(model: GridViT, image: Tensor, sites: tuple[int, ...], keep: float) -> tuple[Tensor, list[int]]:
     """One image, written out: tokens that are dropped keep their value, and windows go on seeing it."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
 
 from prunec import compat, ops
 from prunec.ir.program import Program
@@ -51,14 +50,13 @@ class Inductor:
             return Regional(program, self.compiled, dynamic=self.dynamic_batch)
         return _Compiled(self, program)
 
-    def compiled(self, module: fx.GraphModule) -> Flat:
-        """One graph, compiled when it is called."""
-        # A length that is read off a tensor counts as zero when Inductor plans memory: it would hold every
-        # buffer for as long as another could use it.
-        ragged = any(node.target in (ops.pack, ops.kept_rows) for node in module.graph.nodes)
+    def compiled(self, call: Flat, *, ragged: bool = False) -> Flat:
+        """One graph, compiled when it is called; `ragged`: a length in it is read off a tensor."""
+        # Such a length counts as zero when Inductor plans memory: it would hold every buffer for as long as
+        # another could use it.
         options: dict[str, Any] | None = {"allow_buffer_reuse": False} if ragged else None
         dynamic = None if self.dynamic_batch else False
-        return torch.compile(module, fullgraph=True, dynamic=dynamic, options=options)
+        return torch.compile(call, fullgraph=True, dynamic=dynamic, options=options)
 
 
 def missing_compiler() -> str | None:
@@ -73,7 +71,8 @@ class _Compiled:
 
     def __init__(self, target: Inductor, program: Program) -> None:
         self.target, self.program = target, program
-        self.run = target.compiled(program.module)
+        ragged = any(node.target in (ops.pack, ops.kept_rows) for node in program.graph.nodes)
+        self.run = target.compiled(program.module, ragged=ragged)
         batch = program.interface.batch
         self.batched = [
             isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch

@@ -15,7 +15,7 @@ from prunec.ir.program import Program
 from prunec.ir.regions import Region, Shape, regions_of, shared_shapes
 from prunec.targets import Flat
 
-Compile = Callable[[fx.GraphModule], Flat]
+Compile = Callable[[Flat], Flat]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class _Step:
     region: Region
     run: Flat
     free: tuple[tuple[int, int], ...]  # the input and the dimension of it that may have any length
-    weights: tuple[tuple[nn.Module, str], ...]  # the module that has it, and its name there
+    weights: tuple[tuple[Mapping[str, Any], str], ...]  # tables that have them, and their names there
     done: tuple[str, ...]  # values that nothing reads after it
 
     def __call__(self, values: dict[str, Any]) -> None:
@@ -33,7 +33,7 @@ class _Step:
         for place, axis in self.free:
             if given[place].shape[axis] > 1:  # PyTorch takes a size of one for a constant
                 compat.mark_dynamic(given[place], axis)
-        weights = [getattr(owner, name) for owner, name in self.weights]
+        weights = [table[name] for table, name in self.weights]
         values.update(zip(self.region.outputs, self.run(*given, *weights), strict=True))
         for name in self.done:
             del values[name]
@@ -44,8 +44,8 @@ class Regional:
 
     Args:
         program: what to run; its weights are looked up in each call.
-        compiled: what makes code of a region's graph. Regions that choose tokens run as they are: these are
-            many small operators, which take longer to compile than all else and hardly any time to run.
+        compiled: what makes code of the function that a region is. Regions that choose tokens run as they
+            are: many small operators, which take longer to compile than all else and hardly any time.
         dynamic: whether lengths that differ from region to region, or that the program has no number for, are
             compiled as symbols.
 
@@ -61,7 +61,8 @@ class Regional:
         code: dict[str, Flat] = {}
         for region in regions:
             if region.signature not in code:
-                code[region.signature] = region.module if region.chooses else compiled(region.module)
+                forward: Flat = region.module.forward  # nothing is hooked to the module itself
+                code[region.signature] = forward if region.chooses else compiled(forward)
         self.codes = sum(not region.chooses for region in {each.signature: each for each in regions}.values())
         shapes = shared_shapes(regions)
         done = _read_last(regions, kept)
@@ -70,7 +71,7 @@ class Regional:
                 region,
                 code[region.signature],
                 _any_length(shapes[region.signature]) if dynamic and not region.chooses else (),
-                tuple(_owner(program.module, path) for path in region.weights),
+                tuple(_table(program.module, path) for path in region.weights),
                 names,
             )
             for region, names in zip(regions, done, strict=True)
@@ -87,8 +88,8 @@ class Regional:
     def _value(self, node: fx.Node, values: Mapping[str, Any]) -> Any:
         if node.op != "get_attr":
             return values[node.name]
-        owner, name = _owner(self.program.module, str(node.target))
-        return getattr(owner, name)
+        table, name = _table(self.program.module, str(node.target))
+        return table[name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Regional:
         return Regional(copy.deepcopy(self.program, memo), self.compiled, dynamic=self.dynamic)
@@ -109,6 +110,8 @@ def _read_last(regions: Sequence[Region], kept: set[str]) -> list[tuple[str, ...
     ]
 
 
-def _owner(module: nn.Module, path: str) -> tuple[nn.Module, str]:
-    owner, _, name = path.rpartition(".")
-    return module.get_submodule(owner), name
+def _table(module: nn.Module, path: str) -> tuple[Mapping[str, Any], str]:
+    """Where a weight stands now, whatever tensor it will be."""
+    place, _, name = path.rpartition(".")
+    owner = module.get_submodule(place)
+    return owner._parameters if name in owner._parameters else owner._buffers, name

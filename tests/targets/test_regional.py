@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from prunec import compat
+from prunec.targets import Flat
 from prunec.targets.inductor import Inductor
 from prunec.targets.regional import Regional
 from tests.targets import cases
@@ -17,8 +18,8 @@ from tests.targets.cases import difference, images
 from tests.tiny import ViT, pixels, pruned, recognised
 
 
-def as_it_is(module: fx.GraphModule) -> fx.GraphModule:
-    return module
+def as_it_is(call: Flat) -> Flat:
+    return call
 
 
 @pytest.mark.parametrize("name", ["dense", *cases.CASES])
@@ -34,11 +35,11 @@ def test_regions_together_compute_what_the_graph_does(name: str) -> None:
 
 def test_code_is_made_once_for_all_regions_that_are_alike_and_none_for_a_site() -> None:
     program = pruned(recognised(ViT(depth=7)), blocks=[3])
-    made: list[fx.GraphModule] = []
+    made: list[Flat] = []
 
-    def compiled(module: fx.GraphModule) -> fx.GraphModule:
-        made.append(module)
-        return module
+    def compiled(call: Flat) -> Flat:
+        made.append(call)
+        return call
 
     run = Regional(program, compiled, dynamic=True)
     # stem and block 0, block 1, block 2, add, site, block 3, block 4, block 5, block 6 and head
@@ -98,10 +99,10 @@ def test_a_value_lives_no_longer_than_it_is_read() -> None:
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
-    def counted(module: fx.GraphModule) -> Any:
+    def counted(call: Flat) -> Flat:
         def run(*given: Tensor) -> Any:
             nonlocal most
-            found = module(*given)
+            found = call(*given)
             alive.extend(weakref.ref(each) for each in found)
             most = max(most, sum(each() is not None for each in alive))
             return found

@@ -18,12 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunec.artefact import artefact
 from prunec.errors import SourceError, UsageError
 from prunec.serving.signature import Signature, Tensor, of_aoti, of_onnx
 from prunec.targets.aoti import Aoti
 from prunec.targets.onnx import Onnx
 
 VERSION, CONFIG, LABELS = "1", "config.pbtxt", "labels.txt"
+LABELS_OF_ARTEFACT = "labels.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -74,8 +76,11 @@ def write(folder: Path, repository: Path, name: str, batching: Batching, wanted:
         raise UsageError(
             f"{place} exists already", remedy="choose another --name or repository, or remove that folder"
         )
+    folder, manifest = artefact.opened(folder)
     chosen = _format(folder, wanted)
     found = FORMATS[chosen]
+    for file in (found.file, *found.beside, LABELS_OF_ARTEFACT):
+        artefact.check(folder, manifest, file)
     signature = of_onnx(folder / found.file) if chosen == "onnx" else of_aoti(folder)
     labels = _labels(folder)
     text = config(name, found, signature, batching, labels)
@@ -141,7 +146,7 @@ def _tensor(tensor: Tensor, batched: bool, labels: Sequence[str]) -> str:
 
 def _labels(folder: Path) -> tuple[str, ...]:
     """The names of the classes that an artefact holds; a label in two lines would be two."""
-    path = folder / "labels.json"
+    path = folder / LABELS_OF_ARTEFACT
     if not path.is_file():
         return ()
     names = json.loads(path.read_text(encoding="utf-8"))

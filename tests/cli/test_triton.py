@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cli.running import Call, message
-from tests.serving.files import onnx_file
+from tests.serving.files import artefact
 
 
 def test_a_repository_is_written(call: Call, home: Path) -> None:
-    (home / "out").mkdir()
-    onnx_file(home / "out" / "model.onnx", "images")
+    artefact(home / "out")
     said = call("triton", "out", "models", "--max-batch", "4", "--delay", "100")
     assert said.code == 0
     assert "models/out: start Triton with --model-repository=models" in said.out
@@ -24,6 +23,6 @@ def test_a_repository_is_written(call: Call, home: Path) -> None:
 
 
 def test_an_artefact_of_another_target_says_which_one_it_takes(call: Call, home: Path) -> None:
-    (home / "out").mkdir()
+    artefact(home / "out")
     assert "--target aoti" in str(message(call("triton", "out", "models", "--engine", "aoti"), 1))
     assert "not of 'engine'" in str(message(call("triton", "out", "models", "--engine", "engine"), 2))

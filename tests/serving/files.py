@@ -1,10 +1,14 @@
-"""A small file of ONNX, made by hand: pictures to 48 numbers."""
+"""A small file of ONNX, made by hand: pictures to 48 numbers; and an artefact that holds it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+
+from prunec.artefact.artefact import Content, save
+from tests.artefact.saving import MANIFEST
 
 
 def onnx_file(path: Path, batch: str | int) -> Path:
@@ -17,3 +21,13 @@ def onnx_file(path: Path, batch: str | int) -> Path:
     graph = make.make_graph([node], "flat", [pixels], [logits])
     onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)]), path)
     return path
+
+
+def artefact(folder: Path, batch: str | int = "images", labels: int = 0, weights: bytes = b"") -> Path:
+    """What the repository is made of: the model's file, and names of classes."""
+    files: dict[str, Content] = {"model.onnx": lambda path: onnx_file(path, batch)}
+    if weights:
+        files["model.onnx.data"] = weights
+    if labels:
+        files["labels.json"] = json.dumps([f"class\n{number}" for number in range(labels)])
+    return save(folder, MANIFEST, {}, files)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from prunec.artefact.artefact import save
 from prunec.errors import SourceError, UsageError
 from prunec.serving.signature import Signature, Tensor
 from prunec.serving.triton import FORMATS, Batching, config, write
-from tests.serving.files import onnx_file
+from tests.artefact.saving import MANIFEST
+from tests.serving.files import artefact
 
 BATCHED = """\
 name: "vit"
@@ -38,19 +39,8 @@ dynamic_batching {
 """
 
 
-def artefact(folder: Path, batch: str | int = "images", labels: int = 0) -> Path:
-    """What the repository is made of: the model's file, and names of classes."""
-    folder.mkdir()
-    onnx_file(folder / "model.onnx", batch)
-    if labels:
-        names = [f"class\n{number}" for number in range(labels)]
-        (folder / "labels.json").write_text(json.dumps(names), encoding="utf-8")
-    return folder
-
-
 def test_a_model_of_any_number_of_images_is_batched(tmp_path: Path) -> None:
-    out = artefact(tmp_path / "out", labels=48)
-    (out / "model.onnx.data").write_bytes(b"weights")
+    out = artefact(tmp_path / "out", labels=48, weights=b"weights")
     place = write(out, tmp_path / "repository", "vit", Batching(16, 500))
     assert (place / "config.pbtxt").read_text(encoding="utf-8") == BATCHED
     assert (place / "1" / "model.onnx").read_bytes() == (out / "model.onnx").read_bytes()
@@ -95,6 +85,17 @@ def test_a_model_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
         write(out, tmp_path / "repository", "vit", Batching())
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "labels.json"])
+def test_what_is_not_as_it_was_written_goes_to_no_server(tmp_path: Path, name: str) -> None:
+    out = artefact(tmp_path / "out", labels=48, weights=b"weights")
+    data = bytearray((out / name).read_bytes())
+    data[-1] ^= 1
+    (out / name).write_bytes(data)
+    with pytest.raises(SourceError, match=f"{name} is not what was written: its checksum differs"):
+        write(out, tmp_path / "repository", "vit", Batching())
+    assert not (tmp_path / "repository").exists()
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "../out"])
 def test_names_that_are_no_folder_of_the_repository_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no name for a model"):
@@ -103,8 +104,7 @@ def test_names_that_are_no_folder_of_the_repository_are_refused(tmp_path: Path, 
 
 
 def test_an_artefact_without_a_file_for_triton_says_how_to_get_one(tmp_path: Path) -> None:
-    empty = tmp_path / "out"
-    empty.mkdir()
+    empty = save(tmp_path / "out", MANIFEST, {}, {})
     with pytest.raises(SourceError, match=r"has no model\.onnx or model\.aoti\.pt2") as caught:
         write(empty, tmp_path / "repository", "vit", Batching())
     assert "--target onnx" in str(caught.value.remedy)

@@ -58,7 +58,8 @@ def load(
                 remedy=f"leave {name} out",
             )
     place, found = artefact.opened(folder)
-    backend = targets.load(target or found.target)
+    chosen = target or found.target
+    backend = targets.load(chosen, found.precision if chosen == found.target else "fp32")
     anew = rebuild or trust_source or allow_pickle or model is not None or example is not None
     if not anew and found.portable.file is not None:
         return _own(place, found, backend)

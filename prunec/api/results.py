@@ -23,7 +23,7 @@ from prunec.errors import TargetError
 from prunec.frontend.source_reading import absolute
 from prunec.ir.program import Program
 from prunec.report.report import Report
-from prunec.targets import FileTarget, LoweredModule
+from prunec.targets import FileTarget, LoweredModule, Target
 from prunec.version import __version__
 
 LABELS = "labels.json"
@@ -49,10 +49,11 @@ class Result:
         target that runs from files (onnx, openvino, aoti) has them beside it.
         """
         program, spec = self.module.program, self.description.spec
+        target = targets.find(self.report.target, self.report.precision)
         files: dict[str, Content] = {recorded.FILE: recorded.record(program, self.description.example)}
         reason = ""
         try:
-            made = portable.made(program)
+            made = portable.made(target.prepared(program))
             files[portable.FILE] = lambda path: compat.save_exported(made, path)
             if said := export_json.text(made, spec):
                 files[export_json.FILE] = said
@@ -67,13 +68,14 @@ class Result:
         files["report.json"] = json.dumps(data, indent=2) + "\n"
         files["report.html"] = report.html()
         manifest: dict[str, Any] = {key: data[key] for key in (*KEYS, "submodule", "arch", "example")}
+        manifest["precision"] = report.precision
         manifest.update({key: absolute(manifest[key]) for key in ("source", "arch")})
         manifest["versions"] = {"prunec": __version__, "torch": torch.__version__}
         manifest["spec"] = spec.model_dump(mode="json")
         manifest["portable"] = {"file": None if reason else portable.FILE, "reason": reason}
         files["README.md"] = card.text(report, spec, self.description.labels, portable=not reason)
         with tempfile.TemporaryDirectory() as place:
-            files |= _of_target(report.target, program, Path(place))
+            files |= _of_target(target, program, Path(place))
             return artefact.save(folder, manifest, self.module.state_dict(), files)
 
     def save_pretrained(
@@ -101,9 +103,8 @@ class Result:
             return upload(self.save(Path(folder) / "artefact"), repo_id, **options)
 
 
-def _of_target(name: str, program: Program, place: Path) -> dict[str, Content]:
+def _of_target(target: Target, program: Program, place: Path) -> dict[str, Content]:
     """The files that a target runs from, written to a place; none where it has none but the model's own."""
-    target = targets.find(name)
     if not isinstance(target, FileTarget) or portable.FILE in target.files:
         return {}
     target.write(program, place)

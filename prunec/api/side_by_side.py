@@ -95,7 +95,7 @@ def benchmark(
         measure: on which target, at which batch, and how.
     """
     measure = measure or Measure()
-    measure.refuse("calibrate", where="benchmark")
+    measure.refuse("calibrate", "precision", where="benchmark")
     program = fast.program if isinstance(fast, ProgramModule) else None
     if not isinstance(program, Planned):
         raise UsageError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from prunec import targets
 from prunec.api.comparing import agreement
 from prunec.api.deprecated import old_spellings
-from prunec.api.on_targets import fastest_target, parity
+from prunec.api.on_targets import fastest_target, not_taken, parity
 from prunec.api.results import Result
 from prunec.api.verbs_plan import (
     AUTO,
@@ -27,7 +28,7 @@ from prunec.calibration.calibrate import needs_calibration
 from prunec.compiler import Compiled, compile_recognised, recognise
 from prunec.errors import UsageError
 from prunec.frontend.sources import ImageSet, Source
-from prunec.ir.program import Recognised
+from prunec.ir.program import Planned, Recognised
 from prunec.measure import figures
 from prunec.measure.image_sets import SCENES, doubts, image_set_of, split_off
 from prunec.measure.labels import fitting
@@ -38,8 +39,9 @@ from prunec.planner.planned import Search
 from prunec.policy.modes import ModeLike
 from prunec.policy.policy import Policy
 from prunec.report.report import Report
+from prunec.report.target_table import TargetTable
 from prunec.schedules.goal import Goal
-from prunec.targets import Target
+from prunec.targets import Flat, Target
 
 ROUNDS = 20
 
@@ -92,7 +94,7 @@ def optimized(
 ) -> Result:
     """`optimize` with a search of one's own beside the goal, or the keep that policies are compared at."""
     measure = measure or Measure()
-    backend = targets.at_first(measure.target)
+    backend = targets.at_first(measure.target, measure.precision)
     field = None if wanted is None else to_choose_from(policy)
     chosen = Chosen.of(_alone(policy) if field is None else field.policies[0], mode)
     if field is None or field.alone:
@@ -152,22 +154,19 @@ def _built(
     scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
     rounds = measure.rounds or ROUNDS
-    target, table = measure.target, None
-    if target == targets.AUTO:
-        found = fastest_target(dense, pruned, inputs, rounds=rounds, progress=progress)
-        target, lowered, table = found.name, found.lowered, found.table
-        backend = targets.load(target)
-    else:
-        lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
-    timed = figures.latency(dense, plain, lowered, backend, inputs, rounds, progress)
+    built = _on_target(dense, pruned, backend, inputs, measure)
+    lowered, target = built.lowered, built.backend
+    timed = figures.latency(dense, plain, lowered, target, inputs, rounds, progress)
     flops = {"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)}
     progress("compare on images")
     caveats = _caveats(given, dense, image_set, fitted_on)
-    shown, accuracy, said = agreement(given, compiled, lowered, image_set, flops, measure)
+    compared = {**lowered, "dense": built.dense}
+    shown, accuracy, said = agreement(given, compiled, compared, image_set, flops, measure)
     report = Report(
         source=given.spec,
         weights=given.weights,
-        target=target,
+        target=built.name,
+        precision=target.precision,
         policy=policy.model_dump(mode="json"),
         anatomy=pruned.anatomy,
         plan=pruned.plan,
@@ -177,7 +176,7 @@ def _built(
         images=shown.name,
         accuracy=accuracy,
         latency=timed,
-        notes=(*given.notes, *_calibration_notes(compiled), *caveats, *said),
+        notes=(*given.notes, *built.notes, *_calibration_notes(compiled), *caveats, *said),
         arch=given.arch,
         submodule=given.submodule,
         example=given.example,
@@ -185,13 +184,47 @@ def _built(
         planned=chosen.planned,
         preprocess=image_set.preprocess if image_set else None,
         untrained=_is_untrained(compiled),
-        targets=table,
-        parity=parity(pruned, lowered["pruned"], inputs),
+        targets=built.table,
+        parity=parity(pruned, lowered["pruned"], inputs, target.precision),
     )
     for doubt in (*caveats, *report.doubts):
         warnings.warn(doubt, stacklevel=2)
     module = targets.LoweredModule(pruned, lowered["pruned"], given.module)
     return Result(module, report, describe(given, dense, pruned, scenes.images if scenes else None))
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """Both programs on the target that was asked for, or on the one that was taken."""
+
+    name: str
+    backend: Target
+    lowered: dict[str, Flat]
+    dense: Flat  # in the model's own precision, which outputs are compared with
+    table: TargetTable | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _on_target(
+    dense: Recognised, pruned: Planned, backend: Target, inputs: tuple[Any, ...], measure: Measure
+) -> _Lowered:
+    """Lower both programs: where a choice was asked for, of a target or a precision, by measurement."""
+    target, precision = measure.target, measure.precision
+    if target != targets.AUTO and precision == "fp32":
+        lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
+        return _Lowered(target, backend, lowered, lowered["dense"])
+    found = fastest_target(
+        dense,
+        pruned,
+        inputs,
+        rounds=measure.rounds or ROUNDS,
+        progress=measure.progress,
+        names=tuple(targets.TARGETS) if target == targets.AUTO else (target,),
+        precision=precision,
+    )
+    notes = () if found.precision == precision else (not_taken(found.table, precision),)
+    taken = targets.load(found.name, found.precision)
+    return _Lowered(found.name, taken, found.lowered, found.dense, found.table, notes)
 
 
 def _caveats(

@@ -106,7 +106,7 @@ def latency_table(
         measure: on which target, and at which batch.
     """
     measure = measure or Measure()
-    measure.refuse("rounds", "calibrate", where="latency_table")
+    measure.refuse("rounds", "calibrate", "precision", where="latency_table")
     with measure.on_threads():
         given, request = _request(source, policy, images, example, Search(mode=mode), measure)
         measure.progress("capture, recognise")
@@ -267,7 +267,7 @@ def _request(
     measure: Measure,
 ) -> tuple[Source, Request]:
     """What all of them start with."""
-    measure.refuse("metric", where="plan, latency_table, sweep")
+    measure.refuse("metric", "precision", where="plan, latency_table, sweep")
     chosen = to_plan(policy)
     targets.load(measure.target)  # refuses one that cannot run before a model is read
     given = as_source(source, example, measure.preprocess)

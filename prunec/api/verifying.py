@@ -19,6 +19,7 @@ from prunec.artefact.manifest import Manifest
 from prunec.errors import PruneError
 from prunec.ir.program import ProgramModule
 from prunec.targets import FileTarget
+from prunec.targets.precision import BOUNDS, Precision
 from prunec.verify.differences import TOLERANCE, worst
 
 Verdict = Literal["ok", "failed", "not checked"]
@@ -54,9 +55,11 @@ def verify(folder: str | Path, *, rebuild: bool = True) -> tuple[Row, ...]:
         return *rows, Row("outputs", "not checked", f"{recorded.FILE} is damaged")
     flat, expected = recorded.read(place, manifest.spec)
 
-    def compared(what: str, make: Callable[[], nn.Module], *, needed: bool) -> Row:
+    def compared(
+        what: str, make: Callable[[], nn.Module], *, needed: bool, precision: Precision = "fp32"
+    ) -> Row:
         try:
-            return _compared(what, make(), flat, expected)
+            return _compared(what, make(), (flat, expected), BOUNDS[precision])
         except PruneError as error:
             return Row(what, "failed" if needed else "not checked", error.what)
 
@@ -64,11 +67,21 @@ def verify(folder: str | Path, *, rebuild: bool = True) -> tuple[Row, ...]:
         rows.append(Row(portable.FILE, "not checked", f"there is none: {manifest.portable.reason}"))
     elif portable.FILE not in broken:
         rows.append(
-            compared(f"outputs of {portable.FILE}", lambda: load(folder, target="eager"), needed=True)
+            compared(
+                f"outputs of {portable.FILE}",
+                lambda: load(folder, target="eager"),
+                needed=True,
+                precision=manifest.precision,
+            )
         )
     for name, backend in _readable(manifest, broken):
         rows.append(
-            compared(f"outputs of {backend.files[0]}", partial(load, folder, target=name), needed=False)
+            compared(
+                f"outputs of {backend.files[0]}",
+                partial(load, folder, target=name),
+                needed=False,
+                precision=backend.precision,
+            )
         )
     if rebuild:
         with warnings.catch_warnings():
@@ -84,12 +97,17 @@ def verify(folder: str | Path, *, rebuild: bool = True) -> tuple[Row, ...]:
 
 def _readable(manifest: Manifest, broken: Set[str]) -> list[tuple[str, FileTarget]]:
     """The backends with whole files in the artefact that are only data: machine code is not run here."""
-    every = [(name, targets.find(name)) for name in targets.TARGETS]
+    every = [(name, targets.find(name, _precision(manifest, name))) for name in targets.TARGETS]
     return [
         (name, backend)
         for name, backend in every
         if portable.has_files(backend, manifest.files) and not broken & set(backend.files)
     ]
+
+
+def _precision(manifest: Manifest, name: str) -> Precision:
+    """In which a target's files are."""
+    return manifest.precision if name == manifest.target else "fp32"
 
 
 def _file(folder: Path, manifest: Manifest, name: str) -> Row:
@@ -99,15 +117,16 @@ def _file(folder: Path, manifest: Manifest, name: str) -> Row:
     return Row(name, "ok" if found is None else "failed", found or "as it was written")
 
 
-def _compared(what: str, model: nn.Module, flat: list[Any], expected: list[Tensor]) -> Row:
+def _compared(what: str, model: nn.Module, example: tuple[list[Any], list[Tensor]], bound: float) -> Row:
     """How far the outputs of a model are from those that were recorded."""
+    flat, expected = example
     outputs = _tensors(called(model, flat))
     if len(outputs) != len(expected):
         return Row(what, "failed", f"{len(outputs)} outputs, and {len(expected)} were recorded")
     difference = worst(outputs, expected)
     assert isinstance(model, ProgramModule)
     kinds = [tensor.dtype for tensor in (*model.parameters(), *expected)]
-    allowed = max((ALLOWED.get(kind, 1e-4) for kind in kinds if kind.is_floating_point), default=1e-4)
+    allowed = max([bound, *(ALLOWED.get(kind, 1e-4) for kind in kinds if kind.is_floating_point)])
     verdict: Verdict = "ok" if difference <= allowed else "failed"
     return Row(what, verdict, f"largest relative difference {difference:.1e}, allowed {allowed:.0e}")
 

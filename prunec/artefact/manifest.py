@@ -19,6 +19,7 @@ from prunec.policy.language import MOST, Word, mistakes
 from prunec.policy.lowering import Attention
 from prunec.policy.modes import ModeName
 from prunec.policy.policy import Policy
+from prunec.targets.precision import Precision
 
 FORMAT = 1
 MANIFEST = "prunec.json"
@@ -104,6 +105,7 @@ class Manifest(_Record):
     source: Word
     weights: Word
     target: Word
+    precision: Precision = "fp32"  # in which the target runs
     policy: dict[str, Any]
     plan: PlanRecord
     certificate: CertificateRecord

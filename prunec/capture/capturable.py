@@ -13,6 +13,7 @@ from torch import Tensor, jit, nn
 from prunec import compat
 from prunec.errors import UsageError, first_few
 from prunec.ir.program import ProgramModule
+from prunec.ir.weights import AFTERWARDS, quantised
 
 
 def check_capturable(module: nn.Module) -> None:
@@ -27,6 +28,13 @@ def check_capturable(module: nn.Module) -> None:
             what, remedy = found
             name = "the model" if isinstance(part, ProgramModule) else type(part).__name__
             raise UsageError(f"{name} {what}", where=f"part {path}" if path else None, remedy=remedy)
+    for name, tensor in _tensors(module):
+        if kind := quantised(tensor):
+            raise UsageError(
+                f"the model's weights are quantised ({kind}), and integers cannot be captured",
+                where=name,
+                remedy=f"give the model as it was before it was quantised, and {AFTERWARDS}",
+            )
     if absent := [name for name, tensor in _tensors(module) if tensor.is_meta]:
         raise UsageError(
             f"the model has no numbers: on the meta device are {first_few(absent)}",

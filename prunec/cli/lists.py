@@ -62,6 +62,7 @@ def list_targets(as_json: JsonOption = False) -> None:
                     "needs": target.needs,
                     "missing": target.missing(),
                     "modes": list(target.modes),
+                    "precisions": list(target.precisions),
                     "files": list(target.files) if isinstance(target, targets.FileTarget) else [],
                 }
                 for name, target in found.items()
@@ -71,10 +72,12 @@ def list_targets(as_json: JsonOption = False) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("target", no_wrap=True)
     table.add_column("summary")
+    table.add_column("precisions")
     table.add_column("needs")
     table.add_column("here")
     for name, target in found.items():
-        cells = (target.summary, target.needs or "nothing", target.missing() or "yes")
+        kinds = ", ".join(target.precisions)
+        cells = (target.summary, kinds, target.needs or "nothing", target.missing() or "yes")
         table.add_row(name, *map(escape, cells))  # prunec[onnx] is no markup
     out.print(table)
 

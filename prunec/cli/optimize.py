@@ -31,6 +31,7 @@ from prunec.cli.options import (
     ModeOption,
     OutputOption,
     PolicyOrAuto,
+    PrecisionOption,
     RandomWeights,
     RequireOption,
     RestoreOption,
@@ -68,6 +69,7 @@ def optimize(
     force: ForceOption = False,
     metric: MetricOption = None,
     target: TargetOption = "inductor",
+    precision: PrecisionOption = "fp32",
     images: ImagesOption = None,
     output: OutputOption = None,
     batch: BatchOption = 8,
@@ -125,8 +127,10 @@ def optimize(
     from prunec.policy.modes import with_options
     from prunec.policy.policy import Policy
     from prunec.schedules.goal import Goal
+    from prunec.targets import precision as precisions
 
-    backend = targets.at_first(target)
+    kind = precisions.read(precision, where="--precision")
+    backend = targets.at_first(target, kind)
     chosen: Policy | str = policy
     lengths = numbers(buckets, "--buckets", "lengths such as 64,128") or ()
     asked = with_options(mode, lengths, max_tokens)
@@ -152,7 +156,13 @@ def optimize(
         return
     with cost.threads(threads or torch.get_num_threads()), progress() as say:
         measure = Measure(
-            target=target, batch=batch, rounds=rounds, calibrate=calibrate, metric=judge, progress=say
+            target=target,
+            batch=batch,
+            rounds=rounds,
+            precision=kind,
+            calibrate=calibrate,
+            metric=judge,
+            progress=say,
         )
         if planned or auto:
             search = Search(

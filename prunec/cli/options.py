@@ -86,6 +86,12 @@ TargetOption = Annotated[
         "--target", "-t", help="where it is to run: see `prunec targets`; optimize: auto, the fastest"
     ),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="fp32|bf16|fp16|int8", help="after pruning; used only where it is faster"
+    ),
+]
 ImagesOption = Annotated[str | None, typer.Option("--images", metavar="DIR", help="images to measure on")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="images at a time when latency is measured")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=5, help="interleaved rounds of the measurement")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ __all__ = [
     "is_of_values",
     "load_exported",
     "make_flat",
+    "quietly",
     "save_exported",
     "specialised_by",
     "structure",
@@ -173,8 +175,7 @@ def save_exported(exported: ExportedProgram, path: Path) -> None:
 
 def to_onnx(exported: ExportedProgram, opset: int, translations: Mapping[Any, Callable[..., Any]]) -> Any:
     """The program in ONNX, some operators by translations of ours; PyTorch's remarks on it are left out."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quietly():
         return torch.onnx.export(
             exported,
             dynamo=True,
@@ -182,6 +183,19 @@ def to_onnx(exported: ExportedProgram, opset: int, translations: Mapping[Any, Ca
             custom_translation_table=dict(translations),
             verbose=False,
         )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without what a library warns of and prints."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def structure(graph_module: fx.GraphModule) -> tuple[TreeSpec | None, TreeSpec | None]:

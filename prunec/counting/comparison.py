@@ -14,8 +14,8 @@ from torch import fx
 from prunec import compat
 from prunec.counting.rerun import is_call, is_of_batch
 from prunec.ir import graph
-from prunec.ir.program import value_at
 from prunec.ir.sizes import at
+from prunec.ir.weights import value_at
 from prunec.token_axis.counted import Follows, Where
 from prunec.token_axis.solve import solve
 

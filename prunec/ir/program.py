@@ -28,6 +28,7 @@ from prunec.errors import UsageError
 from prunec.ir import graph
 from prunec.ir.attributes import Attributes, Forward, signed
 from prunec.ir.interface import Interface, name_of
+from prunec.ir.weights import named_linear, value_at
 from prunec.policy.site_plan import Plan
 from prunec.structure import Anatomy
 
@@ -227,6 +228,7 @@ class ProgramModule(nn.Module):
         super().__init__()
         # The graph module is kept out of the module tree, and its tables are shared, so that state_dict() has
         # the original's names and .to() moves what the graph reads.
+        named_linear(program.module)
         self.__dict__["program"] = program
         self.__dict__["_signed"] = signed(program.interface.signature)
         self.__dict__["_attributes"] = None if original is None else Attributes(original)
@@ -296,6 +298,7 @@ class ProgramModule(nn.Module):
         memo[id(self)] = made
         memo[id(self.program)] = copy.deepcopy(self.program, memo)  # before its tables
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        named_linear(made.program.module)
         return made
 
     def extra_repr(self) -> str:
@@ -322,14 +325,6 @@ def _conversion_to(leaf: Any, program: Program) -> str | None:
         if isinstance(leaf, Tensor) and any(argument is leaf.dtype for argument in arguments):
             return graph.place(node)
     return None
-
-
-def value_at(module: nn.Module, path: str) -> Any:
-    """What a module holds at a dotted path."""
-    value: Any = module
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _device(module: nn.Module) -> torch.device | None:

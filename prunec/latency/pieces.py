@@ -20,7 +20,8 @@ from torch import fx
 
 from prunec import compat
 from prunec.ir import graph
-from prunec.ir.program import Program, value_at
+from prunec.ir.program import Program
+from prunec.ir.weights import value_at
 
 
 @dataclass(frozen=True, eq=False)

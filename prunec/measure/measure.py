@@ -10,6 +10,8 @@ from prunec.errors import UsageError, shown
 from prunec.measure import cost
 from prunec.measure.figures import Progress
 from prunec.measure.metric import TAKES, Metric
+from prunec.targets import precision
+from prunec.targets.precision import Precision
 
 
 def _silent(step: str) -> None:
@@ -27,6 +29,8 @@ class Measure:
     preprocess: how pictures become the model's input, where the model does not say or you know better: a
         `Preprocess`, a processor of transformers, transforms of torchvision, or single values such as
         {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop": 0.9}.
+    precision: fp32, the model as it is; or bf16, fp16 or int8 by the target's own means, after pruning. It is
+        timed beside fp32, and used only where it is faster and agrees. For `optimize`.
     calibrate: False leaves learned parts and thresholds as they are at first, for timing only.
     metric: a function of your own, metric(output, labels), which gets what the model returns for some images,
         on the CPU, and the class of each, a tensor [n], or None where there are no labels. It returns one
@@ -40,6 +44,7 @@ class Measure:
     rounds: int | None = None
     threads: int | None = None
     preprocess: Any = None
+    precision: Precision = "fp32"
     calibrate: bool = True
     metric: Metric | None = None
     progress: Progress = _silent
@@ -51,6 +56,7 @@ class Measure:
                     f"{name} must be a whole number of at least 1, got {shown(value)}", where="Measure"
                 )
 
+        precision.read(self.precision, where="Measure")
         if self.metric is not None and not callable(self.metric):
             raise UsageError(
                 f"metric must be {TAKES}, got {shown(self.metric)}",

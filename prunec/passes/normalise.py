@@ -25,9 +25,10 @@ from torch import fx
 
 from prunec import compat
 from prunec.ir import graph
-from prunec.ir.program import Counts, Program, value_at
+from prunec.ir.program import Counts, Program
 from prunec.ir.rewrite import Pass
 from prunec.ir.sizes import sizes_of
+from prunec.ir.weights import value_at
 from prunec.token_axis.counted import follows
 
 _WHOLE = 2**62  # ends of slices that mean "to the end" are larger

@@ -24,6 +24,7 @@ from prunec.policy.site_plan import Plan
 from prunec.report.fidelity import rows_of
 from prunec.report.target_table import Parity, TargetTable
 from prunec.structure import Anatomy
+from prunec.targets.precision import Precision
 from prunec.verify.certificate import Certificate, own_words
 
 
@@ -53,6 +54,7 @@ class Report:
     preprocess: Preprocess | None = None  # what became of the pictures of a folder
     parity: Parity | None = None  # of the lowered program with its graph
     targets: TargetTable | None = None  # all that run here, where the fastest was asked for
+    precision: Precision = "fp32"  # in which the target runs; fp32 is that of the model
     untrained: bool = False  # whether learned parts were left as they are, for timing only
 
     def at(self, folder: object) -> Report:
@@ -71,7 +73,11 @@ class Report:
         """How far the target's outputs are from the graph's; empty where they agree."""
         if self.parity is None or self.parity.agrees:
             return ""
-        return f"on target {self.target} the pruned model {self.parity}"
+        return f"on target {self._on} the pruned model {self.parity}"
+
+    @property
+    def _on(self) -> str:
+        return self.target if self.precision == "fp32" else f"{self.target} in {self.precision}"
 
     @property
     def no_gain(self) -> str:
@@ -133,6 +139,7 @@ class Report:
             "example": self.example,
             "weights": self.weights,
             "target": self.target,
+            "precision": self.precision,
             "policy": dict(self.policy),
             "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
             "plan": self.plan.as_dict(),
@@ -169,7 +176,7 @@ class Report:
             yield "", f"not recognised: {miss}"
         yield (
             "policy",
-            f"{self.policy['name']}, {rates(self.plan.rules)}, target {self.target}",
+            f"{self.policy['name']}, {rates(self.plan.rules)}, target {self._on}",
         )
         if self.plan.sites:
             yield "mode", str(self.plan.lowering)
@@ -205,7 +212,7 @@ class Report:
         yield from self._accuracy_rows()
         yield from self._latency_rows()
         if self.parity:
-            yield "parity", f"target {self.target} {self.parity}"
+            yield "parity", f"target {self._on} {self.parity}"
         if self.targets:
             yield from self.targets.rows()
         if self.verdict:

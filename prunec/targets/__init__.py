@@ -13,6 +13,7 @@ from torch import nn
 from prunec.errors import TargetError, did_you_mean
 from prunec.ir.program import Program, ProgramModule
 from prunec.policy.modes import ModeName
+from prunec.targets.precision import Precision
 
 Flat = Callable[..., Any]
 
@@ -45,8 +46,19 @@ class Target(Protocol):
     def modes(self) -> tuple[ModeName, ...]:
         """The modes that it can run."""
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that it can run."""
+
+    @property
+    def precision(self) -> Precision:
+        """The one that it runs: fp32 is that of the model, as it is."""
+
     def missing(self) -> str | None:
         """Why the backend cannot run here; None when it can."""
+
+    def prepared(self, program: Program) -> Program:
+        """The program in its precision, as far as that is done in the graph and not by the backend."""
 
     def lower(self, program: Program) -> Flat:
         """The program as a callable on flat inputs; a deep copy of it runs the deep copy of the program.
@@ -74,32 +86,49 @@ class FileTarget(Target, Protocol):
         """What `write` has written, as a callable on flat inputs that gives flat outputs."""
 
 
-def load(name: str) -> Target:
-    """The backend of that name; TargetError when it is unknown or cannot run here."""
+def load(name: str, precision: Precision = "fp32") -> Target:
+    """The backend of that name; TargetError when it is unknown or cannot run here, or in that precision."""
     if name not in TARGETS:
         raise TargetError(
             f"unknown target {name!r}{did_you_mean(name, TARGETS)}", remedy=f"targets: {', '.join(TARGETS)}"
         )
-    target = find(name)
-    missing = target.missing()
-    if missing:
+    target = find(name, precision)
+    if refused := unfit(target):
+        others = [other for other in TARGETS if precision in find(other).precisions]
+        raise TargetError(
+            f"target {name!r}: {refused}",
+            where="precision",
+            remedy=f"choose one of these, or a target that has it: {', '.join(others)}",
+        )
+    if missing := target.missing():
         raise TargetError(
             f"target {name!r} cannot run here: {missing}", remedy="`prunec targets` lists what can"
         )
     return target
 
 
-def at_first(name: str) -> Target:
-    """The backend of that name; of "auto", the one that is used until the fastest is known."""
+def unfit(target: Target) -> str:
+    """Why a backend does not run its precision; empty where it does."""
+    if target.precision in target.precisions:
+        return ""
+    return f"it runs in {', '.join(target.precisions)}, and not in {target.precision}"
+
+
+def at_first(name: str, precision: Precision = "fp32") -> Target:
+    """The backend of that name; of "auto", the one that is used until the fastest is known.
+
+    It is the one of single precision; TargetError where it does not run in the other.
+    """
     if name != AUTO:
+        load(name, precision)
         return load(name)
     return find("eager" if find("inductor").missing() else "inductor")
 
 
-def find(name: str) -> Target:
+def find(name: str, precision: Precision = "fp32") -> Target:
     """The backend of a known name, whether it can run here or not."""
     module, class_name = TARGETS[name].split(":")
-    return cast("Target", getattr(importlib.import_module(module), class_name)())
+    return cast("Target", getattr(importlib.import_module(module), class_name)(precision=precision))
 
 
 class LoweredModule(ProgramModule):

@@ -5,6 +5,7 @@ On a CPU the weights are frozen into it, in the order that the matrix products r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,22 @@ from prunec import compat
 from prunec.errors import TargetError, first_sentence
 from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
-from prunec.policy.modes import ModeName
 from prunec.targets import Flat, device_of
 from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
 from prunec.targets.inductor import missing_compiler
+from prunec.targets.precision import FLOATS, Precision, halved
 
 
+@dataclass(frozen=True)
 class Aoti:
     """Compile the program ahead of time, for this kind of machine."""
 
+    precision: Precision = "fp32"
     summary = "AOTInductor: machine code in a file, for PyTorch without prunec"
     needs = "a C++ compiler"
-    modes: tuple[ModeName, ...] = MODES
+    modes = MODES
+    precisions = FLOATS
     files = ("model.aoti.pt2",)
     only_data = False  # it is machine code
 
@@ -32,13 +36,17 @@ class Aoti:
         """The same as of Inductor."""
         return missing_compiler()
 
+    def prepared(self, program: Program) -> Program:
+        """Converted, where PyTorch runs it in half precision."""
+        return halved(program, self.precision)
+
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
         return Built(program, through_files(self)).now()
 
     def write(self, program: Program, folder: Path) -> None:
         """Compile, which takes a minute or so, and write the file."""
-        found = exported(program)
+        found = exported(self.prepared(program))
         frozen = device_of(program).type == "cpu"
         try:
             compat.compile_ahead(found, folder / self.files[0], frozen=frozen)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from prunec import compat, ops
@@ -23,6 +23,7 @@ from prunec.ir import graph
 from prunec.ir.program import Planned, Program, ProgramModule
 from prunec.ops.attention import attend_padded
 from prunec.targets import device_of
+from prunec.targets.precision import is_converted, placed
 
 ELSEWHERE = "choose another target: inductor and eager run every program"
 
@@ -74,17 +75,21 @@ def _export(program: Program, batch: int | None) -> ExportedProgram:
 
 
 def _as_the_weights(program: Program, example: Sequence[Any]) -> list[Any]:
-    """The example on the device of the weights, and in their precision where these were converted."""
+    """The example on the device of the weights, and in their precision where these were converted.
+
+    What the graph converts itself stays as it is.
+    """
     kinds = {weight.dtype for weight in program.module.parameters() if weight.is_floating_point()}
     device = device_of(program)
 
-    def prepared(leaf: Any) -> Any:
+    def prepared(leaf: Any, node: fx.Node) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        converted = leaf.is_floating_point() and len(kinds) == 1
-        return leaf.to(device, next(iter(kinds)) if converted else leaf.dtype)
+        as_weights = leaf.is_floating_point() and len(kinds) == 1 and not is_converted(node)
+        return placed(leaf, device).to(next(iter(kinds)) if as_weights else leaf.dtype)
 
-    return list(map(prepared, example))
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [prepared(leaf, node) for leaf, node in zip(example, nodes, strict=True)]
 
 
 def _in_aten(program: Program) -> Program:

@@ -19,8 +19,9 @@ import torch
 from prunec import compat, ops
 from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
-from prunec.policy.modes import ModeName
 from prunec.targets import Flat, device_of
+from prunec.targets.building import Built
+from prunec.targets.precision import FLOATS, Precision, halved
 from prunec.targets.regional import Regional
 
 
@@ -31,20 +32,32 @@ class Inductor:
     Args:
         dynamic_batch: whether one compilation serves every batch of two or more; else each has its own.
         regional: whether to compile it region by region; None: where it is on a CPU.
+        precision: in which it runs.
     """
 
     dynamic_batch: bool = True
     regional: bool | None = None
+    precision: Precision = "fp32"
     summary = "torch.compile with Inductor, CPU and CUDA"
     needs = "a C++ compiler"
-    modes: tuple[ModeName, ...] = MODES
+    modes = MODES
+    precisions = FLOATS
 
     def missing(self) -> str | None:
         """A C++ compiler is needed for CPU code."""
         return missing_compiler()
 
+    def prepared(self, program: Program) -> Program:
+        """Converted, where PyTorch runs it in half precision."""
+        return halved(program, self.precision)
+
     def lower(self, program: Program) -> Flat:
         """The compiled program."""
+        if self.precision == "fp32":
+            return self._lower(program)
+        return Built(program, lambda own: self._lower(self.prepared(own))).now()
+
+    def _lower(self, program: Program) -> Flat:
         regional = device_of(program).type == "cpu" if self.regional is None else self.regional
         if regional:
             return Regional(program, self.compiled, dynamic=self.dynamic_batch)

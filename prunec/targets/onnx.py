@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,28 +16,35 @@ from prunec import compat
 from prunec.errors import TargetError, first_sentence
 from prunec.ir.program import Program
 from prunec.policy.lowering import MODES
-from prunec.policy.modes import ModeName
 from prunec.targets import Flat, device_of
 from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
+from prunec.targets.precision import Precision, check_single
 
 #: The version of ONNX's operators that is written: the oldest that PyTorch's exporter knows.
 OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
+@dataclass(frozen=True)
 class Onnx:
     """Write the program by PyTorch's exporter and run it by ONNX Runtime, on the CPU."""
 
+    precision: Precision = "fp32"
     summary = "a file of ONNX, run by ONNX Runtime on the CPU"
     needs = "pip install 'prunec[onnx]'"
-    modes: tuple[ModeName, ...] = MODES
+    modes = MODES
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
     files = ("model.onnx", "model.onnx.data")
     only_data = True
 
     def missing(self) -> str | None:
         """Three packages."""
         return missing_packages(PACKAGES, self.needs)
+
+    def prepared(self, program: Program) -> Program:
+        """As it is: the file is converted."""
+        return program
 
     def lower(self, program: Program) -> Flat:
         """The program as ONNX Runtime runs it."""
@@ -53,7 +63,14 @@ class Onnx:
             raise TargetError(
                 f"PyTorch has no ONNX for this program: {first_sentence(reason)}", remedy=ELSEWHERE
             ) from error
-        made.save(folder / self.files[0], external_data=True)
+        if self.precision == "fp32":
+            made.save(folder / self.files[0], external_data=True)
+            return
+        check_single(program, self.precision)
+        with tempfile.TemporaryDirectory() as place:
+            single = Path(place) / self.files[0]
+            made.save(single, external_data=True)
+            CONVERSIONS[self.precision](single, folder / self.files[0])
 
     def read(self, folder: Path) -> Flat:
         """What the file runs, with as many threads as PyTorch has now."""
@@ -81,6 +98,40 @@ def _sorted(self: Any, stable: Any = None, dim: int = -1, descending: bool = Fal
     return op.TopK(self, length, axis=dim, largest=int(descending), sorted=1)
 
 
+def _to_int8(single: Path, file: Path) -> None:
+    """Weights of matrix products in int8, each row by its own scale; activations are quantised in each call.
+
+    Seven bits of a weight are used: on CPUs without VNNI a sum of two products of eight would overflow.
+    Attention, norms, scores and sorts stay in float.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with compat.quietly():
+        quantize_dynamic(
+            single,
+            file,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def _to_fp16(single: Path, file: Path) -> None:
+    """Everything in float16 but inputs, outputs and what ONNX Runtime's tool leaves out, sorts among them."""
+    import onnx
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    single_only = [*DEFAULT_OP_BLOCK_LIST, "IsInf"]  # ONNX has no other
+    with compat.quietly():
+        made = convert_float_to_float16(onnx.load(single), keep_io_types=True, op_block_list=single_only)
+        onnx.save(made, file, save_as_external_data=True, location=Onnx.files[1])
+
+
+#: How a file in single precision becomes one in another.
+CONVERSIONS: Mapping[Precision, Callable[[Path, Path], None]] = {"int8": _to_int8, "fp16": _to_fp16}
 #: What PyTorch's exporter does not know.
 TRANSLATIONS = {torch.ops.aten.sort.stable: _sorted}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,23 +15,41 @@ from prunec.targets import Flat
 from prunec.targets.building import Built, through_files
 from prunec.targets.exported import ELSEWHERE, exported
 from prunec.targets.onnx import missing_packages, on_cpu, tensors_of
+from prunec.targets.precision import FLOATS, Precision, check_single
+
+#: What OpenVINO calls them: as hints, and as what a device can do.
+NAMES = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
 
 
+@dataclass(frozen=True)
 class OpenVino:
-    """Convert the program and run it on the CPU, in the precision that it has.
+    """Convert the program and run it on the CPU: in single precision, or in half where the CPU has it.
 
     Only programs that keep as many tokens of every image: others it refuses, or gives other numbers for.
     """
 
+    precision: Precision = "fp32"
     summary = "OpenVINO's two files, run on the CPU"
     needs = "pip install 'prunec[openvino]'"
-    modes: tuple[ModeName, ...] = ("static",)
+    modes: ClassVar[tuple[ModeName, ...]] = ("static",)
+    precisions = FLOATS
     files = ("model.xml", "model.bin")
     only_data = True
 
     def missing(self) -> str | None:
-        """One package."""
-        return missing_packages(("openvino",), self.needs)
+        """One package, and instructions for a precision."""
+        absent = missing_packages(("openvino",), self.needs)
+        if absent or self.precision == "fp32":
+            return absent
+        import openvino
+
+        can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has = NAMES[self.precision][1] in can
+        return None if has else f"OpenVINO has no {self.precision} on this CPU, which does {', '.join(can)}"
+
+    def prepared(self, program: Program) -> Program:
+        """As it is: the file is converted."""
+        return program
 
     def lower(self, program: Program) -> Flat:
         """The program as OpenVINO runs it."""
@@ -39,6 +58,8 @@ class OpenVino:
     def write(self, program: Program, folder: Path) -> None:
         """Write both files."""
         on_cpu(program, "openvino")
+        if self.precision != "fp32":
+            check_single(program, self.precision)
         if isinstance(program, Planned) and program.plan.rules.ragged:
             raise TargetError(
                 "OpenVINO does not run programs in which images keep different numbers of tokens",
@@ -61,7 +82,10 @@ class OpenVino:
         import openvino
 
         model = openvino.Core().read_model(folder / self.files[0])
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        options = {
+            "INFERENCE_PRECISION_HINT": NAMES[self.precision][0],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         compiled = openvino.compile_model(model, "CPU", options)
 
         def run(*flat: Any) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ def test_targets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     said = call("targets")
     assert (said.code, said.err) == (0, "")
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
-    assert lines[0] == "target summary needs here"
+    assert lines[0] == "target summary precisions needs here"
     assert [line.split()[0] for line in lines if line.split()[0] in targets.TARGETS] == list(targets.TARGETS)
     (row,) = [line for line in lines if line.startswith("inductor torch.compile")]
     assert row.endswith("a C++ compiler no compiler")
@@ -72,6 +72,7 @@ def test_targets_as_json(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         "needs": "a C++ compiler",
         "missing": "no compiler",
         "modes": modes,
+        "precisions": ["fp32", "bf16", "fp16"],
         "files": [],
     }
     assert data["pt2"]["files"] == ["model.pt2"]

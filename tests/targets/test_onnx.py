@@ -11,6 +11,7 @@ from prunec import targets
 from prunec.errors import TargetError
 from prunec.targets import FileTarget, onnx
 from prunec.targets.onnx import OPSET, Onnx
+from prunec.targets.precision import BOUNDS, Precision
 from tests.targets import cases
 from tests.targets.cases import difference, images
 from tests.tiny import ViT, recognised
@@ -36,6 +37,29 @@ def test_a_file_runs_any_batch(name: str, tmp_path: Path, exported_once: None) -
         for batch in cases.batches(program):
             (found,) = run(images(batch))
             assert difference(found, program.module(images(batch))[0]) < cases.TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_in_another_precision_layers_are_converted_and_sorts_are_not(
+    kind: Precision, tmp_path: Path, exported_once: None
+) -> None:
+    import onnx as format_
+
+    program, target = cases.case("evit"), targets.load("onnx", kind)
+    assert isinstance(target, FileTarget)
+    target.write(program, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= set(target.files)
+    model = format_.load(tmp_path / "model.onnx")
+    integers = sum(node.op_type == "MatMulInteger" for node in model.graph.node)
+    assert integers == (13 if kind == "int8" else 0)
+    weights = {format_.TensorProto.DataType.Name(each.data_type) for each in model.graph.initializer}
+    assert ("FLOAT16" in weights) is (kind == "fp16")
+    run = target.read(tmp_path)
+    with torch.no_grad():
+        for batch in cases.BATCHES:
+            (found,) = run(images(batch))
+            assert found.dtype == torch.float32
+            assert difference(found, program.module(images(batch))[0]) < BOUNDS[kind]
 
 
 class Ranked(nn.Module):

@@ -38,6 +38,14 @@ def test_images_that_keep_different_numbers_are_refused(name: str) -> None:
     assert str(caught.value.remedy).startswith("choose target onnx, aoti or inductor")
 
 
+def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(TargetError, match="OpenVINO has no bf16 on this CPU, which does FP32, INT8"):
+        targets.load("openvino", "bf16")
+
+
 def test_a_mode_that_it_does_not_run_is_refused_before_anything_is_built() -> None:
     with pytest.raises(TargetError, match="cannot run mode padded"):
         choose(Policy.load("dynamic"), can=OpenVino().modes)

@@ -19,7 +19,7 @@ def test_the_manifest_is_all_that_is_needed(saved: tuple[Path, Result]) -> None:
     manifest = json.loads((saved[0] / "prunec.json").read_text(encoding="utf-8"))
     assert list(manifest) == [
         "format", "source", "weights", "target", "policy", "plan", "certificate", "submodule",
-        "arch", "example",
+        "arch", "example", "precision",
         "versions", "spec", "portable", "files", "checksums", "digest",
     ]  # fmt: skip
     assert prunec.Policy.load(manifest["policy"]) == prunec.Policy.load("evit", **EVIT)

@@ -162,7 +162,8 @@ def test_a_calibration_that_predicts_little_is_told_at_the_top() -> None:
 def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
-        "source", "submodule", "arch", "example", "weights", "target", "policy", "anatomy", "plan", "stages",
+        "source", "submodule", "arch", "example", "weights", "target", "precision",
+        "policy", "anatomy", "plan", "stages",
         "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "parity",
         "targets", "verdict",
         "warnings", "useless", "planner", "notes", "artefact",

@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from prunec import compat, ops
 from prunec.ir import graph
-from prunec.ir.program import Program, Recognised, value_at
+from prunec.ir.program import Program, Recognised
 from prunec.ir.sizes import at, with_sizes
+from prunec.ir.weights import value_at
 from prunec.ops import selections
 
 Shape = tuple[int | None, ...]  # None: any length

@@ -1,4 +1,4 @@
-"""The GPU figures of docs/guide/measured.md; one command, under five minutes, on any machine with CUDA.
+"""The GPU figures of docs/guide/measured.md; one command, ten minutes, on any machine with CUDA.
 
     PYTHONPATH=. python benchmarks/gpu.py
 
@@ -10,6 +10,8 @@ others), but not prunec installed. Where there is no package index, put their wh
     capture    the captured dense program beside the original model, both compiled
     speed      dense, pruned, ideal and random, compiled; and that nothing waits for the host
     graphs     dense and pruned again with mode="reduce-overhead" (CUDA graphs)
+    resize     pruned beside the dense model on a smaller picture of the same FLOPs
+    targets    dense and pruned on every target that runs there, in float32
 
 A row that fails is recorded with its reason and the others go on. Rows that would begin after --seconds are
 left out, and said so. Exits with 1 where there is no CUDA, a limit is missed or a row failed.
@@ -51,15 +53,18 @@ from common import (
     write,
 )
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from prunec.api.on_targets import fastest_target
 from prunec.ir.program import Program
 from prunec.measure import cost
 from prunec.measure.evaluate import output
+from prunec.measure.figures import flops
 from prunec.policy.policy import Policy
 from prunec.targets import Flat
 from prunec.verify.certificate import relative_difference
 
-BATCHES = (8, 64, 1)
+BATCHES = (8, 64, 1, 256)
 GRAPH_BATCHES = (8, 1)  # at 64 the launches that a graph saves no longer count
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224")
 HUGGING_FACE = "transformers ViT-S/16"
@@ -84,7 +89,11 @@ def jobs(device: torch.device, rounds: int) -> list[Job]:
         listed += [
             Job("graphs", name, partial(replayed, name, device, batch, rounds)) for batch in GRAPH_BATCHES
         ]
+        listed.append(Job("resize", name, partial(resized, name, device, 64, rounds)))
         listed.append(Job("capture", name, partial(captured, name, device, rounds)))
+    listed += [
+        Job("targets", MODELS[0], partial(on_targets, MODELS[0], device, each, rounds)) for each in (1, 64)
+    ]
     listed.append(Job("capture", HUGGING_FACE, partial(captured, HUGGING_FACE, device, rounds)))
     return listed
 
@@ -129,6 +138,50 @@ def replayed(name: str, device: torch.device, batch: int, rounds: int) -> Row:
         Check("ideal / pruned", cost.ratio(timings, "ideal", "pruned")),
     )
     return Row(name, settings(x, mode="reduce-overhead"), timings, checks)
+
+
+def resized(name: str, device: torch.device, batch: int, rounds: int) -> Row:
+    """What pruning saves beside what a smaller picture does."""
+    model, programs = prepared(name, device)
+    side = side_of_equal_flops(name, flops(programs["pruned"]))
+    smaller = timm_vit(name, img_size=side).to(device, torch.bfloat16)
+    x = images(batch, model)
+    calls = {
+        "dense": lowered(programs["dense"]),
+        "pruned": lowered(programs["pruned"]),
+        "smaller picture": torch.compile(smaller, fullgraph=True),
+    }
+    inputs = {"dense": x, "pruned": x.clone(), "smaller picture": x[..., :side, :side].contiguous()}
+    timings = timed(calls, inputs, rounds)
+    checks = (
+        Check("speed-up: dense / pruned", cost.ratio(timings, "dense", "pruned")),
+        Check("smaller picture / pruned", cost.ratio(timings, "smaller picture", "pruned")),
+    )
+    return Row(name, settings(x, side=side), timings, checks)
+
+
+def side_of_equal_flops(name: str, wanted: float) -> int:
+    """The side of the square picture, in pixels, for which the dense model's FLOPs are the nearest."""
+
+    def apart(side: int) -> float:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            timm_vit(name, img_size=side)(torch.empty(1, 3, side, side))
+        return abs(counter.get_total_flops() - wanted)
+
+    return min(range(96, 225, 16), key=apart)
+
+
+def on_targets(name: str, device: torch.device, batch: int, rounds: int) -> Row:
+    """Dense and pruned on each target, in one interleaved run."""
+    fresh()
+    model = timm_vit(name).to(device)
+    x = images(batch, model)
+    programs = controlled(model, Policy.load(POLICY).override(keep_per_site=KEEP))
+    table = fastest_target(
+        programs["dense"], programs["pruned"], (x,), rounds=rounds, progress=lambda step: None
+    ).table
+    checks = (Check("pruned on its best target / dense on its best", 1 / table.speedup),)
+    return Row(name, settings(x, taken=table.taken), {}, checks, details=table.as_dict())
 
 
 # --- checks that only a GPU has ---------------------------------------------------------------------
@@ -206,7 +259,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=50, help="samples of each callable (default: 50)")
-    parser.add_argument("--seconds", type=float, default=270, help="begin no row after this (default: 270)")
+    parser.add_argument("--seconds", type=float, default=570, help="begin no row after this (default: 570)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu_DEVICE.json")
     options = parser.parse_args()
     if not torch.cuda.is_available():

@@ -1,12 +1,11 @@
-"""Cut a program between its blocks and at its sites, so that what is alike is compiled once.
+"""Cut a program behind its blocks and around its sites, so that what is alike is compiled once.
 
-    images -- stem, block -- + -- block -- + -- half a block -- site -- other half -- + -- head -- outputs
-              `-- region --'`-- region --'`---- region ----'   region  `- region -'  `- region -'
+    images -- stem -- block -- block -- half a block -- site -- other half -- block -- head -- outputs
+              region  region   region   region         region   region       `--- region ---'
 
-A region begins with the add that ends a block, so that a compiler fuses it with the norm behind it. Two
-regions with the same operators are the same code, and where only lengths of their inputs differ, the code
-takes any. For that, weights are inputs, and a size that an input has is read off it, though the program has
-a number.
+Two regions with the same operators are the same code, and where only lengths of their inputs differ, the code
+takes any. For that, weights are inputs, and a size that an input has is read off it, though the program has a
+number.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from prunec.ir.weights import value_at
 from prunec.ops import selections
 
 Shape = tuple[int | None, ...]  # None: any length
+FEW = 2  # so many operators are as fast one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +39,14 @@ class Region:
     outputs: tuple[str, ...]
     shapes: tuple[Shape, ...]  # of the inputs
     signature: str  # of its operators and its weights' shapes: those that have the same are the same code
-    chooses: bool  # tokens: many small operators
+    as_is: bool  # whether compiling it gains nothing: it chooses tokens, or is an operator or two
 
 
 def regions_of(program: Program) -> list[Region]:
     """The program's regions, in the order that they run in; one where nothing is known of its blocks."""
     blocks = program.anatomy.blocks if isinstance(program, Recognised) else ()
-    parts = _parts(program.graph, {block.branches[-1].add for block in blocks[:-1]})
+    ends = {block.branches[-1].add for block in blocks[:-1]}
+    parts = _parts(program.graph, ends | {block.branches[0].state for block in blocks[:1]})
     home = {node: number for number, (_, part) in enumerate(parts) for node in part}
     read_later = {
         source
@@ -53,7 +54,7 @@ def regions_of(program: Program) -> list[Region]:
         for source in _tensors_read(node)
         if home.get(source) != home.get(node)
     }
-    return [_region(program, part, read_later, chooses=chooses) for chooses, part in parts]
+    return [_region(program, part, read_later, as_is=chooses or len(part) <= FEW) for chooses, part in parts]
 
 
 def shared_shapes(regions: Iterable[Region]) -> dict[str, tuple[Shape, ...]]:
@@ -69,17 +70,17 @@ def _shared(one: Shape, other: Shape) -> Shape:
     return tuple(mine if mine == its else None for mine, its in zip(one, other, strict=True))
 
 
-def _parts(of: fx.Graph, first: Collection[str]) -> list[tuple[bool, list[fx.Node]]]:
-    """The graph's calls in order, cut before nodes of these names and around what chooses tokens (True)."""
+def _parts(of: fx.Graph, last: Collection[str]) -> list[tuple[bool, list[fx.Node]]]:
+    """The graph's calls in order, cut behind nodes of these names and around what chooses tokens (True)."""
     calls = [node for node in of.nodes if node.op == "call_function" and not graph.is_size(node)]
     parts: list[tuple[bool, list[fx.Node]]] = []
     for chooses, run in _runs(calls):
         parts.append((chooses, []))
         for node in run:
-            if node.name in first and parts[-1][1]:
-                parts.append((chooses, []))
             parts[-1][1].append(node)
-    return parts
+            if node.name in last:
+                parts.append((chooses, []))
+    return [part for part in parts if part[1]]
 
 
 def _runs(calls: Sequence[fx.Node]) -> Iterator[tuple[bool, list[fx.Node]]]:
@@ -116,7 +117,7 @@ def _tensors_read(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _region(
-    program: Program, part: Sequence[fx.Node], read_later: Collection[fx.Node], *, chooses: bool
+    program: Program, part: Sequence[fx.Node], read_later: Collection[fx.Node], *, as_is: bool
 ) -> Region:
     inside = set(part)
     read = dict.fromkeys(source for node in part for source in node.all_input_nodes if source not in inside)
@@ -159,7 +160,7 @@ def _region(
         tuple(node.name for node in outputs),
         tuple(map(_shape, inputs)),
         _signature(module, inputs, tensors),
-        chooses,
+        as_is,
     )
 
 

@@ -62,15 +62,15 @@ class Regional:
         for region in regions:
             if region.signature not in code:
                 forward: Flat = region.module.forward  # nothing is hooked to the module itself
-                code[region.signature] = forward if region.chooses else compiled(forward)
-        self.codes = sum(not region.chooses for region in {each.signature: each for each in regions}.values())
+                code[region.signature] = forward if region.as_is else compiled(forward)
+        self.codes = sum(not region.as_is for region in {each.signature: each for each in regions}.values())
         shapes = shared_shapes(regions)
         done = _read_last(regions, kept)
         self.steps = [
             _Step(
                 region,
                 code[region.signature],
-                _any_length(shapes[region.signature]) if dynamic and not region.chooses else (),
+                _any_length(shapes[region.signature]) if dynamic and not region.as_is else (),
                 tuple(_table(program.module, path) for path in region.weights),
                 names,
             )

@@ -23,7 +23,8 @@ from prunec.errors import TargetError
 from prunec.frontend.source_reading import absolute
 from prunec.ir.program import Program
 from prunec.report.report import Report
-from prunec.targets import FileTarget, LoweredModule, Target
+from prunec.targets import FileTarget, FixedBatch, LoweredModule, Target
+from prunec.targets.precision import Precision
 from prunec.version import __version__
 
 LABELS = "labels.json"
@@ -41,6 +42,13 @@ class Result:
     def verdict(self) -> str:
         """Whether pruning pays here, and what it costs, in words; `report.warnings` is what to know first."""
         return self.report.verdict
+
+    def for_target(self, name: str, precision: Precision) -> Result:
+        """The same, with the files of a target that cannot run here."""
+        why = targets.find(name, precision).missing()
+        note = f"target {name} was not run ({why}): times and outputs are of {self.report.target}"
+        notes = (*self.report.notes, note)
+        return replace(self, report=replace(self.report, written=(name, precision), notes=notes))
 
     def save(self, folder: str | Path) -> Path:
         """Write the artefact, a folder that needs nothing else: the model as its own file, and its report.
@@ -75,8 +83,16 @@ class Result:
         manifest["portable"] = {"file": None if reason else portable.FILE, "reason": reason}
         files["README.md"] = card.text(report, spec, self.description.labels, portable=not reason)
         with tempfile.TemporaryDirectory() as place:
-            files |= _of_target(target, program, Path(place))
+            files |= _of_target(self._to_write(), program, Path(place))
             return artefact.save(folder, manifest, self.module.state_dict(), files)
+
+    def _to_write(self) -> Target:
+        """The target whose files are in the artefact: those of a fixed batch take what was timed."""
+        report = self.report
+        target = targets.find(*(report.written or (report.target, report.precision)))
+        if isinstance(target, FixedBatch) and report.latency is not None:
+            return target.with_batch(report.latency.batch)
+        return target
 
     def save_pretrained(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +76,8 @@ def optimize(
         mode: as for `transform`; left out, a batch of one is static, and so is a policy that keeps as many
             tokens of every image.
         measure: on which target, at which batch, and how. Target "auto" builds on every target that runs
-            here and takes the fastest that agrees with the graph.
+            here and takes the fastest that agrees with the graph. One that can only be written here has its
+            file in the artefact; times and outputs are of the usual one.
     """
     wanted = None if goal is None else (goal, Search(mode=mode))
     return optimized(source, policy, wanted, images=images, example=example, mode=mode, measure=measure)
@@ -94,7 +95,11 @@ def optimized(
 ) -> Result:
     """`optimize` with a search of one's own beside the goal, or the keep that policies are compared at."""
     measure = measure or Measure()
-    backend = targets.at_first(measure.target, measure.precision)
+    asked = measure
+    backend = targets.at_first(asked.target, asked.precision)
+    only_written = targets.is_only_written(asked.target, asked.precision)
+    if only_written:  # measured where models run if nothing else is said
+        measure = replace(measure, target=targets.usual(), precision="fp32")
     field = None if wanted is None else to_choose_from(policy)
     chosen = Chosen.of(_alone(policy) if field is None else field.policies[0], mode)
     if field is None or field.alone:
@@ -115,7 +120,8 @@ def optimized(
                 chosen = Chosen.of(compare(dense, goal, request, field), None)
         if not _calibrates(chosen.policy, measure):
             fitted_on = None
-        return _built(given, dense, chosen, backend, image_set, fitted_on, measure)
+        result = _built(given, dense, chosen, backend, image_set, fitted_on, measure)
+    return result.for_target(asked.target, asked.precision) if only_written else result
 
 
 def _alone(policy: PlanLike | PoliciesLike) -> PlanLike:
@@ -154,7 +160,7 @@ def _built(
     scenes = image_set or fitted_on
     inputs = figures.inputs(dense, measure.batch, scenes.images if scenes else None)
     rounds = measure.rounds or ROUNDS
-    built = _on_target(dense, pruned, backend, inputs, measure)
+    built = _on_target(dense, pruned, inputs, measure)
     lowered, target = built.lowered, built.backend
     timed = figures.latency(dense, plain, lowered, target, inputs, rounds, progress)
     flops = {"dense": figures.flops(dense, inputs), "pruned": figures.flops(pruned, inputs)}
@@ -205,12 +211,11 @@ class _Lowered:
     notes: tuple[str, ...] = ()
 
 
-def _on_target(
-    dense: Recognised, pruned: Planned, backend: Target, inputs: tuple[Any, ...], measure: Measure
-) -> _Lowered:
+def _on_target(dense: Recognised, pruned: Planned, inputs: tuple[Any, ...], measure: Measure) -> _Lowered:
     """Lower both programs: where a choice was asked for, of a target or a precision, by measurement."""
     target, precision = measure.target, measure.precision
     if target != targets.AUTO and precision == "fp32":
+        backend = targets.load(target)
         lowered = {"dense": backend.lower(dense), "pruned": backend.lower(pruned)}
         return _Lowered(target, backend, lowered, lowered["dense"])
     found = fastest_target(

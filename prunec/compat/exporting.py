@@ -27,6 +27,7 @@ __all__ = [
     "INLINABLE_REGIONS",
     "REBUILD_TENSOR",
     "argument_names",
+    "decomposed",
     "every_node",
     "export",
     "forget_example",
@@ -122,13 +123,18 @@ def functionalised(exported: ExportedProgram) -> ExportedProgram:
     for body in bodies:  # node by node, so that each keeps its source line and its module
         vars(body)["forward"] = fx.Interpreter(body).run
     try:
-        with warnings.catch_warnings():
-            # PyTorch 2.11 warns of a class of its own that it copies.
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            return cast("ExportedProgram", exported.run_decompositions({}))
+        return decomposed(exported, {})
     finally:
         for body in bodies:
             del vars(body)["forward"]
+
+
+def decomposed(exported: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
+    """The same program with these operators computed by functions of PyTorch's, and no others."""
+    with warnings.catch_warnings():
+        # PyTorch 2.11 warns of a class of its own that it copies.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+        return cast("ExportedProgram", exported.run_decompositions(dict(table)))
 
 
 def forget_sources(exported: ExportedProgram) -> None:

@@ -55,6 +55,7 @@ class Report:
     parity: Parity | None = None  # of the lowered program with its graph
     targets: TargetTable | None = None  # all that run here, where the fastest was asked for
     precision: Precision = "fp32"  # in which the target runs; fp32 is that of the model
+    written: tuple[str, Precision] | None = None  # a target that was not run, whose files are in the artefact
     untrained: bool = False  # whether learned parts were left as they are, for timing only
 
     def at(self, folder: object) -> Report:
@@ -140,6 +141,7 @@ class Report:
             "weights": self.weights,
             "target": self.target,
             "precision": self.precision,
+            "written": list(self.written) if self.written else None,
             "policy": dict(self.policy),
             "anatomy": {**asdict(self.anatomy), "summary": self.anatomy.summary()},
             "plan": self.plan.as_dict(),

@@ -25,6 +25,8 @@ TARGETS = {
     "aoti": "prunec.targets.aoti:Aoti",
     "onnx": "prunec.targets.onnx:Onnx",
     "openvino": "prunec.targets.openvino:OpenVino",
+    "executorch": "prunec.targets.executorch:ExecuTorch",
+    "tensorrt": "prunec.targets.tensorrt:TensorRt",
 }
 
 #: In place of a name: the fastest target that runs here and agrees with the graph.
@@ -79,11 +81,22 @@ class FileTarget(Target, Protocol):
     def only_data(self) -> bool:
         """Whether reading them runs nothing that is in them, so that anybody's may be read."""
 
+    def unwritable(self) -> str | None:
+        """Why they cannot be written here; None when they can, whether they can run here or not."""
+
     def write(self, program: Program, folder: Path) -> None:
         """Write the program into a folder that exists; TargetError as of `lower`."""
 
     def read(self, folder: Path) -> Flat:
         """What `write` has written, as a callable on flat inputs that gives flat outputs."""
+
+
+@runtime_checkable
+class FixedBatch(FileTarget, Protocol):
+    """A backend whose files take a number of images that is in them."""
+
+    def with_batch(self, batch: int) -> FixedBatch:
+        """The same, for so many images."""
 
 
 def load(name: str, precision: Precision = "fp32") -> Target:
@@ -117,12 +130,28 @@ def unfit(target: Target) -> str:
 def at_first(name: str, precision: Precision = "fp32") -> Target:
     """The backend of that name; of "auto", the one that is used until the fastest is known.
 
-    It is the one of single precision; TargetError where it does not run in the other.
+    It is the one of single precision; TargetError where it does not run in the other. One that can only be
+    written here is one too: what it takes is asked of it.
     """
-    if name != AUTO:
-        load(name, precision)
-        return load(name)
-    return find("eager" if find("inductor").missing() else "inductor")
+    if name == AUTO:
+        return find(usual())
+    if is_only_written(name, precision):
+        return find(name)
+    load(name, precision)
+    return load(name)
+
+
+def usual() -> str:
+    """Where programs run if nothing else is said: inductor, where it can."""
+    return "eager" if find("inductor").missing() else "inductor"
+
+
+def is_only_written(name: str, precision: Precision = "fp32") -> bool:
+    """Whether a backend's files can be written here and not run; false too where it is not known."""
+    target = find(name, precision) if name in TARGETS else None
+    if not isinstance(target, FileTarget) or unfit(target):
+        return False
+    return target.missing() is not None and target.unwritable() is None
 
 
 def find(name: str, precision: Precision = "fp32") -> Target:

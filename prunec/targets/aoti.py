@@ -36,6 +36,10 @@ class Aoti:
         """The same as of Inductor."""
         return missing_compiler()
 
+    def unwritable(self) -> str | None:
+        """The same."""
+        return self.missing()
+
     def prepared(self, program: Program) -> Program:
         """Converted, where PyTorch runs it in half precision."""
         return halved(program, self.precision)

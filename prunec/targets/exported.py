@@ -74,6 +74,16 @@ def _export(program: Program, batch: int | None) -> ExportedProgram:
     return found
 
 
+def same_counts(program: Program, engine: str) -> None:
+    """TargetError where images keep different numbers of tokens, which an engine does not run."""
+    if isinstance(program, Planned) and program.plan.rules.ragged:
+        raise TargetError(
+            f"{engine} does not run programs in which images keep different numbers of tokens",
+            where=f"policy {program.plan.policy}, mode {program.plan.lowering}",
+            remedy="choose target onnx, aoti or inductor, or a policy that keeps as many of every image",
+        )
+
+
 def _as_the_weights(program: Program, example: Sequence[Any]) -> list[Any]:
     """The example on the device of the weights, and in their precision where these were converted.
 

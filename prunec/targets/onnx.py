@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from prunec import compat
 from prunec.errors import TargetError, first_sentence
 from prunec.ir.program import Program
+from prunec.ir.simpler import BY_RANK
 from prunec.policy.lowering import MODES
 from prunec.targets import Flat, device_of
 from prunec.targets.building import Built, through_files
@@ -31,6 +33,7 @@ class Onnx:
     """Write the program by PyTorch's exporter and run it by ONNX Runtime, on the CPU."""
 
     precision: Precision = "fp32"
+    ranks: bool = False  # sort by counting ranks, for engines whose TopK is slow or limited
     summary = "a file of ONNX, run by ONNX Runtime on the CPU"
     needs = "pip install 'prunec[onnx]'"
     modes = MODES
@@ -41,6 +44,10 @@ class Onnx:
     def missing(self) -> str | None:
         """Three packages."""
         return missing_packages(PACKAGES, self.needs)
+
+    def unwritable(self) -> str | None:
+        """The same packages."""
+        return self.missing()
 
     def prepared(self, program: Program) -> Program:
         """As it is: the file is converted."""
@@ -54,40 +61,49 @@ class Onnx:
         """Write the file, and the weights beside it."""
         on_cpu(program, "onnx")
         found = exported(program)
-        try:
-            made = compat.to_onnx(found, OPSET, TRANSLATIONS)
-        except Exception as error:
-            reason = (
-                error.__cause__ if isinstance(error.__cause__, Exception) else error
-            )  # names the operator
-            raise TargetError(
-                f"PyTorch has no ONNX for this program: {first_sentence(reason)}", remedy=ELSEWHERE
-            ) from error
+        if self.ranks:
+            found = compat.decomposed(found, BY_RANK)
         if self.precision == "fp32":
-            made.save(folder / self.files[0], external_data=True)
+            written(found, folder / self.files[0])
             return
         check_single(program, self.precision)
         with tempfile.TemporaryDirectory() as place:
             single = Path(place) / self.files[0]
-            made.save(single, external_data=True)
+            written(found, single)
             CONVERSIONS[self.precision](single, folder / self.files[0])
 
     def read(self, folder: Path) -> Flat:
         """What the file runs, with as many threads as PyTorch has now."""
-        import onnxruntime
+        return run_file(folder / self.files[0])
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        path = str(folder / self.files[0])
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_inputs()]
 
-        def run(*flat: Any) -> tuple[Any, ...]:
-            given = zip(names, tensors_of(flat), strict=True)
-            found = session.run(None, {name: tensor.detach().numpy() for name, tensor in given})
-            return tuple(map(torch.from_numpy, found))
+def written(found: ExportedProgram, file: Path) -> None:
+    """Write a program in ONNX, and the weights beside it; TargetError where there is no ONNX for it."""
+    try:
+        made = compat.to_onnx(found, OPSET, TRANSLATIONS)
+    except Exception as error:
+        reason = error.__cause__ if isinstance(error.__cause__, Exception) else error  # names the operator
+        raise TargetError(
+            f"PyTorch has no ONNX for this program: {first_sentence(reason)}", remedy=ELSEWHERE
+        ) from error
+    made.save(file, external_data=True)
 
-        return run
+
+def run_file(file: Path) -> Flat:
+    """What a file computes, by ONNX Runtime with as many threads as PyTorch has now."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*flat: Any) -> tuple[Any, ...]:
+        given = zip(names, tensors_of(flat), strict=True)
+        found = session.run(None, {name: tensor.detach().numpy() for name, tensor in given})
+        return tuple(map(torch.from_numpy, found))
+
+    return run
 
 
 def _sorted(self: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:

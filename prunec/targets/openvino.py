@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from prunec.errors import TargetError, first_sentence
-from prunec.ir.program import Planned, Program
+from prunec.ir.program import Program
 from prunec.policy.modes import ModeName
 from prunec.targets import Flat
 from prunec.targets.building import Built, through_files
-from prunec.targets.exported import ELSEWHERE, exported
+from prunec.targets.exported import ELSEWHERE, exported, same_counts
 from prunec.targets.onnx import missing_packages, on_cpu, tensors_of
 from prunec.targets.precision import FLOATS, Precision, check_single
 
@@ -47,6 +47,10 @@ class OpenVino:
         has = NAMES[self.precision][1] in can
         return None if has else f"OpenVINO has no {self.precision} on this CPU, which does {', '.join(can)}"
 
+    def unwritable(self) -> str | None:
+        """One package."""
+        return missing_packages(("openvino",), self.needs)
+
     def prepared(self, program: Program) -> Program:
         """As it is: the file is converted."""
         return program
@@ -60,12 +64,7 @@ class OpenVino:
         on_cpu(program, "openvino")
         if self.precision != "fp32":
             check_single(program, self.precision)
-        if isinstance(program, Planned) and program.plan.rules.ragged:
-            raise TargetError(
-                "OpenVINO does not run programs in which images keep different numbers of tokens",
-                where=f"policy {program.plan.policy}, mode {program.plan.lowering}",
-                remedy="choose target onnx, aoti or inductor, or a policy that keeps as many of every image",
-            )
+        same_counts(program, "OpenVINO")
         import openvino
 
         found = exported(program)

@@ -30,6 +30,10 @@ class Pt2:
         """It comes with PyTorch."""
         return None
 
+    def unwritable(self) -> str | None:
+        """The same."""
+        return self.missing()
+
     def prepared(self, program: Program) -> Program:
         """Converted, where PyTorch runs it in half precision."""
         return halved(program, self.precision)

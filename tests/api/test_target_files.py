@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import prunec
+from prunec import targets
 from prunec.api.results import Result
 from prunec.api.verifying import verify
 from prunec.artefact import portable
@@ -88,3 +89,20 @@ def test_files_that_may_run_code_are_never_read_out_of_an_artefact(target: Aoti 
     assert not portable.has_files(target, target.files)
     assert portable.has_files(Onnx(), Onnx.files)
     assert not portable.has_files(Onnx(), ["model.pt2"])
+
+
+def test_a_target_that_cannot_run_here_has_its_file_and_another_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "usual", lambda: "eager")
+    how = prunec.Measure(target="tensorrt", batch=3, rounds=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = prunec.optimize(vit(), prunec.Policy.load("evit", **EVIT), measure=how)
+    assert (result.report.target, result.report.written) == ("eager", ("tensorrt", "fp32"))
+    (note,) = (note for note in result.report.notes if "was not run" in note)
+    assert note.endswith("times and outputs are of eager")
+    folder = result.save(tmp_path / "out")
+    run, x = targets.find("tensorrt").read(folder), images(3)  # type: ignore[attr-defined]
+    assert torch.allclose(run(x)[0], result.module(x), atol=1e-5)
+    assert torch.equal(prunec.load(folder)(x), result.module(x))

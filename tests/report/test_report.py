@@ -162,7 +162,7 @@ def test_a_calibration_that_predicts_little_is_told_at_the_top() -> None:
 def test_dict_is_plain_data() -> None:
     data = json.loads(json.dumps(FULL.as_dict()))
     assert list(data) == [
-        "source", "submodule", "arch", "example", "weights", "target", "precision",
+        "source", "submodule", "arch", "example", "weights", "target", "precision", "written",
         "policy", "anatomy", "plan", "stages",
         "certificate", "calibration", "flops", "images", "preprocess", "accuracy", "latency", "parity",
         "targets", "verdict",

@@ -62,6 +62,18 @@ def test_in_another_precision_layers_are_converted_and_sorts_are_not(
             assert difference(found, program.module(images(batch))[0]) < BOUNDS[kind]
 
 
+def test_without_topk_ranks_are_counted(tmp_path: Path, exported_once: None) -> None:
+    import onnx as format_
+
+    program, target = cases.case("evit"), Onnx(ranks=True)
+    target.write(program, tmp_path)
+    assert "TopK" not in {node.op_type for node in format_.load(tmp_path / "model.onnx").graph.node}
+    with torch.no_grad():
+        for batch in cases.BATCHES:
+            (found,) = target.read(tmp_path)(images(batch))
+            assert difference(found, program.module(images(batch))[0]) < cases.TOLERANCE
+
+
 class Ranked(nn.Module):
     """Columns of small whole numbers by a stable sort: most are equal."""
 

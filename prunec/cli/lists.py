@@ -72,12 +72,11 @@ def list_targets(as_json: JsonOption = False) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("target", no_wrap=True)
     table.add_column("summary")
-    table.add_column("precisions")
-    table.add_column("needs")
+    table.add_column("needs", no_wrap=True)
     table.add_column("here")
     for name, target in found.items():
         kinds = ", ".join(target.precisions)
-        cells = (target.summary, kinds, target.needs or "nothing", target.missing() or "yes")
+        cells = (f"{target.summary}; {kinds}", target.needs or "nothing", target.missing() or "yes")
         table.add_row(name, *map(escape, cells))  # prunec[onnx] is no markup
     out.print(table)
 

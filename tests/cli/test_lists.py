@@ -54,9 +54,9 @@ def test_targets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     said = call("targets")
     assert (said.code, said.err) == (0, "")
     lines = [" ".join(line.split()) for line in said.out.splitlines()]
-    assert lines[0] == "target summary precisions needs here"
+    assert lines[0] == "target summary needs here"
     assert [line.split()[0] for line in lines if line.split()[0] in targets.TARGETS] == list(targets.TARGETS)
-    (row,) = [line for line in lines if line.startswith("inductor torch.compile")]
+    (row,) = [line for line in lines if line.startswith("inductor ")]
     assert row.endswith("a C++ compiler no compiler")
     assert "[openvino]" in said.out
 

@@ -51,8 +51,9 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, dim: int = 16, hidden: int = 32) -> None:
+    def __init__(self, dim: int = 16, hidden: int | None = None) -> None:
         super().__init__()
+        hidden = hidden or 2 * dim
         self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

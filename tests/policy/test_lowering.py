@@ -92,7 +92,7 @@ def test_a_target_that_can_less(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fewer(type(targets.load("eager"))):  # type: ignore[misc]
         modes = ("static", "masked")
 
-    monkeypatch.setattr(targets, "load", lambda name: Fewer())
+    monkeypatch.setattr(targets, "find", lambda name, precision="fp32": Fewer())
     with pytest.raises(TargetError, match="cannot run mode packed") as caught:
         prunec.optimize(
             prunec.frontend.sources.from_module(ViT(), pixels()),

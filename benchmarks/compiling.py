@@ -1,4 +1,4 @@
-"""How long presets take to compile on the CPU, beside the dense model under torch.compile.
+"""How long presets take to compile region by region on the CPU, beside the dense model under torch.compile.
 
     python benchmarks/compiling.py                         # every preset, in the mode that suits it
     python benchmarks/compiling.py --presets evit dynamic:packed --depth 6
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Check, Row, conclude, fresh, images, lowered, show, timm_vit, write
+from common import RESULTS, Check, Row, conclude, fresh, images, show, timm_vit, write
 from torch import nn
 
 from prunec.compiler import compile_source
@@ -28,6 +28,7 @@ from prunec.frontend import sources
 from prunec.measure import cost
 from prunec.policy.lowering import choose
 from prunec.policy.policy import Policy, presets
+from prunec.targets.inductor import Inductor
 
 MODEL = "vit_small_patch16_224"
 MOST = 1.5  # times the dense model's
@@ -59,7 +60,7 @@ def compiled(model: nn.Module, name: str, dense: float) -> Row:
         program = compile_source(source, policy, calibrate=False, lowering=lowering).pruned
     except PruneError as error:
         return Row(name, settings, {}, error=error.what)
-    wall, cpu = first_call(lowered(program), x)
+    wall, cpu = first_call(Inductor(regional=True).lower(program), x)
     checks = [Check("CPU seconds / dense", cpu / dense, most=MOST), Check("CPU seconds", cpu)]
     checks.append(Check("seconds", wall, most=MOST_PACKED if mode == "packed" else None))
     return Row(name, settings, {}, tuple(checks))

@@ -3,8 +3,9 @@
 One compilation for all batches of two or more: the batch dimension is marked dynamic. A batch of one is
 compiled by itself: PyTorch takes a size of one for a constant.
 
-On CUDA the program is one graph (fullgraph=True), in which every count is static. On a CPU it is compiled
-region by region (prunec/ir/regions.py): blocks that are alike once, and what chooses tokens not at all.
+A program is one graph (fullgraph=True). On a CPU, one in which images keep different numbers of tokens is
+compiled region by region (prunec/ir/regions.py): blocks that are alike once, and what chooses tokens not at
+all. That takes half of the time, and each region costs a call.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from prunec import compat, ops
-from prunec.ir.program import Program
+from prunec.ir.program import Planned, Program
 from prunec.policy.lowering import MODES
 from prunec.targets import Flat, device_of
 from prunec.targets.building import Built
@@ -31,7 +32,7 @@ class Inductor:
 
     Args:
         dynamic_batch: whether one compilation serves every batch of two or more; else each has its own.
-        regional: whether to compile it region by region; None: where it is on a CPU.
+        regional: whether to compile it region by region; None: on a CPU, where images keep different numbers.
         precision: in which it runs.
     """
 
@@ -58,7 +59,10 @@ class Inductor:
         return Built(program, lambda own: self._lower(self.prepared(own))).now()
 
     def _lower(self, program: Program) -> Flat:
-        regional = device_of(program).type == "cpu" if self.regional is None else self.regional
+        regional = self.regional
+        if regional is None:
+            ragged = isinstance(program, Planned) and program.plan.rules.ragged
+            regional = ragged and device_of(program).type == "cpu"
         if regional:
             return Regional(program, self.compiled, dynamic=self.dynamic_batch)
         return _Compiled(self, program)

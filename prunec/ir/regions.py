@@ -190,7 +190,9 @@ def _signature(module: fx.GraphModule, inputs: Sequence[fx.Node], weights: Seque
     words = [f"{len(_shape(node))} {getattr(node.meta.get('val'), 'dtype', None)}" for node in inputs]
     words += [f"{tuple(weight.shape)} {weight.dtype}" for weight in weights]
     for node in module.graph.nodes:
-        leaves = compat.tree_leaves((node.args, node.kwargs))
-        read = [f"%{places[leaf]}" if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-        words.append(f"{graph.op(node)} {read}")
+        if node.op != "placeholder":
+            read = fx.map_arg((node.args, node.kwargs), lambda source: f"%{places[source]}")
+            # functions may share names
+            target = node.target if compat.is_aten(node.target) or node.op == "output" else id(node.target)
+            words.append(f"{target} {read}")
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prunec.ir import graph
@@ -61,6 +62,13 @@ def test_every_call_stands_in_one_region_and_sizes_are_read_anew() -> None:
     assert found == calls
 
 
+class Tanh(Mlp):
+    """With the other GELU, which differs in an argument by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -68,8 +76,9 @@ def test_every_call_stands_in_one_region_and_sizes_are_read_anew() -> None:
         lambda model: setattr(model.blocks[2].mlp.up, "bias", None),
         lambda model: setattr(model.blocks[3], "mlp", Mlp(16, 48)),
         lambda model: setattr(model.blocks[3].attn, "form", "spelled"),
+        lambda model: setattr(model.blocks[3], "mlp", Tanh()),
     ],
-    ids=["a constant", "no bias", "wider", "other operators"],
+    ids=["a constant", "no bias", "wider", "other operators", "an option by name"],
 )
 def test_a_block_that_differs_is_other_code(change: Callable[[ViT], None]) -> None:
     model = ViT(depth=5)
